@@ -1,0 +1,30 @@
+# Needs Python 3.11 or 3.12, git and make; everything else goes into .venv.
+PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+RUN = .venv/bin/python
+
+.PHONY: demo test test-slow lint types check clean-demo
+
+.venv/ready: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+	  || { echo "Python 3.11 or 3.12 is needed; try make PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@touch $@
+
+demo: .venv/ready  ## one round of D-Fusion with the embedded model, scorer in its own process
+	@bash testbed/demo.sh
+
+test: .venv/ready  ## the default test suite
+	$(RUN) -m pytest
+
+test-slow: .venv/ready  ## the slow tests: full-size SD2.1, several processes
+	$(RUN) -m pytest -m slow
+
+lint: .venv/ready
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+types: .venv/ready
+	$(RUN) -m mypy
+
+check: lint types test

@@ -1,0 +1,68 @@
+"""Files that appear whole or not at all: written aside, synced, renamed. Nothing is pickled."""
+
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from dfusion.errors import UserError
+
+SCHEMA = 1
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace `path` by `data` in one step; a crash leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(aside, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object with the schema version in front."""
+    text = json.dumps({"schema": SCHEMA, **value}, indent=1, ensure_ascii=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what write_json wrote. Raises UserError for damage or another schema version."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path}: not valid JSON ({error}); delete it to have it rebuilt"
+        ) from error
+    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+        raise UserError(f"{path}: not of schema version {SCHEMA}; written by other software")
+    return value
+
+
+def write_png(path: Path, pixels: np.ndarray) -> None:
+    """Write uint8 pixels, (H, W, 3) or (H, W)."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    write_bytes(path, buffer.getvalue())
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Write tensors as safetensors; metadata values are kept as JSON."""
+    header = {k: json.dumps(v) for k, v in {"schema": SCHEMA, **metadata}.items()}
+    write_bytes(path, save({k: v.cpu().contiguous() for k, v in tensors.items()}, header))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read what write_tensors wrote. Raises UserError for a damaged file."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged ({error}); delete it to have it rebuilt") from error

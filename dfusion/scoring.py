@@ -1,0 +1,123 @@
+"""The scorer: watches data folders, scores new images in batches, writes what samplers wait for."""
+
+import json
+import math
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from dfusion.errors import UserError
+from dfusion.files import write_bytes
+from dfusion.progress import Progress
+from dfusion.rewards import Reward
+from dfusion.store import SCORED, Experiment, Round
+
+BEAT_SECONDS = 5.0
+ALIVE_SECONDS = 30.0
+
+
+def score_missing(
+    round_: Round, kind: str, reward: Reward, name: str, batch_size: int, label: str = ""
+) -> int:
+    """Score the images of a kind that are there and have no score; returns how many.
+
+    Scores are saved after every batch. Raises UserError for an unreadable image or a reward that
+    returns no number.
+    """
+    texts = round_.texts_to_score(kind)
+    scores = round_.scores(kind, name)
+    pending = [i for i in range(len(texts)) if i not in scores and round_.image(kind, i).exists()]
+    if not pending:
+        return 0
+    progress = Progress(label or f"scoring {kind}", len(pending))
+    for start in range(0, len(pending), batch_size):
+        batch = pending[start : start + batch_size]
+        images = [_open(round_.image(kind, i)) for i in batch]
+        values = reward(images, [texts[i] for i in batch]).tolist()
+        for i, value in zip(batch, values, strict=True):
+            if not math.isfinite(value):
+                raise UserError(f"{round_.image(kind, i)}: the reward {name} gave {value}")
+            scores[i] = value
+        round_.write_scores(kind, name, scores)
+        progress.advance(len(batch))
+    return len(pending)
+
+
+def watch(
+    data: Path,
+    experiments: list[str],
+    reward: Reward,
+    name: str,
+    batch_size: int,
+    poll_seconds: float,
+    once: bool,
+) -> int:
+    """Score whatever appears under data/<exp>/, for the named experiments or, if none, for all.
+
+    once: return when nothing is left; otherwise watch until interrupted. Returns images scored.
+    """
+    total = 0
+    with heartbeat(data):
+        while True:
+            scored = 0
+            for folder in _folders(data, experiments):
+                for number, round_ in Experiment(folder).rounds().items():
+                    for kind in SCORED:
+                        label = f"{folder.name} epoch{number} {kind}"
+                        scored += score_missing(round_, kind, reward, name, batch_size, label)
+            total += scored
+            if once and not scored:
+                return total
+            if not scored:
+                time.sleep(poll_seconds)
+
+
+def _folders(data: Path, experiments: list[str]) -> list[Path]:
+    if experiments:
+        return [data / name for name in experiments]
+    if not data.is_dir():
+        return []
+    return sorted(p.parent for p in data.glob("*/config.json"))
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: unreadable ({error}); delete it to have it made again") from error
+
+
+@contextmanager
+def heartbeat(data: Path) -> Iterator[None]:
+    """Tell samplers that a scorer is alive, by a small file refreshed from a thread."""
+    path = data / ".scorers" / f"{socket.gethostname()}-{os.getpid()}.json"
+    stop = threading.Event()
+
+    def beat() -> None:
+        while True:
+            write_bytes(path, json.dumps({"time": time.time()}).encode())
+            if stop.wait(BEAT_SECONDS):
+                return
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        path.unlink(missing_ok=True)
+
+
+def scorer_alive(data: Path) -> bool:
+    """Whether some scorer on this folder gave a sign of life lately."""
+    now = time.time()
+    beats = (data / ".scorers").glob("*.json")
+    return any(now - path.stat().st_mtime < ALIVE_SECONDS for path in beats if path.exists())

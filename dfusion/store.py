@@ -1,0 +1,140 @@
+"""The folders of an experiment: data/<exp>/epoch<k>/. The state of a run is what is on disk.
+
+config.json              resolved settings
+index.html, pairs.png    the page and the contact sheet
+epoch0/
+  manifest.json          seed, prompts with items, prompt of every sample
+  images/00000.png       every sample of the round
+  trajectories/00000.safetensors   latents (T+1, C, h, w): x_T … x_0; maps (T, I, gh, gw)
+  eval/images.json       scores of images/
+  pairs.json             reference and base of every pair
+  base_images/, reference_images/, target_images/, masks/    00000.png: by pair
+  targets/00000.safetensors        latents (T+1, C, h, w); masks (T, gh, gw)
+  eval/target_images.json          scores of target_images/
+  adoption.json          per pair: scores, whether the target is adopted (Eq. 7)
+"""
+
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dfusion.errors import UserError
+from dfusion.files import read_json, write_json
+from dfusion.pairing import Pair
+from dfusion.prompts import Item, Prompt
+
+_EPOCH = re.compile(r"^epoch(\d+)$")
+SCORED = ("images", "target_images")
+
+
+class Round:
+    """Paths and small files of one round."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def image(self, kind: str, index: int) -> Path:
+        """kind: images, base_images, reference_images, target_images or masks."""
+        return self.folder / kind / f"{index:05d}.png"
+
+    def trajectory(self, index: int) -> Path:
+        return self.folder / "trajectories" / f"{index:05d}.safetensors"
+
+    def target(self, pair: int) -> Path:
+        return self.folder / "targets" / f"{pair:05d}.safetensors"
+
+    def scores_file(self, kind: str) -> Path:
+        return self.folder / "eval" / f"{kind}.json"
+
+    def write_manifest(
+        self, round_: int, seed: int, prompts: tuple[Prompt, ...], each: int
+    ) -> None:
+        """The plan of a round: `each` samples of every prompt, prompt by prompt."""
+        write_json(
+            self.folder / "manifest.json",
+            {
+                "round": round_,
+                "seed": seed,
+                "prompts": [asdict(p) for p in prompts],
+                "samples": [i for i in range(len(prompts)) for _ in range(each)],
+            },
+        )
+
+    def manifest(self) -> dict[str, Any] | None:
+        """The manifest, or None where the round has not begun."""
+        path = self.folder / "manifest.json"
+        return read_json(path) if path.exists() else None
+
+    def sample_prompts(self) -> list[Prompt]:
+        """The prompt of every sample; empty where the round has not begun."""
+        manifest = self.manifest()
+        if manifest is None:
+            return []
+        prompts = [
+            Prompt(p["text"], tuple(Item(**item) for item in p["items"]))
+            for p in manifest["prompts"]
+        ]
+        return [prompts[i] for i in manifest["samples"]]
+
+    def write_pairs(self, pairs: tuple[Pair, ...]) -> None:
+        write_json(self.folder / "pairs.json", {"pairs": [asdict(p) for p in pairs]})
+
+    def pairs(self) -> tuple[Pair, ...] | None:
+        path = self.folder / "pairs.json"
+        return tuple(Pair(**p) for p in read_json(path)["pairs"]) if path.exists() else None
+
+    def texts_to_score(self, kind: str) -> list[str]:
+        """Prompt text of every image of a scored kind; empty where not yet known."""
+        if kind == "images":
+            return [prompt.text for prompt in self.sample_prompts()]
+        return [pair.prompt for pair in self.pairs() or ()]
+
+    def write_scores(self, kind: str, reward: str, scores: dict[int, float]) -> None:
+        ordered = {str(i): scores[i] for i in sorted(scores)}
+        write_json(self.scores_file(kind), {"reward": reward, "scores": ordered})
+
+    def scores(self, kind: str, reward: str | None = None) -> dict[int, float]:
+        """Scores by image index; empty where there are none.
+
+        Raises UserError where they come from another reward than `reward`.
+        """
+        path = self.scores_file(kind)
+        if not path.exists():
+            return {}
+        value = read_json(path)
+        if reward is not None and value["reward"] != reward:
+            raise UserError(
+                f"{path}: scored by {value['reward']}, but --config.eval asks for {reward}; "
+                "use that reward, or delete the file to have the images scored again"
+            )
+        return {int(i): score for i, score in value["scores"].items()}
+
+    def write_adoption(self, rows: list[dict[str, Any]]) -> None:
+        write_json(self.folder / "adoption.json", {"pairs": rows})
+
+    def adoption(self) -> list[dict[str, Any]] | None:
+        """Per pair: base, reference and target score, adopted; None where not decided."""
+        path = self.folder / "adoption.json"
+        return read_json(path)["pairs"] if path.exists() else None
+
+
+class Experiment:
+    """data/<exp>/."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def round(self, number: int) -> Round:
+        return Round(self.folder / f"epoch{number}")
+
+    def rounds(self) -> dict[int, Round]:
+        """Rounds on disk, in order."""
+        if not self.folder.is_dir():
+            return {}
+        found = [int(m[1]) for p in self.folder.iterdir() if (m := _EPOCH.match(p.name))]
+        return {number: self.round(number) for number in sorted(found)}
+
+    @property
+    def config_file(self) -> Path:
+        return self.folder / "config.json"

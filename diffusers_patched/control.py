@@ -1,0 +1,96 @@
+"""What one UNet call should record and fuse in its attention modules.
+
+N is the number of rows of the call's batch (guidance doubles it), J the number of recorded token
+columns, (gh, gw) the mask's grid. Nothing here knows about pairs, prompts or timesteps: the caller
+says, row by row, where keys and values come from.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# What can be taken from the source row. D-Fusion (Eq. 5) is self_k + self_v; the others are the
+# observations of the paper's Appendix B and the methods it compares with.
+PARTS = {
+    "self_q": "queries of self-attention",
+    "self_k": "keys of self-attention (Eq. 5)",
+    "self_v": "values of self-attention (Eq. 5)",
+    "self_map": "self-attention maps, applied to the row's own values (Plug-and-Play)",
+    "self_out": "output of self-attention",
+    "cross_map": "cross-attention maps (Prompt-to-Prompt)",
+    "cross_out": "output of cross-attention",
+    "masa_map": "MasaCtrl, first half: source K and V, each region attending to its own region",
+    "masa_out": "MasaCtrl, second half: source K and V, outputs kept inside the mask only",
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """Keep the cross-attention maps of some token columns.
+
+    layers: layers to average over; all must have the same grid.
+    columns: (R, J) long, token positions per recorded row; -1 pads (its map is zero).
+    first_row: the recorded rows are first_row … first_row + R - 1 of the batch (the conditional
+        half under guidance).
+    """
+
+    layers: frozenset[int]
+    columns: Tensor
+    first_row: int = 0
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """Take attention components of one row from another row of the same call.
+
+    source: (N,) long, the row to take from; a row that names itself is left alone.
+    mask: (N, gh, gw) bool, where to take; None takes everywhere.
+    layers: layers in which this applies.
+    parts: names from PARTS.
+    """
+
+    source: Tensor
+    layers: frozenset[int]
+    mask: Tensor | None = None
+    parts: frozenset[str] = frozenset({"self_k", "self_v"})
+    _resized: dict[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        unknown = self.parts - PARTS.keys()
+        if unknown:
+            raise ValueError(f"unknown parts {sorted(unknown)}; choose from {sorted(PARTS)}")
+
+    def rows_at(self, tokens: int) -> Tensor:
+        """(N, tokens, 1) bool: which token of which row is taken from its source row.
+
+        The mask is resized to the layer's grid by nearest neighbour, as in the paper's M-hat.
+        Raises ValueError where the layer's grid has another aspect ratio than the mask.
+        """
+        if tokens not in self._resized:
+            own = torch.arange(len(self.source), device=self.source.device)
+            fused = (self.source != own)[:, None]  # (N, 1)
+            if self.mask is None:
+                rows = fused.expand(-1, tokens)
+            else:
+                rows = fused & self._mask_at(self.mask, tokens)
+            self._resized[tokens] = rows[..., None]
+        return self._resized[tokens]
+
+    @staticmethod
+    def _mask_at(mask: Tensor, tokens: int) -> Tensor:
+        gh, gw = mask.shape[-2:]
+        height = round((tokens * gh / gw) ** 0.5)
+        if height == 0 or height * round(tokens / height) != tokens:
+            raise ValueError(f"a {gh}x{gw} mask does not fit a layer of {tokens} tokens")
+        size = (height, tokens // height)
+        return F.interpolate(mask[:, None].float(), size).flatten(1) > 0.5
+
+
+@dataclass(frozen=True)
+class AttentionControl:
+    """One UNet call's instructions; an empty control is stock diffusers, to the bit."""
+
+    record: Record | None = None
+    fusions: tuple[Fusion, ...] = ()

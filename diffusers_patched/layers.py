@@ -1,0 +1,95 @@
+"""Numbering of the attention-carrying UNet blocks, as the paper does it.
+
+Layers are counted in the order of computation, blocks without attention left out: SD2.1-base has
+0-2 down, 3 mid, 4-6 up.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+_NUMBERS = re.compile(r"^(\d+)(?:-(\d+))?$")
+
+
+@dataclass(frozen=True)
+class LayerTable:
+    """The layers of one UNet.
+
+    blocks: module name of each layer, e.g. ("down_blocks.0", …, "mid_block", "up_blocks.1", …).
+    grids: (height, width) of each layer's attention, in latent cells.
+    """
+
+    blocks: tuple[str, ...]
+    grids: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def of(cls, unet: Any) -> "LayerTable":
+        """The table of a diffusers UNet2DConditionModel.
+
+        Raises ValueError for a UNet without up-sampling attention (it has no mask source).
+        """
+        with_attention = {_block_of(name) for name in unet.attn_processors}
+        size = unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        levels = len(unet.config.down_block_types)
+        order = [(f"down_blocks.{i}", i) for i in range(levels)]
+        order += [("mid_block", levels - 1)]
+        order += [(f"up_blocks.{i}", levels - 1 - i) for i in range(levels)]
+        kept = [(name, level) for name, level in order if name in with_attention]
+        if not any(name.startswith("up_blocks") for name, _ in kept):
+            raise ValueError("this UNet has no attention in its up-sampling blocks")
+        return cls(
+            blocks=tuple(name for name, _ in kept),
+            grids=tuple((-(-height // 2**level), -(-width // 2**level)) for _, level in kept),
+        )
+
+    def layer_of(self, processor_name: str) -> int:
+        """Layer number of an attention processor, by its diffusers name."""
+        return self.blocks.index(_block_of(processor_name))
+
+    @property
+    def names(self) -> dict[str, frozenset[int]]:
+        """Names that flags accept in place of numbers."""
+        everything = range(len(self.blocks))
+
+        def starting(prefix: str) -> frozenset[int]:
+            return frozenset(i for i in everything if self.blocks[i].startswith(prefix))
+
+        first_up = min(starting("up_blocks"))
+        same_grid = frozenset(i for i in everything if self.grids[i] == self.grids[first_up])
+        return {
+            "all": frozenset(everything),
+            "down": starting("down_blocks"),
+            "mid": starting("mid_block"),
+            "up": starting("up_blocks"),
+            "first_up": frozenset({first_up}),
+            "first_up_grid": same_grid,
+        }
+
+    def parse(self, text: str) -> frozenset[int]:
+        """Layers named by a flag: "3-6", "mid,up", "first_up", "0,3-4", "" (none).
+
+        Raises ValueError naming the part that is wrong.
+        """
+        layers: set[int] = set()
+        for part in filter(None, (p.strip() for p in text.split(","))):
+            layers |= self._parse_part(part)
+        return frozenset(layers)
+
+    def _parse_part(self, part: str) -> frozenset[int]:
+        if part in self.names:
+            return self.names[part]
+        match = _NUMBERS.match(part)
+        if match is None:
+            names = ", ".join(self.names)
+            raise ValueError(f"'{part}' is no layer: use numbers, ranges or {names}")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not first <= last < len(self.blocks):
+            top = len(self.blocks) - 1
+            raise ValueError(f"'{part}' is out of range: this UNet has layers 0-{top}")
+        return frozenset(range(first, last + 1))
+
+
+def _block_of(processor_name: str) -> str:
+    parts = processor_name.split(".")
+    return parts[0] if parts[0] == "mid_block" else ".".join(parts[:2])

@@ -1,0 +1,95 @@
+"""UNet2DConditionModel whose forward takes an attention control and returns item maps."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_2d_condition import (
+    UNet2DConditionModel as StockUNet2DConditionModel,
+)
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
+from torch import Tensor
+
+from diffusers_patched.attention_processor import AttnProcessor, Maps
+from diffusers_patched.control import AttentionControl
+from diffusers_patched.layers import LayerTable
+
+
+@dataclass
+class UNetControlOutput(UNet2DConditionOutput):
+    """sample: (N, C, h, w). maps: (R, J, gh, gw) float32, or None where nothing was recorded."""
+
+    maps: Tensor | None = None
+
+
+class UNet2DConditionModel(StockUNet2DConditionModel):
+    """Stock UNet with our attention processors; loads, saves and takes LoRA like the stock one.
+
+    Any UNet2DConditionModel with transformer blocks works: SD1.x, SD2.x and, through
+    added_cond_kwargs, SDXL.
+    """
+
+    @classmethod
+    def of(cls, unet: StockUNet2DConditionModel) -> "UNet2DConditionModel":
+        """The same weights (shared, not copied) under our forward."""
+        with torch.device("meta"):
+            patched = cls.from_config(unet.config)
+        patched.load_state_dict(unet.state_dict(), assign=True)
+        patched.set_attn_processor(
+            {name: AttnProcessor(patched.layers.layer_of(name)) for name in unet.attn_processors}
+        )
+        return patched.train(unet.training)
+
+    @property
+    def layers(self) -> LayerTable:
+        """Layer numbers, names and grids."""
+        return LayerTable.of(self)
+
+    def forward(
+        self,
+        sample: Tensor,  # (N, C, h, w)
+        timestep: Tensor | float | int,
+        encoder_hidden_states: Tensor,  # (N, L, E)
+        *args: Any,
+        control: AttentionControl | None = None,
+        cross_attention_kwargs: dict | None = None,
+        return_dict: bool = True,
+        **kwargs: Any,
+    ) -> UNet2DConditionOutput | tuple:
+        """As upstream; with a control, returns UNetControlOutput."""
+        if control is None:
+            return super().forward(
+                sample,
+                timestep,
+                encoder_hidden_states,
+                *args,
+                cross_attention_kwargs=cross_attention_kwargs,
+                return_dict=return_dict,
+                **kwargs,
+            )
+        maps: Maps = []
+        out = super().forward(
+            sample,
+            timestep,
+            encoder_hidden_states,
+            *args,
+            cross_attention_kwargs={
+                **(cross_attention_kwargs or {}),
+                "control": control,
+                "maps": maps,
+            },
+            return_dict=True,
+            **kwargs,
+        )
+        mean_map = self._mean_map(maps, sample) if control.record else None
+        return UNetControlOutput(sample=out.sample, maps=mean_map)
+
+    def _mean_map(self, maps: Maps, sample: Tensor) -> Tensor:
+        """Mean over modules, as a picture: (R, J, gh, gw)."""
+        if not maps:
+            raise ValueError("no cross-attention in the recorded layers")
+        if len({m.shape for m in maps}) > 1:
+            raise ValueError("the recorded layers have different grids; record layers of one grid")
+        mean = torch.stack(maps).mean(0)  # (R, S, J)
+        height = round((mean.shape[1] * sample.shape[-2] / sample.shape[-1]) ** 0.5)
+        return mean.unflatten(1, (height, -1)).permute(0, 3, 1, 2)

@@ -1,0 +1,129 @@
+"""Tiny real models: every class is the real one, only small and with random weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from dfusion.models import DiffusionModel
+from dfusion.prompts import Item, Prompt
+from dfusion.sampling import Policy
+
+torch.set_num_threads(2)
+
+# Whole words "a", "cat", "dog", "the"; "sandwich" is the two tokens "sand" + "wich</w>".
+MERGES = [
+    ("c", "a"), ("ca", "t</w>"), ("d", "o"), ("do", "g</w>"), ("t", "h"), ("th", "e</w>"),
+    ("s", "a"), ("n", "d"), ("sa", "nd"), ("w", "i"), ("c", "h</w>"), ("wi", "ch</w>"),
+]  # fmt: skip
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+    "set_alpha_to_one": False,
+    "clip_sample": False,
+}
+
+
+def make_tokenizer(folder: Path, length: int = 16) -> CLIPTokenizer:
+    folder.mkdir(parents=True, exist_ok=True)
+    characters = "abcdefghijklmnopqrstuvwxyz0123456789.,#-"
+    pieces = [*characters, *(c + "</w>" for c in characters), *("".join(m) for m in MERGES)]
+    vocab = {p: i for i, p in enumerate([*pieces, "<|startoftext|>", "<|endoftext|>"])}
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    merges = "\n".join(["#version: 0.2", *(" ".join(m) for m in MERGES), ""])
+    (folder / "merges.txt").write_text(merges)
+    return CLIPTokenizer(
+        vocab=str(folder / "vocab.json"),
+        merges=str(folder / "merges.txt"),
+        model_max_length=length,
+        bos_token="<|startoftext|>",
+        eos_token="<|endoftext|>",
+        unk_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+    )
+
+
+def make_unet() -> UNet2DConditionModel:
+    """Attention in down_blocks.0, .1, mid, up_blocks.0, .1: layers 0 … 4, grids 8 4 4 4 8."""
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=32,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    ).eval()
+
+
+def make_pipeline(folder: Path) -> StableDiffusionPipeline:
+    tokenizer = make_tokenizer(folder / "tokenizer_files")
+    torch.manual_seed(1)
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            max_position_embeddings=16,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=16,
+        scaling_factor=0.5,
+    )
+    return StableDiffusionPipeline(
+        vae=vae.eval(),
+        text_encoder=text.eval(),
+        tokenizer=tokenizer,
+        unet=make_unet(),
+        scheduler=DDIMScheduler(**SCHEDULE),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ordinary diffusers folder of the tiny model."""
+    folder = tmp_path_factory.mktemp("tiny")
+    make_pipeline(folder).save_pretrained(folder / "model")
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> DiffusionModel:
+    return DiffusionModel(make_pipeline(tmp_path_factory.mktemp("pipe")), "cpu", torch.float32)
+
+
+@pytest.fixture
+def policy(model: DiffusionModel) -> Policy:
+    return Policy(model=model, ddim=model.sampler(6, 1.0), guidance=5.0, seed=3, round=0)
+
+
+@pytest.fixture
+def prompts() -> list[Prompt]:
+    """Two prompts of different lengths and numbers of items; thresholds near the maps' values."""
+    return [
+        Prompt("a cat the sandwich", (Item("cat", 0.06), Item("sandwich", 0.06))),
+        Prompt("the dog", (Item("dog", 0.06),)),
+    ]

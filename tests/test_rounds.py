@@ -1,0 +1,212 @@
+"""A round on disk: what it leaves, that it goes on where it stopped, that processes share it."""
+
+import json
+import re
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load, load_file
+
+from dfusion import runs
+from dfusion.errors import UserError
+from dfusion.rewards import REWARDS, reward_name
+from dfusion.scoring import heartbeat, score_missing, scorer_alive
+from dfusion.settings import Settings
+from dfusion.store import Experiment
+
+PROMPTS = ["a cat the sandwich", "the dog"]
+
+
+def redness(settings, device):
+    """Stands for CLIP: mean of the red channel."""
+
+    def reward(images, prompts):
+        return torch.tensor([np.asarray(image)[..., 0].mean() / 255 for image in images])
+
+    return reward
+
+
+@pytest.fixture
+def settings(tmp_path: Path, pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    monkeypatch.setitem(REWARDS, "redness", redness)
+    (tmp_path / "prompts.json").write_text(json.dumps(PROMPTS))
+    items = {PROMPTS[0]: ["cat", 3], PROMPTS[1]: [1]}
+    (tmp_path / "items.json").write_text(json.dumps(items))
+    s = Settings(seed=5, save_path=str(tmp_path / "data"), exp_name="exp", device="cpu")
+    s.prompt_file, s.item_idx_file = str(tmp_path / "prompts.json"), str(tmp_path / "items.json")
+    s.pretrained.model = str(pipeline_folder)
+    s.sample.num_steps, s.sample.batch_size, s.sample.num_batches_per_epoch = 4, 2, 2
+    s.fusion.steps = "3-1"
+    s.eval.reward, s.eval.in_process, s.eval.poll_seconds = "redness", True, 0.05
+    return s
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file that a round is made of, but its page and its config."""
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.glob("epoch*/**/*"))
+        if p.is_file()
+    }
+
+
+def test_a_round_from_nothing(settings: Settings) -> None:
+    folder = runs.sample_rounds(settings)
+    round_ = Experiment(folder).round(0)
+    names = {p.parent.name for p in folder.glob("epoch0/*/*") if p.suffix in (".png", ".json")}
+    wanted = ["images", "base_images", "reference_images", "target_images", "masks", "eval"]
+    assert names == set(wanted)
+    assert len(list(folder.glob("epoch0/images/*.png"))) == 8
+    pairs, rows = round_.pairs(), round_.adoption()
+    assert pairs is not None
+    assert rows is not None
+    assert len(pairs) == len(rows) == 4
+
+    scores, targets = round_.scores("images"), round_.scores("target_images")
+    for p, (pair, row) in enumerate(zip(pairs, rows, strict=True)):
+        # Scores on disk are those of the images on disk; the better one is the reference.
+        for kind, key, value in (
+            ("base_images", "base", scores[pair.base]),
+            ("reference_images", "reference", scores[pair.reference]),
+            ("target_images", "target", targets[p]),
+        ):
+            pixels = np.asarray(Image.open(round_.image(kind, p)))
+            assert row[key] == pytest.approx(pixels[..., 0].mean() / 255) == value
+        assert row["reference"] >= row["base"]
+        assert row["adopted"] == (row["target"] - row["base"] >= row["reference"] - row["base"])
+        target = load_file(round_.target(p))
+        base = load_file(round_.trajectory(pair.base))
+        assert target["latents"].shape == (5, 4, 8, 8)
+        assert target["latents"][:2].equal(base["latents"][:2])  # t = 4 is not fused
+        assert not target["masks"][0].any()
+    html = (folder / "index.html").read_text()
+    assert all(prompt in html for prompt in PROMPTS)
+
+
+def test_rerun_makes_nothing_again_and_a_gap_is_filled_with_the_same(settings: Settings) -> None:
+    folder = runs.sample_rounds(settings)
+    before = contents(folder)
+    times = {p: p.stat().st_mtime_ns for p in folder.glob("epoch*/**/*.safetensors")}
+    runs.sample_rounds(settings)
+    assert contents(folder) == before
+    assert times == {p: p.stat().st_mtime_ns for p in times}
+    round_ = Experiment(folder).round(0)
+    for path in (
+        round_.image("images", 3),
+        round_.trajectory(6),
+        round_.target(1),
+        round_.scores_file("target_images"),
+        round_.folder / "adoption.json",
+    ):
+        path.unlink()
+    runs.sample_rounds(settings)
+    after = contents(folder)
+    assert after.keys() == before.keys()
+    for name in before:
+        if name.endswith(".safetensors"):
+            new, old = load_file(folder / name), load(before[name])
+            assert all(torch.allclose(new[k].float(), old[k].float(), atol=1e-4) for k in old)
+        elif name.endswith("pairs.json"):
+            assert after[name] == before[name]
+
+
+def test_rounds_differ_and_continue(settings: Settings) -> None:
+    settings.train.num_epochs = 2
+    folder = runs.sample_rounds(settings)
+    first, second = (load_file(Experiment(folder).round(k).trajectory(0)) for k in (0, 1))
+    assert not torch.allclose(first["latents"][0], second["latents"][0])
+
+
+def test_scorer_beside_the_sampler(settings: Settings, capsys: pytest.CaptureFixture) -> None:
+    """Two parties that meet only on disk; the sampler says what to type while it is alone."""
+    settings.eval.in_process = False
+    folder = Path(settings.save_path) / "exp"
+    failed: list[BaseException] = []
+
+    def sampler() -> None:
+        try:
+            runs.sample_rounds(settings)
+        except BaseException as error:  # handed to the test
+            failed.append(error)
+
+    thread = threading.Thread(target=sampler)
+    thread.start()
+    reward = redness(None, None)
+    done = threading.Event()
+
+    def scorer() -> None:
+        while not done.wait(0.05):
+            for round_ in Experiment(folder).rounds().values():
+                for kind in ("images", "target_images"):
+                    score_missing(round_, kind, reward, "redness", 3)
+
+    # Start the scorer only once the sampler has asked for it.
+    said = ""
+    while "run_eval.py" not in said and thread.is_alive():
+        said += capsys.readouterr().out
+    watcher = threading.Thread(target=scorer)
+    watcher.start()
+    thread.join(60)
+    done.set()
+    watcher.join()
+    assert not failed
+    assert "waiting for 8 of 8 scores" in said
+    assert re.search(
+        r"python3 run_eval.py --config.exp_name exp .*--config.eval.reward redness", said
+    )
+    assert Experiment(folder).round(0).adoption() is not None
+
+
+def test_heartbeat(tmp_path: Path) -> None:
+    assert not scorer_alive(tmp_path)
+    with heartbeat(tmp_path):
+        for _ in range(100):
+            if scorer_alive(tmp_path):
+                break
+            threading.Event().wait(0.02)
+        assert scorer_alive(tmp_path)
+    assert not scorer_alive(tmp_path)
+
+
+def test_scores_of_another_reward_are_refused(settings: Settings) -> None:
+    folder = runs.sample_rounds(settings)
+    path = Experiment(folder).round(0).scores_file("images")
+    path.write_text(path.read_text().replace('"redness"', '"clip:RN50"'))
+    with pytest.raises(UserError, match="scored by clip:RN50"):
+        runs.sample_rounds(settings)
+
+
+def test_changed_config_is_refused_by_name(settings: Settings) -> None:
+    runs.sample_rounds(settings)
+    settings.sample.batch_size, settings.sample.num_batches_per_epoch = 4, 1  # as many images
+    settings.eval.batch_size = 3
+    runs.sample_rounds(settings)
+    settings.sample.guidance_scale = 7.0
+    with pytest.raises(UserError, match=r"sample.guidance_scale \(5.0 -> 7.0\)"):
+        runs.sample_rounds(settings)
+
+
+def test_other_prompts_are_refused(settings: Settings) -> None:
+    runs.sample_rounds(settings)
+    settings.allow_config_change = True
+    settings.mask_thr = "0.5"
+    with pytest.raises(UserError, match="begun with other prompts"):
+        runs.sample_rounds(settings)
+
+
+def test_a_reward_that_gives_no_number_stops(settings: Settings, monkeypatch) -> None:
+    nothing = lambda settings, device: lambda images, prompts: torch.full((len(images),), torch.nan)  # noqa: E731
+    monkeypatch.setitem(REWARDS, "redness", nothing)
+    with pytest.raises(UserError, match="gave nan"):
+        runs.sample_rounds(settings)
+
+
+def test_reward_names() -> None:
+    settings = Settings().eval
+    assert reward_name(settings) == "clip:ViT-H-14:laion2b_s32b_b79k"
+    settings.model, settings.pretrained = "local-dir:x", ""
+    assert reward_name(settings) == "clip:local-dir:x"
