@@ -12,7 +12,7 @@ RUN = .venv/bin/python
 	@touch $@
 
 demo: .venv/ready  ## one round of D-Fusion with the embedded model, scorer in its own process
-	@bash testbed/demo.sh
+	@$(RUN) -m experiments.demo
 
 test: .venv/ready  ## the default test suite
 	$(RUN) -m pytest

@@ -2,10 +2,12 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
 
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from dfusion.errors import UserError
 from dfusion.settings import Settings
@@ -14,31 +16,40 @@ from dfusion.settings import Settings
 def main(verb: Callable[[Settings], object]) -> None:
     """Parse --config and call `verb`. Bad input ends with one line and exit code 2."""
     default = os.path.join(os.path.dirname(__file__), "config.py")
-    config = config_flags.DEFINE_config_file("config", default, "Settings, or config.py:preset.")
+    with _one_line():  # the default's overrides are parsed when the flag is defined
+        config = config_flags.DEFINE_config_file("config", default, "File of settings, or :preset.")
+    app.run(lambda argv: _run(verb, config.value, argv), flags_parser=_parse)
 
-    def run(argv: list[str]) -> None:
-        if len(argv) > 1:
-            _fail(f"'{argv[1]}' is no flag; flags look like --config.exp_name test")
-        try:
-            verb(Settings.of(config.value.to_dict()))
-        except UserError as error:
-            _fail(str(error))
-        except KeyboardInterrupt:
-            print("\nStopped. Run the same command again to go on.", flush=True)
-            sys.exit(130)
 
-    app.run(run, flags_parser=_parse)
+def _run(verb: Callable[[Settings], object], config: ConfigDict, argv: list[str]) -> None:
+    if len(argv) > 1:
+        _fail(f"'{argv[1]}' is no flag; flags look like --config.exp_name test")
+    try:
+        verb(Settings.of(config.to_dict()))
+    except UserError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        print("\nStopped. Run the same command again to go on.", flush=True)
+        sys.exit(130)
 
 
 def _parse(argv: list[str]) -> list[str]:
-    try:
+    with _one_line():
         return flags.FLAGS(argv)
-    except (flags.Error, ValueError, AttributeError, KeyError, TypeError, OSError) as error:
-        text = " ".join(str(error).split())
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # absl and ml_collections raise what they met, of any kind
+        text = str(error)
+        if "Traceback" in text:  # a preset's own error, wrapped with its traceback
+            text = text.strip().splitlines()[-1]
+        text = " ".join(text.replace("\\n", " ").replace("\\'", "'").split()).strip("'\"")
         _fail(f"{text}; --help lists the flags")
-        raise
 
 
-def _fail(text: str) -> None:
+def _fail(text: str) -> NoReturn:
     print(f"error: {text}", file=sys.stderr)
     sys.exit(2)

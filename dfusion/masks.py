@@ -28,8 +28,8 @@ def item_maps(token_maps: Tensor, items: Sequence[Sequence[Sequence[int]]]) -> T
 def otsu(maps: Tensor) -> Tensor:
     """Otsu's threshold of each map (Otsu 1979): the split with the largest between-class variance.
 
-    maps: (..., gh, gw). Returns (..., 1, 1): the smallest value of the upper class, exactly, with no
-    histogram. A constant map gets its own value: all of it passes.
+    maps: (..., gh, gw). Returns (..., 1, 1): the smallest value of the upper class; no histogram.
+    A constant map gets its own value: all of it passes.
     """
     values = maps.flatten(-2).double().sort(-1).values
     cells = values.shape[-1]

@@ -4,6 +4,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -11,8 +12,8 @@ from torch import Tensor
 from dfusion.errors import UserError
 from dfusion.settings import Eval
 
-# (images, prompts) -> (B,) float, higher is better.
-Reward = Callable[[Sequence[Image.Image], Sequence[str]], Tensor]
+# (images, prompts) -> (B,) floats, a tensor or an array; higher is better.
+Reward = Callable[[Sequence[Image.Image], Sequence[str]], Tensor | np.ndarray]
 
 
 def reward_name(settings: Eval) -> str:

@@ -62,17 +62,23 @@ class RoundRunner:
 
     def run(self, number: int, policy: Policy) -> Round:
         """Bring round `number` to its end; returns it."""
+        round_, scores, pairs = self.prepare(number, policy)
+        self._fuse(round_, policy, pairs, round_.sample_prompts())
+        targets = self._scores(round_, "target_images", len(pairs))
+        self._adopt(round_, pairs, scores, targets)
+        return round_
+
+    def prepare(
+        self, number: int, policy: Policy
+    ) -> tuple[Round, dict[int, float], tuple[pairing.Pair, ...]]:
+        """The round up to fusion: its samples, their scores, its pairs."""
         round_ = self.experiment.round(number)
         self.say(f"Round {number}")
         self._plan(round_, number)
         prompts = round_.sample_prompts()
         self._sample(round_, policy, prompts)
         scores = self._scores(round_, "images", len(prompts))
-        pairs = self._pairs(round_, scores)
-        self._fuse(round_, policy, pairs, prompts)
-        targets = self._scores(round_, "target_images", len(pairs))
-        self._adopt(round_, pairs, scores, targets)
-        return round_
+        return round_, scores, self._pairs(round_, scores)
 
     def say(self, text: str) -> None:
         """Print, once for all processes."""
@@ -155,8 +161,8 @@ class RoundRunner:
                 Source(
                     base_index=pairs[p].base,
                     prompt=prompts[pairs[p].base],
-                    base=_trajectory(round_, pairs[p].base),
-                    reference=_trajectory(round_, pairs[p].reference),
+                    base=read_trajectory(round_, pairs[p].base),
+                    reference=read_trajectory(round_, pairs[p].reference),
                 )
                 for p in batch
             ]
@@ -229,7 +235,8 @@ def _last(results: list[Trajectory] | list[Target]) -> Tensor:
     return torch.stack([result.latents[-1] for result in results])
 
 
-def _trajectory(round_: Round, index: int) -> Trajectory:
+def read_trajectory(round_: Round, index: int) -> Trajectory:
+    """A stored sample of a round."""
     tensors = read_tensors(round_.trajectory(index))
     return Trajectory(tensors["latents"], tensors["maps"])
 

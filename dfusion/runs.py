@@ -1,11 +1,13 @@
 """The library calls behind run_sample.py and run_eval.py."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 
 from dfusion import report
+from dfusion.ddim import DDIM
 from dfusion.errors import UserError
 from dfusion.files import read_json, write_json
 from dfusion.inputs import check, check_names, load_prompts, plan_of
@@ -22,8 +24,31 @@ FREE = ("save_path", "exp_name", "device", "dev_id", "allow_config_change", "tra
 FREE_EVAL = ("batch_size", "poll_seconds", "once", "in_process")
 
 
-def sample_rounds(settings: Settings) -> Path:
-    """Algorithm 1 up to training, for every round asked for; returns the experiment's folder.
+@dataclass(frozen=True)
+class Session:
+    """What run_sample.py has ready before its first round."""
+
+    settings: Settings
+    experiment: Experiment
+    runner: RoundRunner
+    model: DiffusionModel
+    ddim: DDIM
+
+    def policy(self, number: int) -> Policy:
+        """How the samples of round `number` are made."""
+        sample = self.settings.sample
+        return Policy(
+            model=self.model,
+            ddim=self.ddim,
+            guidance=sample.guidance_scale if sample.cfg else None,
+            seed=self.settings.seed,
+            round=number,
+            store_dtype=STORE_DTYPES[sample.store_dtype],
+        )
+
+
+def open_session(settings: Settings) -> Session:
+    """Check everything, load the models, write config.json.
 
     Raises UserError for bad input, before a model loads where that is possible.
     """
@@ -49,28 +74,25 @@ def sample_rounds(settings: Settings) -> Path:
         reward = load_reward(settings.eval, device)
     if world.rank == 0:
         write_json(experiment.config_file, {"settings": settings.to_dict()})
-
     runner = RoundRunner(settings, experiment, prompts, plan, mask_layers, world, reward)
+    return Session(settings, experiment, runner, model, ddim)
+
+
+def sample_rounds(settings: Settings) -> Path:
+    """Algorithm 1 up to training, for every round asked for; returns the experiment's folder."""
+    session = open_session(settings)
+    folder = session.experiment.folder
     for number in range(settings.train.begin_epoch, settings.train.num_epochs):
-        policy = Policy(
-            model=model,
-            ddim=ddim,
-            guidance=settings.sample.guidance_scale if settings.sample.cfg else None,
-            seed=settings.seed,
-            round=number,
-            store_dtype=STORE_DTYPES[settings.sample.store_dtype],
-        )
-        round_ = runner.run(number, policy)
-        if world.rank == 0:
+        round_ = session.runner.run(number, session.policy(number))
+        if session.runner.world.rank == 0:
             rows = round_.adoption() or []
             kept = sum(row["adopted"] for row in rows)
-            report.write(experiment.folder)
-            print(
+            report.write(folder)
+            session.runner.say(
                 f"  made {len(round_.sample_prompts())} images, {len(rows)} pairs; "
-                f"{kept} targets adopted\n  look at {experiment.folder / 'index.html'}",
-                flush=True,
+                f"{kept} targets adopted\n  look at {folder / 'index.html'}"
             )
-    return experiment.folder
+    return folder
 
 
 def score(settings: Settings) -> int:

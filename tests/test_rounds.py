@@ -17,22 +17,14 @@ from dfusion.rewards import REWARDS, reward_name
 from dfusion.scoring import heartbeat, score_missing, scorer_alive
 from dfusion.settings import Settings
 from dfusion.store import Experiment
+from tests.rewards import redness
 
 PROMPTS = ["a cat the sandwich", "the dog"]
 
 
-def redness(settings, device):
-    """Stands for CLIP: mean of the red channel."""
-
-    def reward(images, prompts):
-        return torch.tensor([np.asarray(image)[..., 0].mean() / 255 for image in images])
-
-    return reward
-
-
 @pytest.fixture
 def settings(tmp_path: Path, pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    monkeypatch.setitem(REWARDS, "redness", redness)
+    monkeypatch.setitem(REWARDS, "redness", lambda settings, device: redness)
     (tmp_path / "prompts.json").write_text(json.dumps(PROMPTS))
     items = {PROMPTS[0]: ["cat", 3], PROMPTS[1]: [1]}
     (tmp_path / "items.json").write_text(json.dumps(items))
@@ -135,14 +127,13 @@ def test_scorer_beside_the_sampler(settings: Settings, capsys: pytest.CaptureFix
 
     thread = threading.Thread(target=sampler)
     thread.start()
-    reward = redness(None, None)
     done = threading.Event()
 
     def scorer() -> None:
         while not done.wait(0.05):
             for round_ in Experiment(folder).rounds().values():
                 for kind in ("images", "target_images"):
-                    score_missing(round_, kind, reward, "redness", 3)
+                    score_missing(round_, kind, redness, "redness", 3)
 
     # Start the scorer only once the sampler has asked for it.
     said = ""

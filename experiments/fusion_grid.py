@@ -1,0 +1,139 @@
+"""The paper's Fig. 9 with numbers: layers x steps x mask rule, per template, on the testbed.
+
+    python -m experiments.fusion_grid                 the grid, on test prompts
+    python -m experiments.fusion_grid --final         the preset as it stands, on train prompts
+
+Pairs are the pipeline's own (scorer, Algorithm 1). Each cell fuses the same pairs again; results
+go to experiments/results/ after every cell, and cells that are there are not made again.
+"""
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from config.config import PRESETS
+from dfusion.files import write_json
+from dfusion.fusion import FusionPlan, parse_steps
+from dfusion.progress import Progress
+from experiments.fusion_pairs import (
+    Candidates,
+    Judge,
+    candidates,
+    measure,
+    targets,
+    testbed_settings,
+)
+from testbed.judge import Judge as TestbedJudge
+
+RESULTS = Path("experiments/results")
+TEMPLATES = (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One way of fusing. threshold: a number, "auto" (Otsu) or "file"; merge "none" is no mask."""
+
+    layers: str
+    steps: str
+    merge: str = "or"
+    threshold: str = "auto"
+
+    @property
+    def name(self) -> str:
+        return f"{self.layers}|{self.steps}|{self.merge}|{self.threshold}"
+
+    def plan(self, pool: Candidates) -> FusionPlan:
+        return FusionPlan(
+            layers=pool.session.model.layers.parse(self.layers),
+            steps=parse_steps(self.steps, len(pool.session.ddim)),
+            masked=self.merge != "none",
+            merge="or" if self.merge == "none" else self.merge,
+        )
+
+
+LAYERS = ("mid", "up", "mid,up", "1-3", "all")
+STEPS = ("20-1", "18-1", "15-1", "18-8")
+GRID = [Cell(layers, steps) for layers in LAYERS for steps in STEPS]
+MASKS = [
+    Cell(layers, "18-1", merge, threshold)
+    for layers in ("mid,up", "all")
+    for merge, threshold in (("xor", "auto"), ("none", "auto"), ("or", "0.1"), ("or", "0.2"))
+]
+VALIDITY = [Cell("all", "20-1", "none")]
+
+
+def load_judge() -> Judge:
+    judge = TestbedJudge.load()
+    return lambda images, prompts: np.asarray(judge.satisfied(images, list(prompts)))
+
+
+def run(cells: list[Cell], split: str, pairs: int, images: int, data: Path, out: Path) -> dict:
+    """Measure cells on every template; returns {cell: {template: figures}}, saved as it grows."""
+    done = json.loads(out.read_text())["cells"] if out.exists() else {}
+    missing = [c for c in cells if c.name not in done]
+    if not missing:
+        return done
+    judge = load_judge()
+    pools = {
+        t: candidates(testbed_settings(t, split, data, f"fusion_{split}", images), judge, pairs)
+        for t in TEMPLATES
+    }
+    progress = Progress("cells", len(missing), every_seconds=0)
+    for cell in missing:
+        threshold = {"auto": None, "file": "file"}.get(cell.threshold, cell.threshold)
+        value = float(threshold) if threshold not in (None, "file") else threshold
+        done[cell.name] = {}
+        for t, pool in pools.items():
+            fused, pictures = targets(pool, cell.plan(pool), value)
+            done[cell.name][str(t)] = measure(pool, fused, pictures, judge)
+        write_json(out, {"split": split, "pairs": pairs, "cells": done})
+        progress.advance()
+        print(line(cell.name, done[cell.name]), flush=True)
+    return done
+
+
+def line(name: str, figures: dict) -> str:
+    """One cell as text: over templates, right base/reference/target, adopted, SSIM, coverage."""
+    mean = {k: np.nanmean([f[k] for f in figures.values()]) for k in figures["1"]}
+    follows = "/".join(f"{figures[str(t)]['follows']:.2f}" for t in TEMPLATES)
+    return (
+        f"{name:28} right {mean['base_right']:.2f} {mean['reference_right']:.2f} "
+        f"{mean['target_right']:.2f}  adopted {mean['adopted']:.2f}  follows {follows}  "
+        f"ssim {mean['ssim_target']:.2f} vs {mean['ssim_reference']:.2f}  "
+        f"mask {mean['coverage']:.2f}"
+    )
+
+
+def preset_cell() -> Cell:
+    """The testbed preset's own way of fusing."""
+    settings = PRESETS["testbed"]()
+    threshold = "file" if settings.mask_thr_file else settings.mask_thr
+    return Cell(settings.fusion.layers, settings.fusion.steps, settings.mask.merge, threshold)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--final", action="store_true", help="the preset, on train prompts")
+    parser.add_argument("--validity", action="store_true", help="full mask, all layers and steps")
+    parser.add_argument("--pairs", type=int, default=32, help="pairs per template")
+    parser.add_argument("--images", type=int, default=8, help="images per prompt")
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    if args.final:
+        out, cells, split = args.out / "fusion_final.json", [preset_cell()], "train"
+    elif args.validity:
+        out, cells, split = args.out / "fusion_validity.json", VALIDITY, "test"
+    else:
+        out, cells, split = args.out / "fusion_grid.json", GRID + MASKS, "test"
+    figures = run(cells, split, args.pairs, args.images, args.data, out)
+    for cell in cells:
+        print(line(cell.name, figures[cell.name]))
+    print(f"Results are in {out}; each cell: {list(asdict(cells[0]))}.")
+
+
+if __name__ == "__main__":
+    main()
