@@ -131,7 +131,8 @@ class RoundRunner:
         return round_.scores(kind, self.reward_name)
 
     def _scorer_hint(self) -> str:
-        if scorer_alive(self.experiment.folder.parent):
+        folder = self.experiment.folder
+        if scorer_alive(folder.parent, folder.name):
             return ""
         command = scorer_command(self.settings)
         return f"no scorer is running; type in another terminal:\n    {command}"

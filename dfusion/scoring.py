@@ -63,7 +63,7 @@ def watch(
     once: return when nothing is left; otherwise watch until interrupted. Returns images scored.
     """
     total = 0
-    with heartbeat(data):
+    with heartbeat(data, experiments):
         while True:
             scored = 0
             for folder in _folders(data, experiments):
@@ -95,14 +95,17 @@ def _open(path: Path) -> Image.Image:
 
 
 @contextmanager
-def heartbeat(data: Path) -> Iterator[None]:
-    """Tell samplers that a scorer is alive, by a small file refreshed from a thread."""
+def heartbeat(data: Path, experiments: list[str]) -> Iterator[None]:
+    """Tell samplers that a scorer is alive, by a small file refreshed from a thread.
+
+    experiments: those it serves; empty for all.
+    """
     path = data / ".scorers" / f"{socket.gethostname()}-{os.getpid()}.json"
     stop = threading.Event()
 
     def beat() -> None:
         while True:
-            write_bytes(path, json.dumps({"time": time.time()}).encode())
+            write_bytes(path, json.dumps({"experiments": experiments}).encode())
             if stop.wait(BEAT_SECONDS):
                 return
 
@@ -116,8 +119,14 @@ def heartbeat(data: Path) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
-def scorer_alive(data: Path) -> bool:
-    """Whether some scorer on this folder gave a sign of life lately."""
-    now = time.time()
-    beats = (data / ".scorers").glob("*.json")
-    return any(now - path.stat().st_mtime < ALIVE_SECONDS for path in beats if path.exists())
+def scorer_alive(data: Path, experiment: str) -> bool:
+    """Whether some scorer that serves this experiment gave a sign of life lately."""
+    for path in (data / ".scorers").glob("*.json"):
+        try:
+            fresh = time.time() - path.stat().st_mtime < ALIVE_SECONDS
+            serves = json.loads(path.read_text())["experiments"]
+        except FileNotFoundError:  # it ended just now
+            continue
+        if fresh and (not serves or experiment in serves):
+            return True
+    return False

@@ -29,7 +29,7 @@ class LayerTable:
         Raises ValueError for a UNet without up-sampling attention (it has no mask source).
         """
         with_attention = {_block_of(name) for name in unet.attn_processors}
-        size = unet.config.sample_size
+        size = unet.config.sample_size or 64  # some configs leave it open
         height, width = (size, size) if isinstance(size, int) else size
         levels = len(unet.config.down_block_types)
         order = [(f"down_blocks.{i}", i) for i in range(levels)]

@@ -1,5 +1,6 @@
 """UNet2DConditionModel whose forward takes an attention control and returns item maps."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,15 +30,20 @@ class UNet2DConditionModel(StockUNet2DConditionModel):
     added_cond_kwargs, SDXL.
     """
 
+    @functools.wraps(StockUNet2DConditionModel.__init__)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        table = self.layers
+        self.set_attn_processor(
+            {name: AttnProcessor(table.layer_of(name)) for name in self.attn_processors}
+        )
+
     @classmethod
     def of(cls, unet: StockUNet2DConditionModel) -> "UNet2DConditionModel":
         """The same weights (shared, not copied) under our forward."""
         with torch.device("meta"):
             patched = cls.from_config(unet.config)
         patched.load_state_dict(unet.state_dict(), assign=True)
-        patched.set_attn_processor(
-            {name: AttnProcessor(patched.layers.layer_of(name)) for name in unet.attn_processors}
-        )
         return patched.train(unet.training)
 
     @property

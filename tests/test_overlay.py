@@ -1,6 +1,7 @@
 """The overlay: identities against stock diffusers, Eq. 5 by hand, recorded maps."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -66,6 +67,22 @@ def test_control_off_is_stock_to_the_bit(lora: bool, dtype: torch.dtype) -> None
         expected = stock(x, t, text).sample
         assert ours(x, t, text).sample.equal(expected)
         assert ours(x, t, text, control=AttentionControl()).sample.equal(expected)
+
+
+def test_loads_and_saves_like_the_stock_one(tmp_path: Path) -> None:
+    stock = make_unet()
+    stock.save_pretrained(tmp_path / "stock")
+    ours = UNet2DConditionModel.from_pretrained(tmp_path / "stock").eval()
+    x, t, text = inputs()
+    control = AttentionControl(fusions=(Fusion(SOURCE, ALL, mask()),))
+    with torch.no_grad():
+        expected = stock(x, t, text).sample
+        assert ours(x, t, text).sample.equal(expected)
+        assert not ours(x, t, text, control=control).sample.equal(expected)
+    ours.save_pretrained(tmp_path / "ours")
+    with torch.no_grad():
+        again = type(stock).from_pretrained(tmp_path / "ours").eval()
+        assert again(x, t, text).sample.equal(expected)
 
 
 @pytest.mark.parametrize("part", sorted(PARTS.keys() - {"masa_map"}))

@@ -153,14 +153,18 @@ def test_scorer_beside_the_sampler(settings: Settings, capsys: pytest.CaptureFix
 
 
 def test_heartbeat(tmp_path: Path) -> None:
-    assert not scorer_alive(tmp_path)
-    with heartbeat(tmp_path):
+    assert not scorer_alive(tmp_path, "a")
+    with heartbeat(tmp_path, ["a"]):
         for _ in range(100):
-            if scorer_alive(tmp_path):
+            if scorer_alive(tmp_path, "a"):
                 break
             threading.Event().wait(0.02)
-        assert scorer_alive(tmp_path)
-    assert not scorer_alive(tmp_path)
+        assert scorer_alive(tmp_path, "a")
+        assert not scorer_alive(tmp_path, "b")  # it serves another experiment
+        with heartbeat(tmp_path / "all", []):
+            threading.Event().wait(0.5)
+            assert scorer_alive(tmp_path / "all", "b")
+    assert not scorer_alive(tmp_path, "a")
 
 
 def test_scores_of_another_reward_are_refused(settings: Settings) -> None:

@@ -1,0 +1,103 @@
+"""Planted bugs: each must turn some test red.
+
+    python -m tests.mutants            all of them, in a copy of the repository
+    python -m tests.mutants ddim       those whose file name contains "ddim"
+
+A suite that stays green with a sign flipped in the sampler proves nothing; this shows that ours
+does not. Add a line here with every test that guards a formula.
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+COPIED = ("dfusion", "diffusers_patched", "config", "tests", "experiments", "pyproject.toml")
+
+# (file, what stands there, the bug, tests that must notice)
+MUTANTS = [
+    ("dfusion/ddim.py", "eta**2 * (1 - a_prev)", "eta * (1 - a_prev)", "ddim"),
+    ("dfusion/ddim.py", "(direction - (a_prev", "(direction + (a_prev", "ddim"),
+    ("dfusion/ddim.py", "previous >= 0, alphas", "previous > 1, alphas", "ddim"),
+    ("dfusion/ddim.py", "- std.log()", "+ std.log()", "ddim"),
+    ("dfusion/ddim.py", "return 0.5 * ((mean_p", "return ((mean_p", "ddim"),
+    ("dfusion/masks.py", "% 2 == 1", ">= 1", "masks"),
+    ("dfusion/masks.py", "item >= (otsu", "item > (otsu", "masks"),
+    ("dfusion/masks.py", ".mean(-3) for tokens", ".sum(-3) for tokens", "masks"),
+    ("dfusion/masks.py", "below * (cells - below) *", "below *", "masks"),
+    ("dfusion/pairing.py", "key=lambda i: -scores[i]", "key=lambda i: scores[i]", "pairing"),
+    ("dfusion/pairing.py", "ranked[len(ranked) - half :]", "ranked[half : 2 * half]", "pairing"),
+    ("dfusion/pairing.py", "target - base >= threshold", "target >= threshold", "pairing"),
+    ("dfusion/prompts.py", "starts = [1 + sum", "starts = [sum", "prompts"),
+    ("dfusion/prompts.py", ">= max_length - 1", ">= max_length + 9", "prompts"),
+    ("dfusion/rng.py", "(seed, round_, index))", "(seed + index, round_))", "sampling"),
+    ("dfusion/models.py", "guidance * (text - uncond)", "guidance * (uncond - text)", "sampling"),
+    ("dfusion/models.py", "/ 2 + 0.5).clamp", "/ 2 + 0.4).clamp", "sampling"),
+    ("dfusion/sampling.py", "x = policy.rounded(mean", "x = (mean", "sampling"),
+    ("dfusion/sampling.py", "first_row=len(prompts) if", "first_row=0 if", "released"),
+    ("dfusion/fusion.py", "references[:, i], x]", "references[:, i + 1], x]", "released"),
+    ("dfusion/fusion.py", "half + 2 * pairs", "half", "released"),
+    ("dfusion/fusion.py", "total - i in plan.steps for i in range(total)]\n    first",
+     "total - i - 1 in plan.steps for i in range(total)]\n    first", "sampling"),
+    ("dfusion/fusion.py", "policy.noise([pair.base_index", "policy.noise([1 + pair.base_index",
+     "sampling"),
+    ("dfusion/rounds.py", "base=read_trajectory(round_, pairs[p].base)",
+     "base=read_trajectory(round_, pairs[p].reference)", "rounds"),
+    ("dfusion/scoring.py", "i not in scores and", "", "rounds"),
+    ("diffusers_patched/attention_processor.py", "x[fusion.source], x)", "x, x[fusion.source])",
+     "overlay"),
+    ("diffusers_patched/attention_processor.py", 'v = _take(v, fusion) if "self_v"',
+     'v = _take(k, fusion) if "self_v"', "overlay"),
+    ("diffusers_patched/attention_processor.py", "* attn.scale).softmax", ").softmax", "overlay"),
+    ("diffusers_patched/attention_processor.py", ".softmax(-1).mean(1)", ".softmax(-1)[:, 0]",
+     "overlay"),
+    ("diffusers_patched/attention_processor.py", "inside == inside.transpose(1, 2)",
+     "inside | ~inside.transpose(1, 2)", "overlay"),
+    ("diffusers_patched/control.py", "(self.source != own)[:, None]", "(own >= 0)[:, None]",
+     "overlay"),
+    ("diffusers_patched/control.py", ".float(), size)", ".float().flip(2), size)", "overlay"),
+    ("diffusers_patched/layers.py", "levels - 1 - i) for i", "i) for i", "overlay"),
+    ("config/config.py", 'settings.mask.merge = "or"', 'settings.mask.merge = "xor"', "released"),
+]  # fmt: skip
+
+
+def survives(file: str, old: str, new: str, tests: str, folder: Path) -> bool:
+    """Whether the named tests stay green under the bug."""
+    path = folder / file
+    text = path.read_text()
+    if text.count(old) != 1:
+        raise SystemExit(f"{file}: '{old}' stands there {text.count(old)} times; mend this list")
+    path.write_text(text.replace(old, new))
+    command = [sys.executable, "-m", "pytest", "-q", "-x", f"tests/test_{tests}.py"]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    except subprocess.TimeoutExpired:  # a round that waits for ever is noticed too
+        return False
+    finally:
+        path.write_text(text)
+    if done.returncode not in (0, 1):
+        raise SystemExit(f"pytest failed to run:\n{done.stdout}{done.stderr}")
+    return done.returncode == 0
+
+
+def main() -> int:
+    wanted = [m for m in MUTANTS if not sys.argv[1:] or any(w in m[0] for w in sys.argv[1:])]
+    alive = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for part in COPIED:
+            copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
+            copy(ROOT / part, folder / part)
+        for number, mutant in enumerate(wanted, 1):
+            lives = survives(*mutant, folder)
+            alive += [mutant] if lives else []
+            word = "NOT NOTICED" if lives else "noticed"
+            print(f"{number}/{len(wanted)} {word}: {mutant[0]}: {mutant[2]!r}", flush=True)
+    print(f"{len(wanted) - len(alive)} of {len(wanted)} planted bugs noticed.")
+    return bool(alive)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
