@@ -1,6 +1,5 @@
 """D-Fusion: denoise a base again with the reference's keys and values inside its mask (Eq. 5)."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,8 +11,6 @@ from dfusion.prompts import Prompt
 from dfusion.sampling import Policy, Trajectory, denoise
 from diffusers_patched import AttentionControl
 from diffusers_patched import Fusion as AttentionFusion
-
-_STEPS = re.compile(r"^(\d+)(?:-(\d+))?$")
 
 
 @dataclass(frozen=True)
@@ -51,23 +48,6 @@ class Target:
 
     latents: Tensor
     masks: Tensor
-
-
-def parse_steps(text: str, steps: int) -> frozenset[int]:
-    """Fused steps of a flag: "18-1" is t = 18 … 1; "20,18-1" and "" (none) work too.
-
-    Raises ValueError naming the part that is wrong.
-    """
-    chosen: set[int] = set()
-    for part in filter(None, (p.strip() for p in text.split(","))):
-        match = _STEPS.match(part)
-        if match is None:
-            raise ValueError(f"'{part}' is no step range; write e.g. 18-1")
-        ends = int(match[1]), int(match[2] or match[1])
-        if min(ends) < 1 or max(ends) > steps:
-            raise ValueError(f"'{part}' is out of range; steps are {steps} … 1")
-        chosen |= set(range(min(ends), max(ends) + 1))
-    return frozenset(chosen)
 
 
 @torch.no_grad()

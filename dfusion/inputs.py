@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from dfusion.errors import UserError
-from dfusion.fusion import FusionPlan, parse_steps
+from dfusion.fusion import FusionPlan
 from dfusion.masks import MERGES
 from dfusion.pairing import ADOPTIONS, RULES
 from dfusion.prompts import Prompt, join, occurrences
 from dfusion.sampling import STORE_DTYPES
 from dfusion.settings import Settings
+from dfusion.steps import parse_steps
 from diffusers_patched import PARTS, LayerTable
 
 _NAME = re.compile(r"^[A-Za-z0-9][\w.+-]*$")

@@ -9,7 +9,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 from dfusion.errors import UserError
 from dfusion.files import read_json, write_bytes
 from dfusion.prompts import Prompt
+from dfusion.steps import parse_steps
 from dfusion.store import Experiment, Round
 
 TEMPLATE = Path(__file__).with_name("report_page.html")
@@ -122,7 +123,8 @@ def _pairs(
     scores, targets = round_.scores("images"), round_.scores("target_images")
     decided = round_.adoption() or []
     steps = settings.get("sample", {}).get("num_steps")
-    fused = _fused_steps(settings.get("fusion", {}).get("steps"), steps)
+    text = settings.get("fusion", {}).get("steps")
+    fused = None if text is None or steps is None else parse_steps(text, steps)
     rows = []
     for n, pair in enumerate(round_.pairs() or ()):
         row = decided[n] if n < len(decided) else {}
@@ -172,17 +174,8 @@ def _finite(score: float | None) -> float | None:
     return score if score is not None and math.isfinite(score) else None
 
 
-def _fused_steps(text: str | None, steps: int | None) -> set[int] | None:
-    """Steps of the setting fusion.steps ("18-1"); None where the settings do not say."""
-    if text is None or steps is None:
-        return None
-    ranges = re.findall(r"(\d+)(?:-(\d+))?", text)
-    ends = [sorted((int(a), int(b or a))) for a, b in ranges]
-    return {t for low, high in ends for t in range(low, high + 1) if t <= steps}
-
-
 def read_mask(
-    path: Path, src: str, steps: int | None, items: int, fused: set[int] | None
+    path: Path, src: str, steps: int | None, items: int, fused: Set[int] | None
 ) -> dict[str, Any] | None:
     """What the page needs of a sprite sheet; None for a sheet of another shape than expected.
 

@@ -16,8 +16,9 @@ import numpy as np
 
 from config.config import PRESETS
 from dfusion.files import write_json
-from dfusion.fusion import FusionPlan, parse_steps
+from dfusion.fusion import FusionPlan
 from dfusion.progress import Progress
+from dfusion.steps import parse_steps
 from experiments.fusion_pairs import (
     Candidates,
     Judge,

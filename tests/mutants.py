@@ -59,6 +59,12 @@ MUTANTS = [
      "overlay"),
     ("diffusers_patched/control.py", ".float(), size)", ".float().flip(2), size)", "overlay"),
     ("diffusers_patched/layers.py", "levels - 1 - i) for i", "i) for i", "overlay"),
+    ("dfusion/losses.py", "-F.logsigmoid(beta", "-F.logsigmoid(-beta", "losses"),
+    ("dfusion/losses.py", "torch.maximum(free, held)", "torch.minimum(free, held)", "losses"),
+    ("dfusion/losses.py", "alpha * policy.value + beta", "alpha * policy.value - beta", "losses"),
+    ("dfusion/losses.py", "kept.log() if", "ratio.log() if", "losses"),
+    ("dfusion/advantages.py", "np.std(scores)", "np.std(scores, ddof=1)", "losses"),
+    ("dfusion/steps.py", "range(min(ends), max(ends) + 1)", "range(*ends)", "sampling"),
     ("config/config.py", 'settings.mask.merge = "or"', 'settings.mask.merge = "xor"', "released"),
 ]  # fmt: skip
 

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PURE = ("rng", "ddim", "masks", "pairing", "prompts", "errors", "settings")
+PURE = (
+    "advantages", "ddim", "errors", "losses", "masks",
+    "pairing", "prompts", "rng", "settings", "steps",
+)  # fmt: skip
 EFFECTS_ONLY = {"diffusers", "transformers", "accelerate", "peft", "open_clip", "absl"}
 SCRIPTS_ONLY = {"absl", "ml_collections"}
 

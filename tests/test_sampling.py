@@ -8,11 +8,12 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from dfusion.errors import UserError
-from dfusion.fusion import FusionPlan, Source, fuse, parse_steps
+from dfusion.fusion import FusionPlan, Source, fuse
 from dfusion.models import DiffusionModel
 from dfusion.prompts import Prompt
 from dfusion.rng import generator, noises
 from dfusion.sampling import Policy, Trajectory, sample
+from dfusion.steps import parse_steps
 from tests.conftest import SCHEDULE
 
 MASK_LAYERS = frozenset({3})

@@ -1,0 +1,22 @@
+"""Fused steps as flags write them."""
+
+import re
+
+_RANGE = re.compile(r"^(\d+)(?:-(\d+))?$")
+
+
+def parse_steps(text: str, steps: int) -> frozenset[int]:
+    """Fused steps of a flag: "18-1" is t = 18 … 1; "20,18-1" and "" (none) work too.
+
+    Raises ValueError naming the part that is wrong.
+    """
+    chosen: set[int] = set()
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        match = _RANGE.match(part)
+        if match is None:
+            raise ValueError(f"'{part}' is no step range; write e.g. 18-1")
+        ends = int(match[1]), int(match[2] or match[1])
+        if min(ends) < 1 or max(ends) > steps:
+            raise ValueError(f"'{part}' is out of range; steps are {steps} … 1")
+        chosen |= set(range(min(ends), max(ends) + 1))
+    return frozenset(chosen)
