@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
 RUN = .venv/bin/python
 
-.PHONY: demo test test-slow lint types check clean-demo
+.PHONY: demo test test-slow lint types check
 
 .venv/ready: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \

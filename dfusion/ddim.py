@@ -65,10 +65,11 @@ class DDIM:
 
         x, eps: (B, C, h, w). i: step index, one for all or (B,) long.
         """
-        index = torch.as_tensor(i, device=self.std.device).expand(len(x))
-        x_scale, eps_scale = self.x_scale[index], self.eps_scale[index]
+        x_scale, eps_scale, std = (
+            table[i].expand(len(x)) for table in (self.x_scale, self.eps_scale, self.std)
+        )
         mean = _spread(x_scale, x) * x.float() + _spread(eps_scale, x) * eps.float()
-        return mean, self.std[index]
+        return mean, std
 
     @staticmethod
     def log_prob(x_next: Tensor, mean: Tensor, std: Tensor) -> Tensor:

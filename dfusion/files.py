@@ -3,6 +3,9 @@
 import io
 import json
 import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +18,55 @@ from torch import Tensor
 from dfusion.errors import UserError
 
 SCHEMA = 1
+WRITERS = 8  # a file is mostly waiting for the disk
+
+
+class Writer:
+    """Writes files beside the computation, a batch behind at most.
+
+    with Writer() as writer: writer.put(write_png, path, pixels) …; writer.next_batch(). Leaving the
+    block waits for all files. An error of a write is raised by the next next_batch or at the end.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(WRITERS)
+        self._before: list[Future] = []
+        self._now: list[Future] = []
+
+    def put(self, write: Callable[..., None], *args: Any) -> None:
+        """Write in the background; the arguments must not be changed afterwards."""
+        self._now.append(self._pool.submit(write, *args))
+
+    def next_batch(self) -> None:
+        """Wait for the batch before the one that was put last."""
+        for future in self._before:
+            future.result()
+        self._before, self._now = self._now, []
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._pool.shutdown(wait=True)
+        if exception[0] is None:
+            self.next_batch()
+            self.next_batch()
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` by `data` in one step; a crash leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     with open(aside, "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

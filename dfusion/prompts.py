@@ -112,6 +112,8 @@ def item_columns(
             [c for w in span for c in range(starts[w], starts[w] + len(parts[w]))]
             for span in occurrences(prompt.text, item.name)
         ]
+        if not all(spans):
+            raise UserError(f"item '{item.name}' of '{prompt.text}' has no token of its own")
         if max(c for span in spans for c in span) >= max_length - 1:
             raise UserError(
                 f"item '{item.name}' of '{prompt.text}' lies beyond the {max_length} tokens the "

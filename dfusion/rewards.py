@@ -12,8 +12,8 @@ from torch import Tensor
 from dfusion.errors import UserError
 from dfusion.settings import Eval
 
-# (images, prompts) -> (B,) floats, a tensor or an array; higher is better.
-Reward = Callable[[Sequence[Image.Image], Sequence[str]], Tensor | np.ndarray]
+# (images, prompts) -> one number each, as a tensor, array or list; higher is better.
+Reward = Callable[[Sequence[Image.Image], Sequence[str]], Tensor | np.ndarray | Sequence[float]]
 
 
 def reward_name(settings: Eval) -> str:

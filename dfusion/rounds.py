@@ -5,8 +5,9 @@ answer to an interruption is to run the same command again. Processes share a ro
 no messages between them: each waits for the files it needs.
 """
 
+import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from dfusion import pairing
 from dfusion.errors import UserError
-from dfusion.files import read_tensors, write_bytes, write_png, write_tensors
+from dfusion.files import Writer, read_tensors, write_bytes, write_png, write_tensors
 from dfusion.fusion import FusionPlan, Source, Target, fuse
 from dfusion.progress import Progress, clock
 from dfusion.prompts import Prompt
@@ -74,7 +75,7 @@ class RoundRunner:
         """The round up to fusion: its samples, their scores, its pairs."""
         round_ = self.experiment.round(number)
         self.say(f"Round {number}")
-        self._plan(round_, number)
+        self._plan(round_, number, policy)
         prompts = round_.sample_prompts()
         self._sample(round_, policy, prompts)
         scores = self._scores(round_, "images", len(prompts))
@@ -85,16 +86,23 @@ class RoundRunner:
         if self.world.rank == 0:
             print(text, flush=True)
 
-    def _plan(self, round_: Round, number: int) -> None:
+    def _plan(self, round_: Round, number: int, policy: Policy) -> None:
         each = self.settings.images_per_prompt
+        made_with = {**policy.identity(), "mask layers": sorted(self.mask_layers)}
         if round_.manifest() is None and self.world.rank == 0:
-            round_.write_manifest(number, self.settings.seed, self.prompts, each)
+            round_.write_manifest(number, self.prompts, each, made_with)
         self._wait(lambda: int(round_.manifest() is not None), 1, "the manifest")
+        remedy = "go back to those, or choose another --config.exp_name"
+        round_.check_made_with("manifest.json", made_with, remedy)
         planned = round_.sample_prompts()
+        if len(planned) != len(self.prompts) * each:
+            raise UserError(
+                f"{round_.folder}: was begun with {len(planned)} images, not "
+                f"{len(self.prompts) * each}; {remedy}"
+            )
         if planned != [p for p in self.prompts for _ in range(each)]:
             raise UserError(
-                f"{round_.folder}: was begun with other prompts, items or thresholds; go back to "
-                "those, or choose another --config.exp_name"
+                f"{round_.folder}: was begun with other prompts, items or thresholds; {remedy}"
             )
 
     def _sample(self, round_: Round, policy: Policy, prompts: list[Prompt]) -> None:
@@ -103,18 +111,15 @@ class RoundRunner:
 
         missing = [i for i in self.world.mine(len(prompts)) if not there(i)]
         progress = Progress("sampling", len(missing))
-        for batch in _batches(missing, self.settings.sample.batch_size):
-            trajectories = sample(policy, batch, [prompts[i] for i in batch], self.mask_layers)
-            images = policy.model.decode(_last(trajectories).to(policy.model.device))
-            for i, trajectory, image in zip(batch, trajectories, images, strict=True):
-                write_tensors(
-                    round_.trajectory(i),
-                    {"latents": trajectory.latents, "maps": trajectory.maps},
-                    {"seed": policy.seed, "round": policy.round, "index": i},
-                )
-                write_png(round_.image("images", i), image.numpy())
-            if self.world.rank == 0:
-                progress.advance(len(batch))
+        with Writer() as writer:
+            for batch in _batches(missing, self.settings.sample.batch_size):
+                trajectories = sample(policy, batch, [prompts[i] for i in batch], self.mask_layers)
+                images = _pictures(policy, trajectories, [f"sample {i}" for i in batch])
+                for i, trajectory, image in zip(batch, trajectories, images, strict=True):
+                    writer.put(_write_sample, round_, i, trajectory, image.numpy())
+                writer.next_batch()
+                if self.world.rank == 0:
+                    progress.advance(len(batch))
         count = len(prompts)
         self._wait(lambda: sum(map(there, range(count))), count, "images of other processes")
 
@@ -138,12 +143,29 @@ class RoundRunner:
         return f"no scorer is running; type in another terminal:\n    {command}"
 
     def _pairs(self, round_: Round, scores: dict[int, float]) -> tuple[pairing.Pair, ...]:
+        fusion = self.settings.fusion
+        made_with = {
+            "reward": self.reward_name,
+            "rule": self.settings.pair.rule,
+            "fusion layers": sorted(self.plan.layers),
+            "fusion steps": fusion.steps,
+            "fusion parts": sorted(self.plan.parts),
+            "masked": fusion.masked,
+            "merge": self.plan.merge,
+        }
+        texts = round_.texts_to_score("images")
+        pairs = pairing.pair(texts, [scores[i] for i in range(len(texts))], self.settings.pair.rule)
         if round_.pairs() is None and self.world.rank == 0:
-            texts = round_.texts_to_score("images")
-            ranked = [scores[i] for i in range(len(texts))]
-            round_.write_pairs(pairing.pair(texts, ranked, self.settings.pair.rule))
+            round_.write_pairs(pairs, made_with)
         self._wait(lambda: int(round_.pairs() is not None), 1, "the pairs")
-        return round_.pairs() or ()
+        remedy = (
+            "go back to those, choose another --config.exp_name, or delete pairs.json, targets, "
+            "target_images and eval/target_images.json there"
+        )
+        round_.check_made_with("pairs.json", made_with, remedy)
+        if round_.pairs() != pairs:
+            raise UserError(f"{round_.folder}/pairs.json: the scores changed since; {remedy}")
+        return pairs
 
     def _fuse(
         self,
@@ -157,22 +179,17 @@ class RoundRunner:
 
         missing = [p for p in self.world.mine(len(pairs)) if not there(p)]
         progress = Progress("fusing", len(missing))
-        for batch in _batches(missing, self.settings.fusion.batch_size):
-            sources = [
-                Source(
-                    base_index=pairs[p].base,
-                    prompt=prompts[pairs[p].base],
-                    base=read_trajectory(round_, pairs[p].base),
-                    reference=read_trajectory(round_, pairs[p].reference),
-                )
-                for p in batch
-            ]
-            targets = fuse(policy, self.plan, sources)
-            images = policy.model.decode(_last(targets).to(policy.model.device))
-            for p, source, target, image in zip(batch, sources, targets, images, strict=True):
-                _write_target(round_, p, pairs[p], source, target, image.numpy())
-            if self.world.rank == 0:
-                progress.advance(len(batch))
+        with Writer() as writer:
+            for batch in _batches(missing, self.settings.fusion.batch_size):
+                sources = [_source(round_, pairs[p], prompts) for p in batch]
+                targets = fuse(policy, self.plan, sources)
+                images = _pictures(policy, targets, [f"target {p}" for p in batch])
+                for p, source, target, image in zip(batch, sources, targets, images, strict=True):
+                    args = round_, p, pairs[p], source, target, image.numpy()
+                    writer.put(_write_target, *args)
+                writer.next_batch()
+                if self.world.rank == 0:
+                    progress.advance(len(batch))
         count = len(pairs)
         self._wait(lambda: sum(map(there, range(count))), count, "targets of other processes")
 
@@ -191,7 +208,7 @@ class RoundRunner:
                 target, base, reference, threshold
             )
             rows.append({"base": base, "reference": reference, "target": target, "adopted": kept})
-        if round_.adoption() is None and self.world.rank == 0:
+        if round_.adoption() != rows and self.world.rank == 0:
             round_.write_adoption(rows)
 
     def _wait(
@@ -203,43 +220,65 @@ class RoundRunner:
     ) -> None:
         """Poll until `done()` reaches `total`, saying now and then what is awaited."""
         started = time.monotonic()
-        said = (-1, started - SAY_EVERY_SECONDS)
+        said = started - SAY_EVERY_SECONDS
         while (have := done()) < total:
             now = time.monotonic()
-            if now - said[1] >= SAY_EVERY_SECONDS:
+            if now - said >= SAY_EVERY_SECONDS:
                 note = hint() if hint else ""
                 self.say(
                     f"  waiting for {total - have} of {total} {what}, {clock(now - started)} so far"
                     + (f"; {note}" if note else "")
                 )
-                said = (have, now)
+                said = now
             time.sleep(min(0.5, self.settings.eval.poll_seconds))
 
 
 def scorer_command(settings: Settings) -> str:
-    """The command that scores this experiment, with every flag that is not the default."""
+    """The command that scores this experiment: what it must say, and what is not the default."""
     given, default = settings.to_dict(), Settings().to_dict()
     flags = {"exp_name": settings.exp_name}
-    if given["save_path"] != default["save_path"]:
-        flags["save_path"] = given["save_path"]
-    for key in ("reward", "model", "pretrained"):
+    for key in ("save_path", "device", "dev_id"):
+        if given[key] != default[key]:
+            flags[key] = given[key]
+    for key in ("reward", "model", "pretrained", "batch_size"):
         if given["eval"][key] != default["eval"][key]:
-            flags[f"eval.{key}"] = given["eval"][key] or "''"
-    return "python3 run_eval.py " + " ".join(f"--config.{k} {v}" for k, v in flags.items())
+            flags[f"eval.{key}"] = given["eval"][key]
+    words = [f"--config.{key} {shlex.quote(str(value))}" for key, value in flags.items()]
+    return " ".join(["python3 run_eval.py", *words])
 
 
 def _batches(indices: list[int], size: int) -> list[list[int]]:
     return [indices[i : i + size] for i in range(0, len(indices), size)]
 
 
-def _last(results: list[Trajectory] | list[Target]) -> Tensor:
-    return torch.stack([result.latents[-1] for result in results])
+def _pictures(policy: Policy, results: Sequence[Trajectory | Target], names: list[str]) -> Tensor:
+    """Decoded images, uint8 (B, H, W, 3). Raises UserError where a state is NaN or infinite."""
+    for result, name in zip(results, names, strict=True):
+        good = result.latents.isfinite().flatten(1).all(1)
+        if not good.all():
+            step = len(policy.ddim) - int(good.long().argmin()) + 1
+            raise UserError(
+                f"round {policy.round}, {name}: NaN or Inf after step t = {step}; try "
+                "--config.mixed_precision bf16 or no"
+            )
+    return policy.model.decode(torch.stack([r.latents[-1] for r in results]))
 
 
 def read_trajectory(round_: Round, index: int) -> Trajectory:
     """A stored sample of a round."""
     tensors = read_tensors(round_.trajectory(index))
     return Trajectory(tensors["latents"], tensors["maps"])
+
+
+def _source(round_: Round, pair: pairing.Pair, prompts: list[Prompt]) -> Source:
+    base, reference = (read_trajectory(round_, i) for i in (pair.base, pair.reference))
+    return Source(pair.base, prompts[pair.base], base, reference)
+
+
+def _write_sample(round_: Round, i: int, trajectory: Trajectory, image: np.ndarray) -> None:
+    tensors = {"latents": trajectory.latents, "maps": trajectory.maps}
+    write_tensors(round_.trajectory(i), tensors, {"index": i})
+    write_png(round_.image("images", i), image)
 
 
 def _write_target(

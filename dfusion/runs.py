@@ -1,6 +1,6 @@
 """The library calls behind run_sample.py and run_eval.py."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -11,17 +11,23 @@ from dfusion.ddim import DDIM
 from dfusion.errors import UserError
 from dfusion.files import read_json, write_json
 from dfusion.inputs import check, check_names, load_prompts, plan_of
-from dfusion.models import DiffusionModel, pick_device, pick_dtype
+from dfusion.models import DiffusionModel, pick_device, pick_dtype, quiet_libraries
 from dfusion.rewards import load_reward, reward_name
 from dfusion.rounds import RoundRunner, World
 from dfusion.sampling import STORE_DTYPES, Policy
-from dfusion.scoring import watch
+from dfusion.scoring import heartbeat, watch
 from dfusion.settings import Settings
 from dfusion.store import Experiment
 
 # Settings that change how a run goes, not what it makes.
-FREE = ("save_path", "exp_name", "device", "dev_id", "allow_config_change", "train")
-FREE_EVAL = ("batch_size", "poll_seconds", "once", "in_process")
+FREE = {
+    *("save_path", "exp_name", "device", "dev_id", "allow_tf32", "allow_config_change"),
+    "fusion.batch_size",
+    *("eval.batch_size", "eval.poll_seconds", "eval.once", "eval.in_process"),
+    *("train.num_epochs", "train.begin_epoch", "train.batch_size"),
+    *("train.gradient_checkpointing", "train.num_checkpoint_limit"),
+}
+PRECISIONS = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 @dataclass(frozen=True)
@@ -56,15 +62,17 @@ def open_session(settings: Settings) -> Session:
     (name,) = check_names(settings)
     prompts = load_prompts(settings)
     experiment = Experiment(Path(settings.save_path) / name)
-    _check_same(settings, experiment)
-
     state = PartialState(cpu=settings.device == "cpu")
     world = World(state.process_index, state.num_processes)
     device = pick_device(settings.device, settings.dev_id) if world.size == 1 else state.device
+    dtype = pick_dtype(settings.mixed_precision, device)
+    settings = replace(settings, mixed_precision=PRECISIONS[dtype])  # "auto" resolved
+    _check_same(settings, experiment)
+
+    quiet_libraries()
     torch.backends.cuda.matmul.allow_tf32 = settings.allow_tf32
-    model = DiffusionModel.load(
-        settings.pretrained, device, pick_dtype(settings.mixed_precision, device)
-    )
+    torch.backends.cudnn.allow_tf32 = settings.allow_tf32
+    model = DiffusionModel.load(settings.pretrained, device, dtype)
     plan, mask_layers = plan_of(settings, model.layers)
     for prompt in prompts:
         model.columns(prompt)  # raises for an item the text encoder does not read
@@ -100,19 +108,14 @@ def score(settings: Settings) -> int:
     check(settings)
     names = check_names(settings, several=True)
     device = pick_device(settings.device, settings.dev_id)
-    reward = load_reward(settings.eval, device)
-    data = Path(settings.save_path)
-    what = ", ".join(names) or "every experiment"
-    print(f"Scoring {what} in {data} by {reward_name(settings.eval)}; Ctrl-C ends.", flush=True)
-    total = watch(
-        data,
-        names,
-        reward,
-        reward_name(settings.eval),
-        settings.eval.batch_size,
-        settings.eval.poll_seconds,
-        settings.eval.once,
-    )
+    data, name = Path(settings.save_path), reward_name(settings.eval)
+    quiet_libraries()
+    with heartbeat(data, names):  # from before the model loads: samplers need not ask for another
+        reward = load_reward(settings.eval, device)
+        what = ", ".join(names) or "every experiment"
+        print(f"Scoring {what} in {data} by {name}; Ctrl-C ends.", flush=True)
+        e = settings.eval
+        total = watch(data, names, reward, name, e.batch_size, e.poll_seconds, e.once)
     print(f"Scored {total} images; scores are in {data}/<experiment>/epoch*/eval/.", flush=True)
     return total
 
@@ -121,8 +124,8 @@ def _check_same(settings: Settings, experiment: Experiment) -> None:
     """Refuse to mix two configs in one experiment."""
     if settings.allow_config_change or not experiment.config_file.exists():
         return
-    before = _what_matters(read_json(experiment.config_file)["settings"])
-    now = _what_matters(settings.to_dict())
+    before = _what_matters(read_json(experiment.config_file).get("settings", {}), experiment)
+    now = _what_matters(settings.to_dict(), experiment)
     changed = [
         f"{key} ({before.get(key)} -> {now.get(key)})"
         for key in sorted(before.keys() | now.keys())
@@ -136,20 +139,20 @@ def _check_same(settings: Settings, experiment: Experiment) -> None:
         )
 
 
-def _what_matters(settings: dict) -> dict[str, object]:
+def _what_matters(settings: dict, experiment: Experiment) -> dict[str, object]:
+    """The settings that the experiment's files depend on; training's once something is trained."""
     flat: dict[str, object] = {}
     for key, value in settings.items():
-        if key in FREE:
-            continue
         if isinstance(value, dict):
             flat |= {f"{key}.{k}": v for k, v in value.items()}
         else:
             flat[key] = value
-    for key in FREE_EVAL:
-        flat.pop(f"eval.{key}", None)
     # Batches may be cut differently as long as each prompt gets as many images.
-    flat["images per prompt"] = flat.pop("sample.batch_size") * flat.pop(  # type: ignore[operator]
-        "sample.num_batches_per_epoch"
-    )
-    flat.pop("fusion.batch_size")
-    return flat
+    images = flat.pop("sample.batch_size", 0), flat.pop("sample.num_batches_per_epoch", 0)
+    trained = any(experiment.folder.glob("checkpoints/*/state.json"))
+    kept = {
+        key: value
+        for key, value in flat.items()
+        if key not in FREE and (trained or not key.startswith("train."))
+    }
+    return {**kept, "images per prompt": images[0] * images[1]}  # type: ignore[operator]

@@ -49,6 +49,19 @@ class Policy:
         x_T, z = (torch.stack(part).to(self.model.device) for part in zip(*drawn, strict=True))
         return self.rounded(x_T), z
 
+    def identity(self) -> dict[str, object]:
+        """What a sample depends on, besides its prompt and index."""
+        return {
+            "seed": self.seed,
+            "round": self.round,
+            "weights": self.model.fingerprint(),
+            "precision": str(self.model.dtype).removeprefix("torch."),
+            "timesteps": self.ddim.timesteps.tolist(),
+            "sigmas": [round(sigma, 6) for sigma in self.ddim.std.tolist()],
+            "guidance": self.guidance,
+            "states": str(self.store_dtype).removeprefix("torch."),
+        }
+
     def rounded(self, x: Tensor) -> Tensor:
         """The state that is stored, hence walked on from: log-probs are taken of this one."""
         return x.to(self.store_dtype).float()

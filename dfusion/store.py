@@ -3,7 +3,7 @@
 config.json              resolved settings
 index.html, pairs.png    the page and the contact sheet
 epoch0/
-  manifest.json          seed, prompts with items, prompt of every sample
+  manifest.json          what samples depend on, prompts with items, prompt of every sample
   images/00000.png       every sample of the round
   trajectories/00000.safetensors   latents (T+1, C, h, w): x_T … x_0; maps (T, I, gh, gw)
   eval/images.json       scores of images/
@@ -48,14 +48,17 @@ class Round:
         return self.folder / "eval" / f"{kind}.json"
 
     def write_manifest(
-        self, round_: int, seed: int, prompts: tuple[Prompt, ...], each: int
+        self, round_: int, prompts: tuple[Prompt, ...], each: int, made_with: dict[str, Any]
     ) -> None:
-        """The plan of a round: `each` samples of every prompt, prompt by prompt."""
+        """The plan of a round: `each` samples of every prompt, prompt by prompt.
+
+        made_with: everything else that the samples depend on.
+        """
         write_json(
             self.folder / "manifest.json",
             {
                 "round": round_,
-                "seed": seed,
+                "made_with": made_with,
                 "prompts": [asdict(p) for p in prompts],
                 "samples": [i for i in range(len(prompts)) for _ in range(each)],
             },
@@ -77,12 +80,22 @@ class Round:
         ]
         return [prompts[i] for i in manifest["samples"]]
 
-    def write_pairs(self, pairs: tuple[Pair, ...]) -> None:
-        write_json(self.folder / "pairs.json", {"pairs": [asdict(p) for p in pairs]})
+    def write_pairs(self, pairs: tuple[Pair, ...], made_with: dict[str, Any]) -> None:
+        """made_with: everything that the pairs and their targets depend on."""
+        rows = [asdict(p) for p in pairs]
+        write_json(self.folder / "pairs.json", {"made_with": made_with, "pairs": rows})
 
     def pairs(self) -> tuple[Pair, ...] | None:
         path = self.folder / "pairs.json"
         return tuple(Pair(**p) for p in read_json(path)["pairs"]) if path.exists() else None
+
+    def check_made_with(self, file: str, now: dict[str, Any], remedy: str) -> None:
+        """Raise UserError where manifest.json or pairs.json was made with something else."""
+        path = self.folder / file
+        before = read_json(path)["made_with"]
+        changed = [f"{k} ({before.get(k)} -> {v})" for k, v in now.items() if before.get(k) != v]
+        if changed:
+            raise UserError(f"{path}: made with other settings: {', '.join(changed)}; {remedy}")
 
     def texts_to_score(self, kind: str) -> list[str]:
         """Prompt text of every image of a scored kind; empty where not yet known."""

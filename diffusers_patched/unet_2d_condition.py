@@ -30,8 +30,8 @@ class UNet2DConditionModel(StockUNet2DConditionModel):
     added_cond_kwargs, SDXL.
     """
 
-    @functools.wraps(StockUNet2DConditionModel.__init__)
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    @functools.wraps(StockUNet2DConditionModel.__init__)  # diffusers reads its signature
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         table = self.layers
         self.set_attn_processor(
@@ -40,7 +40,12 @@ class UNet2DConditionModel(StockUNet2DConditionModel):
 
     @classmethod
     def of(cls, unet: StockUNet2DConditionModel) -> "UNet2DConditionModel":
-        """The same weights (shared, not copied) under our forward."""
+        """The same weights (shared, not copied) under our forward.
+
+        Raises ValueError for a UNet that carries an adapter: attach LoRA afterwards.
+        """
+        if getattr(unet, "peft_config", None):
+            raise ValueError("attach LoRA after UNet2DConditionModel.of, not before")
         with torch.device("meta"):
             patched = cls.from_config(unet.config)
         patched.load_state_dict(unet.state_dict(), assign=True)

@@ -1,5 +1,6 @@
 """make demo: the two-process loop on the embedded model, one round on a handful of prompts."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -10,21 +11,28 @@ FLAGS = [
     "--config.exp_name=demo",
     "--config.prompt_file=config/prompt/demo.json",
     "--config.item_idx_file=config/prompt/demo_item.json",
+    "--config.mask_thr_file=",
 ]
 
 
 def main() -> int:
     started = time.monotonic()
     scorer = subprocess.Popen([sys.executable, "run_eval.py", *FLAGS])
+    sampler = subprocess.Popen([sys.executable, "run_sample.py", *FLAGS])
     try:
-        code = subprocess.call([sys.executable, "run_sample.py", *FLAGS])
+        while sampler.poll() is None and scorer.poll() is None:
+            time.sleep(0.2)
     finally:
-        scorer.terminate()
-        scorer.wait()
-    if code == 0:
+        for process in (scorer, sampler):
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+                process.wait()
+    if sampler.returncode == 0:
         page = Path("data/demo/index.html").resolve()
         print(f"\nDone in {time.monotonic() - started:.0f} s. Open {page}")
-    return code
+    else:
+        print("\nStopped. To begin anew: rm -r data/demo", file=sys.stderr)
+    return sampler.returncode
 
 
 if __name__ == "__main__":

@@ -55,15 +55,14 @@ class Cell:
         )
 
 
-LAYERS = ("mid", "up", "mid,up", "1-3", "all")
-STEPS = ("20-1", "18-1", "15-1", "18-8")
+LAYERS = ("mid", "up", "mid,up", "all")
+STEPS = ("20-1", "18-1", "12-1")
 GRID = [Cell(layers, steps) for layers in LAYERS for steps in STEPS]
 MASKS = [
     Cell(layers, "18-1", merge, threshold)
     for layers in ("mid,up", "all")
-    for merge, threshold in (("xor", "auto"), ("none", "auto"), ("or", "0.1"), ("or", "0.2"))
+    for merge, threshold in (("xor", "auto"), ("none", "auto"), ("or", "file"), ("xor", "file"))
 ]
-VALIDITY = [Cell("all", "20-1", "none")]
 
 
 def load_judge() -> Judge:
@@ -71,17 +70,23 @@ def load_judge() -> Judge:
     return lambda images, prompts: np.asarray(judge.satisfied(images, list(prompts)))
 
 
-def run(cells: list[Cell], split: str, pairs: int, images: int, data: Path, out: Path) -> dict:
+def run(cells: list[Cell], split: str, prompts: int, images: int, data: Path, out: Path) -> dict:
     """Measure cells on every template; returns {cell: {template: figures}}, saved as it grows."""
-    done = json.loads(out.read_text())["cells"] if out.exists() else {}
+    about = {"split": split, "prompts per template": prompts, "images per prompt": images}
+    saved = json.loads(out.read_text()) if out.exists() else {**about, "cells": {}}
+    if any(saved[key] != value for key, value in about.items()):
+        raise SystemExit(f"{out}: made with other pairs; move it away first")
+    done = saved["cells"]
     missing = [c for c in cells if c.name not in done]
     if not missing:
         return done
     judge = load_judge()
     pools = {
-        t: candidates(testbed_settings(t, split, data, f"fusion_{split}", images), judge, pairs)
-        for t in TEMPLATES
+        t: candidates(testbed_settings(t, split, data, prompts, images), judge) for t in TEMPLATES
     }
+    fingerprint = pools[1].session.model.fingerprint()
+    if saved.get("weights", fingerprint) != fingerprint:
+        raise SystemExit(f"{out}: made with other weights; move it away first")
     progress = Progress("cells", len(missing), every_seconds=0)
     for cell in missing:
         threshold = {"auto": None, "file": "file"}.get(cell.threshold, cell.threshold)
@@ -90,7 +95,7 @@ def run(cells: list[Cell], split: str, pairs: int, images: int, data: Path, out:
         for t, pool in pools.items():
             fused, pictures = targets(pool, cell.plan(pool), value)
             done[cell.name][str(t)] = measure(pool, fused, pictures, judge)
-        write_json(out, {"split": split, "pairs": pairs, "cells": done})
+        write_json(out, {**about, "weights": fingerprint, "cells": done})
         progress.advance()
         print(line(cell.name, done[cell.name]), flush=True)
     return done
@@ -98,8 +103,9 @@ def run(cells: list[Cell], split: str, pairs: int, images: int, data: Path, out:
 
 def line(name: str, figures: dict) -> str:
     """One cell as text: over templates, right base/reference/target, adopted, SSIM, coverage."""
-    mean = {k: np.nanmean([f[k] for f in figures.values()]) for k in figures["1"]}
-    follows = "/".join(f"{figures[str(t)]['follows']:.2f}" for t in TEMPLATES)
+    values = {k: [f[k] for f in figures.values() if f[k] is not None] for k in figures["1"]}
+    mean = {k: np.mean(v) if v else np.nan for k, v in values.items()}
+    follows = "/".join(f"{figures[str(t)]['follows'] or 0:.2f}" for t in TEMPLATES)
     return (
         f"{name:28} right {mean['base_right']:.2f} {mean['reference_right']:.2f} "
         f"{mean['target_right']:.2f}  adopted {mean['adopted']:.2f}  follows {follows}  "
@@ -118,19 +124,18 @@ def preset_cell() -> Cell:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--final", action="store_true", help="the preset, on train prompts")
-    parser.add_argument("--validity", action="store_true", help="full mask, all layers and steps")
-    parser.add_argument("--pairs", type=int, default=32, help="pairs per template")
-    parser.add_argument("--images", type=int, default=8, help="images per prompt")
+    parser.add_argument("--prompts", type=int, default=5, help="prompts per template")
+    parser.add_argument(
+        "--images", type=int, default=8, help="images per prompt; half as many pairs"
+    )
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     if args.final:
         out, cells, split = args.out / "fusion_final.json", [preset_cell()], "train"
-    elif args.validity:
-        out, cells, split = args.out / "fusion_validity.json", VALIDITY, "test"
     else:
         out, cells, split = args.out / "fusion_grid.json", GRID + MASKS, "test"
-    figures = run(cells, split, args.pairs, args.images, args.data, out)
+    figures = run(cells, split, args.prompts, args.images, args.data, out)
     for cell in cells:
         print(line(cell.name, figures[cell.name]))
     print(f"Results are in {out}; each cell: {list(asdict(cells[0]))}.")

@@ -1,5 +1,7 @@
 """Pairs of the testbed, and what fusing them under some plan gives."""
 
+import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +11,9 @@ import torch
 from PIL import Image
 
 from config.config import PRESETS
+from dfusion.files import write_bytes
 from dfusion.fusion import FusionPlan, Source, Target, fuse
+from dfusion.masks import fusion_mask
 from dfusion.pairing import adopted
 from dfusion.prompts import Prompt
 from dfusion.rewards import Reward, load_reward
@@ -33,30 +37,32 @@ class Candidates:
     references: np.ndarray
     scores: np.ndarray  # (P, 2): base, reference
     right: np.ndarray  # (P, 2) bool: base, reference
+    regions: list[np.ndarray]  # (H, W) bool: where the reference's items are, for SSIM
 
     @property
     def texts(self) -> list[str]:
         return [source.prompt.text for source in self.sources]
 
 
-def testbed_settings(template: int, split: str, data: Path, name: str, images: int) -> Settings:
-    """The testbed preset on one template's prompts, scored in process."""
+def testbed_settings(template: int, split: str, data: Path, prompts: int, images: int) -> Settings:
+    """The testbed preset on the first prompts of one template's list, scored in process."""
     settings = PRESETS["testbed"]()
-    settings.save_path, settings.exp_name = str(data), f"{name}_t{template}"
-    settings.prompt_file = f"config/prompt/testbed{template}_{split}.json"
+    settings.save_path, settings.exp_name = str(data), f"fusion_{split}_t{template}"
+    texts = json.loads(Path(f"config/prompt/testbed{template}_{split}.json").read_text())
+    chosen = data / f"fusion_{split}_t{template}.json"
+    write_bytes(chosen, json.dumps(texts[:prompts]).encode())
+    settings.prompt_file = str(chosen)
     settings.item_idx_file = f"config/prompt/testbed{template}_item.json"
-    settings.mask_thr_file = ""
+    settings.mask_thr_file = f"config/prompt/testbed{template}_mask.json"
     settings.sample.batch_size, settings.sample.num_batches_per_epoch = images, 1
     settings.eval.in_process = True
     return settings
 
 
-def candidates(settings: Settings, judge: Judge, most: int) -> Candidates:
-    """Sample, score and pair one template; keep `most` pairs, spread over the prompts."""
+def candidates(settings: Settings, judge: Judge) -> Candidates:
+    """Sample, score and pair one template."""
     session = open_session(settings)
     round_, scores, pairs = session.runner.prepare(0, session.policy(0))
-    step = max(1, len(pairs) / most)
-    pairs = tuple(pairs[int(i * step)] for i in range(min(most, len(pairs))))
     prompts = round_.sample_prompts()
     sources = [
         Source(
@@ -80,7 +86,18 @@ def candidates(settings: Settings, judge: Judge, most: int) -> Candidates:
         references=references,
         scores=np.array([[scores[p.base], scores[p.reference]] for p in pairs]),
         right=np.stack([judge(bases, texts), judge(references, texts)], 1),
+        regions=[item_region(source, bases.shape[1:3]) for source in sources],
     )
+
+
+def item_region(source: Source, size: tuple[int, int]) -> np.ndarray:
+    """Where the reference's items are, the same for all ways of fusing.
+
+    Otsu masks by OR, kept where at least half of the last half of the steps agree.
+    """
+    maps = source.reference.maps.float()
+    late = fusion_mask(maps, [None] * maps.shape[1], "or")[len(maps) // 2 :]
+    return region((late.float().mean(0) >= 0.5)[None], size)
 
 
 def with_thresholds(prompt: Prompt, threshold: float | None) -> Prompt:
@@ -108,17 +125,17 @@ def targets(
 
 def measure(
     pool: Candidates, done: list[Target], images: np.ndarray, judge: Judge, threshold: float = 1.0
-) -> dict[str, float]:
-    """The figures of one way of fusing, over the pairs of a template.
+) -> dict[str, float | None]:
+    """The figures of one way of fusing, over the pairs of a template; None where there are none.
 
     follows: of the pairs whose reference is right and base wrong or the other way round, how many
-    targets are as right as the reference. SSIM is outside of every step's mask. threshold: Eq. 7.
+    targets are as right as the reference. SSIM is outside of item_region. threshold: Eq. 7.
     """
     right = judge(images, pool.texts)
     base_right, reference_right = pool.right.T
-    scores = pool.reward([Image.fromarray(i) for i in images], pool.texts).numpy()
+    scores = np.asarray(pool.reward([Image.fromarray(i) for i in images], pool.texts))
     kept = [adopted(t, b, r, threshold) for t, (b, r) in zip(scores, pool.scores, strict=True)]
-    regions = [region(t.masks, images.shape[1:3]) for t in done]
+    regions = pool.regions
     like_base = [ssim_outside(a, b, m) for a, b, m in zip(images, pool.bases, regions, strict=True)]
     reference_like_base = [
         ssim_outside(a, b, m) for a, b, m in zip(pool.references, pool.bases, regions, strict=True)
@@ -126,7 +143,7 @@ def measure(
     differ = base_right != reference_right
     masks = torch.stack([t.masks for t in done]).float()
     fused_steps = masks.flatten(2).any(-1).any(0)
-    return {
+    figures = {
         "pairs": len(done),
         "base_right": float(base_right.mean()),
         "reference_right": float(reference_right.mean()),
@@ -144,3 +161,4 @@ def measure(
         "score_reference": float(pool.scores[:, 1].mean()),
         "score_target": float(scores.mean()),
     }
+    return {k: round(v, 4) if math.isfinite(v) else None for k, v in figures.items()}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,10 +15,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from dfusion.models import DiffusionModel
 from dfusion.prompts import Item, Prompt
 from dfusion.sampling import Policy
+from dfusion.settings import Settings
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # tiny tensors: a second thread only waits
 
 # Whole words "a", "cat", "dog", "the"; "sandwich" is the two tokens "sand" + "wich</w>".
+PROMPTS = ["a cat the sandwich", "the dog"]
+REWARD = "tests.rewards:redness"
 MERGES = [
     ("c", "a"), ("ca", "t</w>"), ("d", "o"), ("do", "g</w>"), ("t", "h"), ("th", "e</w>"),
     ("s", "a"), ("n", "d"), ("sa", "nd"), ("w", "i"), ("c", "h</w>"), ("wi", "ch</w>"),
@@ -29,6 +34,17 @@ SCHEDULE = {
     "set_alpha_to_one": False,
     "clip_sample": False,
 }
+
+
+REAL_FSYNC = os.fsync
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_fsync() -> Iterator[None]:
+    """Waiting for the disk guards against power cuts, not against what tests can see."""
+    os.fsync = lambda descriptor: None
+    yield
+    os.fsync = REAL_FSYNC
 
 
 def make_tokenizer(folder: Path, length: int = 16) -> CLIPTokenizer:
@@ -127,3 +143,22 @@ def prompts() -> list[Prompt]:
         Prompt("a cat the sandwich", (Item("cat", 0.06), Item("sandwich", 0.06))),
         Prompt("the dog", (Item("dog", 0.06),)),
     ]
+
+
+def make_settings(folder: Path, model: Path) -> Settings:
+    """A small experiment: two prompts, four images each, four steps, the first one unfused."""
+    (folder / "prompts.json").write_text(json.dumps(PROMPTS))
+    items = {PROMPTS[0]: ["cat", 3], PROMPTS[1]: [1]}
+    (folder / "items.json").write_text(json.dumps(items))
+    s = Settings(seed=5, save_path=str(folder / "data"), exp_name="exp", device="cpu")
+    s.prompt_file, s.item_idx_file = str(folder / "prompts.json"), str(folder / "items.json")
+    s.pretrained.model = str(model)
+    s.sample.num_steps, s.sample.batch_size, s.sample.num_batches_per_epoch = 4, 2, 2
+    s.fusion.steps = "3-1"
+    s.eval.reward, s.eval.in_process, s.eval.poll_seconds = REWARD, True, 0.05
+    return s
+
+
+@pytest.fixture
+def settings(tmp_path: Path, pipeline_folder: Path) -> Settings:
+    return make_settings(tmp_path, pipeline_folder)

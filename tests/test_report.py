@@ -50,14 +50,14 @@ def build(folder: Path, stage: str, number: int = 0) -> Round:
     if reached >= STAGES.index("planned"):
         settings = {"sample": {"num_steps": 4}, "fusion": {"steps": "3-1", "layers": "mid"}}
         write_json(experiment.config_file, {"settings": settings})
-        round_.write_manifest(number, 42, PROMPTS, 4)  # images 6 and 7 never come
+        round_.write_manifest(number, PROMPTS, 4, {})  # images 6 and 7 never come
     if reached >= STAGES.index("sampled"):
         for i in SCORES:
             write_png(round_.image("images", i), solid((i, i, i)))
     if reached >= STAGES.index("scored"):
         round_.write_scores("images", "clip", SCORES)
     if reached >= STAGES.index("paired"):
-        round_.write_pairs(PAIRS)
+        round_.write_pairs(PAIRS, {})
     fused = {"half fused": 1}.get(stage, 3 if reached >= STAGES.index("fused") else 0)
     for n in range(fused):
         for side, (r, g, b) in COLOURS.items():

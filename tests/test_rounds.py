@@ -17,24 +17,8 @@ from dfusion.rewards import REWARDS, reward_name
 from dfusion.scoring import heartbeat, score_missing, scorer_alive
 from dfusion.settings import Settings
 from dfusion.store import Experiment
+from tests.conftest import PROMPTS, REWARD
 from tests.rewards import redness
-
-PROMPTS = ["a cat the sandwich", "the dog"]
-
-
-@pytest.fixture
-def settings(tmp_path: Path, pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    monkeypatch.setitem(REWARDS, "redness", lambda settings, device: redness)
-    (tmp_path / "prompts.json").write_text(json.dumps(PROMPTS))
-    items = {PROMPTS[0]: ["cat", 3], PROMPTS[1]: [1]}
-    (tmp_path / "items.json").write_text(json.dumps(items))
-    s = Settings(seed=5, save_path=str(tmp_path / "data"), exp_name="exp", device="cpu")
-    s.prompt_file, s.item_idx_file = str(tmp_path / "prompts.json"), str(tmp_path / "items.json")
-    s.pretrained.model = str(pipeline_folder)
-    s.sample.num_steps, s.sample.batch_size, s.sample.num_batches_per_epoch = 4, 2, 2
-    s.fusion.steps = "3-1"
-    s.eval.reward, s.eval.in_process, s.eval.poll_seconds = "redness", True, 0.05
-    return s
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -133,7 +117,7 @@ def test_scorer_beside_the_sampler(settings: Settings, capsys: pytest.CaptureFix
         while not done.wait(0.05):
             for round_ in Experiment(folder).rounds().values():
                 for kind in ("images", "target_images"):
-                    score_missing(round_, kind, redness, "redness", 3)
+                    score_missing(round_, kind, redness, REWARD, 3)
 
     # Start the scorer only once the sampler has asked for it.
     said = ""
@@ -146,9 +130,8 @@ def test_scorer_beside_the_sampler(settings: Settings, capsys: pytest.CaptureFix
     watcher.join()
     assert not failed
     assert "waiting for 8 of 8 scores" in said
-    assert re.search(
-        r"python3 run_eval.py --config.exp_name exp .*--config.eval.reward redness", said
-    )
+    flags = r"--config.exp_name exp .*--config.eval.reward tests.rewards:redness"
+    assert re.search(f"python3 run_eval.py {flags}", said)
     assert Experiment(folder).round(0).adoption() is not None
 
 
@@ -170,7 +153,7 @@ def test_heartbeat(tmp_path: Path) -> None:
 def test_scores_of_another_reward_are_refused(settings: Settings) -> None:
     folder = runs.sample_rounds(settings)
     path = Experiment(folder).round(0).scores_file("images")
-    path.write_text(path.read_text().replace('"redness"', '"clip:RN50"'))
+    path.write_text(path.read_text().replace(f'"{REWARD}"', '"clip:RN50"'))
     with pytest.raises(UserError, match="scored by clip:RN50"):
         runs.sample_rounds(settings)
 
@@ -182,6 +165,39 @@ def test_changed_config_is_refused_by_name(settings: Settings) -> None:
     runs.sample_rounds(settings)
     settings.sample.guidance_scale = 7.0
     with pytest.raises(UserError, match=r"sample.guidance_scale \(5.0 -> 7.0\)"):
+        runs.sample_rounds(settings)
+    # Even when told to go on, no round is mixed from two policies or two seeds.
+    settings.allow_config_change = True
+    with pytest.raises(UserError, match=r"manifest.json: .*guidance \(5.0 -> 7.0\)"):
+        runs.sample_rounds(settings)
+    settings.sample.guidance_scale, settings.seed = 5.0, 6
+    with pytest.raises(UserError, match=r"manifest.json: .*seed \(5 -> 6\)"):
+        runs.sample_rounds(settings)
+    settings.seed, settings.fusion.steps = 5, "2-1"
+    with pytest.raises(UserError, match=r"pairs.json: .*fusion steps \(3-1 -> 2-1\)"):
+        runs.sample_rounds(settings)
+
+
+def test_another_adoption_threshold_decides_again(settings: Settings) -> None:
+    settings.pair.adoption_threshold = 100.0
+    folder = runs.sample_rounds(settings)
+    rows = Experiment(folder).round(0).adoption()
+    assert rows is not None
+    assert not any(row["adopted"] for row in rows)
+    settings.pair.adoption_threshold, settings.allow_config_change = -100.0, True
+    runs.sample_rounds(settings)
+    rows = Experiment(folder).round(0).adoption()
+    assert rows is not None
+    assert all(row["adopted"] for row in rows)
+
+
+def test_changed_scores_are_noticed(settings: Settings) -> None:
+    folder = runs.sample_rounds(settings)
+    path = Experiment(folder).round(0).scores_file("images")
+    value = json.loads(path.read_text())
+    value["scores"] = {k: -v for k, v in value["scores"].items()}
+    path.write_text(json.dumps(value))
+    with pytest.raises(UserError, match="the scores changed since"):
         runs.sample_rounds(settings)
 
 
@@ -195,7 +211,8 @@ def test_other_prompts_are_refused(settings: Settings) -> None:
 
 def test_a_reward_that_gives_no_number_stops(settings: Settings, monkeypatch) -> None:
     nothing = lambda settings, device: lambda images, prompts: torch.full((len(images),), torch.nan)  # noqa: E731
-    monkeypatch.setitem(REWARDS, "redness", nothing)
+    monkeypatch.setitem(REWARDS, "nothing", nothing)
+    settings.eval.reward = "nothing"
     with pytest.raises(UserError, match="gave nan"):
         runs.sample_rounds(settings)
 

@@ -45,11 +45,11 @@ def test_sample_equals_stock_pipeline_loop(
     x, z = noises(3, 0, 2, 6, (4, 8, 8))
     x, z = x[None], z[:, None]
     for i, t in enumerate(scheduler.timesteps):
-        assert torch.allclose(trajectories[2].latents[i], x[0], atol=1e-5)
+        assert torch.allclose(trajectories[2].latents[i], x[0], rtol=1e-4, atol=1e-4)
         with torch.no_grad():
             u, c = pipe.unet(torch.cat([x, x]), t, torch.cat([uncond, cond])).sample.chunk(2)
         x = scheduler.step(u + 5 * (c - u), t, x, eta=1.0, variance_noise=z[i]).prev_sample
-    assert torch.allclose(trajectories[2].latents[6], x[0], atol=1e-5)
+    assert torch.allclose(trajectories[2].latents[6], x[0], rtol=1e-4, atol=1e-4)
 
 
 def test_decode_equals_stock_image_processor(model: DiffusionModel) -> None:

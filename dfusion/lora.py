@@ -1,0 +1,73 @@
+"""LoRA on a frozen UNet, by peft, in the format that diffusers pipelines load."""
+
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import nn
+
+from dfusion.errors import UserError
+from diffusers_patched import UNet2DConditionModel
+
+FILE = "pytorch_lora_weights.safetensors"
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+def add(unet: UNet2DConditionModel, rank: int, alpha: int, seed: int) -> list[nn.Parameter]:
+    """Attach LoRA to every attention projection; returns its parameters, in float32.
+
+    The UNet's own weights are frozen. B starts at zero: the network is unchanged until trained.
+    """
+    unet.requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet.add_adapter(
+            LoraConfig(
+                r=rank,
+                lora_alpha=alpha,
+                target_modules=list(TARGETS),
+                init_lora_weights="gaussian",
+            )
+        )
+    return parameters(unet)
+
+
+def parameters(unet: UNet2DConditionModel) -> list[nn.Parameter]:
+    """The trainable parameters, in float32 whatever the UNet's precision."""
+    trainable = [p for p in unet.parameters() if p.requires_grad]
+    for parameter in trainable:
+        parameter.data = parameter.data.float()
+    return trainable
+
+
+def save(unet: UNet2DConditionModel, folder: Path) -> None:
+    """Write pytorch_lora_weights.safetensors, for StableDiffusionPipeline.load_lora_weights."""
+    layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
+    metadata = unet.peft_config["default"].to_dict()  # without it, alpha is taken for the rank
+    StableDiffusionPipeline.save_lora_weights(
+        folder, unet_lora_layers=layers, unet_lora_adapter_metadata=metadata
+    )
+
+
+def load(unet: UNet2DConditionModel, folder: Path) -> None:
+    """Put saved weights into LoRA that `add` attached. Raises UserError where they do not fit."""
+    saved = load_file(folder / FILE)
+    state = {_peft_name(name): value for name, value in saved.items()}
+    wanted = get_peft_model_state_dict(unet)
+    misfits = {k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape}
+    if misfits or wanted.keys() != state.keys():
+        raise UserError(
+            f"{folder / FILE}: does not fit this model's LoRA (rank or targets differ); use the "
+            "--config.train.lora_rank it was trained with"
+        )
+    set_peft_model_state_dict(unet, state)
+    parameters(unet)
+
+
+def _peft_name(name: str) -> str:
+    name = name.removeprefix("unet.")
+    return name.replace(".lora.down.", ".lora_A.").replace(".lora.up.", ".lora_B.")

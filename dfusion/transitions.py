@@ -1,0 +1,102 @@
+"""The denoising steps of a round's pairs, as training reads them from disk."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from dfusion.advantages import normalised, statistics
+from dfusion.store import Experiment, Round
+
+SOURCES = ("dfusion", "naive")
+
+
+@dataclass(frozen=True)
+class Step:
+    """Step i (0 … T-1, from x_T) of pair p."""
+
+    pair: int
+    i: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Transitions of B steps; side 0 is preferred (target or reference), side 1 the base.
+
+    x, x_next: (B, 2, C, h, w) float32. i: (B,) long. advantages: (B, 2).
+    """
+
+    x: Tensor
+    x_next: Tensor
+    i: Tensor
+    texts: list[str]
+    advantages: Tensor
+
+
+class TrainingRound:
+    """The pairs of one round, preferred against base.
+
+    source: "dfusion" takes the target where it was adopted and the reference where it was not
+    (Eq. 7); "naive" always takes the reference.
+    """
+
+    def __init__(self, experiment: Experiment, number: int, source: str, fused_from: int) -> None:
+        self.round: Round = experiment.round(number)
+        self.pairs = self.round.pairs() or ()
+        scores = self.round.scores("images")
+        rows = self.round.adoption() if source == "dfusion" else None
+        self.fused = [bool(rows and rows[p]["adopted"]) for p in range(len(self.pairs))]
+        self._fused_from = fused_from
+        stats = statistics(_history(experiment, number))
+        self._advantages = []
+        for p, pair in enumerate(self.pairs):
+            preferred = rows[p]["target"] if rows and self.fused[p] else scores[pair.reference]
+            self._advantages.append(
+                [normalised(r, *stats[pair.prompt]) for r in (preferred, scores[pair.base])]
+            )
+
+    def first_step(self, p: int) -> int:
+        """The first step at which the two sides differ: Eq. 6 has no gradient before it.
+
+        A target shares its base's states until fusion begins; a reference shares none.
+        """
+        return self._fused_from if self.fused[p] else 0
+
+    def read(self, steps: Sequence[Step]) -> Batch:
+        """Read the two states of each step, and nothing else of the trajectories."""
+        sides = [[self._states(s, side) for side in (0, 1)] for s in steps]
+        states = torch.stack([torch.stack(pair) for pair in sides]).float()  # (B, 2, 2, C, h, w)
+        return Batch(
+            x=states[:, :, 0],
+            x_next=states[:, :, 1],
+            i=torch.tensor([s.i for s in steps]),
+            texts=[self.pairs[s.pair].prompt for s in steps],
+            advantages=torch.tensor([self._advantages[s.pair] for s in steps]),
+        )
+
+    def _states(self, step: Step, side: int) -> Tensor:
+        """(2, C, h, w): x_t and x_{t-1}."""
+        pair = self.pairs[step.pair]
+        if side == 1:
+            path = self.round.trajectory(pair.base)
+        elif self.fused[step.pair]:
+            path = self.round.target(step.pair)
+        else:
+            path = self.round.trajectory(pair.reference)
+        with safe_open(path, "pt") as file:
+            return file.get_slice("latents")[step.i : step.i + 2]
+
+
+def _history(experiment: Experiment, number: int) -> dict[str, list[float]]:
+    """Scores of the plain samples of every prompt, up to and including round `number`."""
+    history: dict[str, list[float]] = {}
+    for k, round_ in experiment.rounds().items():
+        if k > number:
+            continue
+        scores = round_.scores("images")
+        for index, text in enumerate(round_.texts_to_score("images")):
+            if index in scores:
+                history.setdefault(text, []).append(scores[index])
+    return history

@@ -1,0 +1,13 @@
+"""Train a LoRA by DPO, DDPO or DPOK, sampling and fusing each round with the policy so far.
+
+    python3 run_train.py --config.exp_name test --config.train.num_epochs 40 ...
+
+The scores come from run_eval.py in another terminal, or with --config.eval.in_process from here.
+"""
+
+from config.flags import main
+
+if __name__ == "__main__":
+    from dfusion.training import train_rounds
+
+    main(train_rounds)

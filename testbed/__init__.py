@@ -1,0 +1,1 @@
+"""A small text-to-image world with known truth: scenes, models trained on them, and a judge."""

@@ -1,0 +1,91 @@
+"""Exchanged attention: a regulariser that makes self-attention carry geometry and content.
+
+Left alone, a small network takes outlines from each token's own noisy latent and only style from
+attention. So in some rows of a batch ("guests") keys and values of self-attention come from
+another row (the "host", at the same time and with the same prompt), the latent shows the host's
+scene mixed with another one, and the noise to be predicted is the one that leads to the host's
+scene. What a host shows must then be read from its keys and values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+from torch import Tensor
+from torch.nn import functional as F
+
+LATE = 0.4  # share of batches in which only mid and up blocks exchange
+FULL, NONE = 500, 150  # the other scene's weight is up to 1 above time FULL, 0 below NONE
+
+
+@dataclass
+class Plan:
+    """Rows to take keys and values from, and whether the down blocks do so too.
+
+    columns: (B, I) token columns of the items. maps: filled by each cross-attention of the first
+    up block with their probabilities (B, tokens, I), mean over heads.
+    """
+
+    source: Tensor
+    down: bool = True
+    columns: Tensor | None = None
+    maps: list[Tensor] = field(default_factory=list)
+
+
+class Processor:
+    """Stock self- and cross-attention, with self-attention K and V taken from `plan.source`."""
+
+    def __init__(self, plan: Plan, down: bool, record: bool) -> None:
+        self.plan, self.down, self.record = plan, down, record
+
+    def __call__(self, attn: Attention, hidden_states: Tensor,
+                 encoder_hidden_states: Tensor | None = None, **_: object) -> Tensor:  # fmt: skip
+        context = encoder_hidden_states if encoder_hidden_states is not None else hidden_states
+        query, key, value = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+        if encoder_hidden_states is None and (self.plan.down or not self.down):
+            key, value = key[self.plan.source], value[self.plan.source]
+        query, key, value = (
+            x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value)
+        )
+        if self.record and self.plan.columns is not None:
+            scores = (query @ key.transpose(-1, -2)).float() * attn.scale
+            columns = self.plan.columns[:, None].expand(-1, scores.shape[2], -1)
+            self.plan.maps.append(scores.softmax(-1).mean(1).gather(2, columns))
+        out = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        return attn.to_out[0](out)
+
+
+def install(unet: UNet2DConditionModel, rows: int, guests: int) -> Plan:
+    """Let the last `guests` of `rows` rows take keys and values from the first ones."""
+    hosts = torch.arange(rows)
+    hosts[rows - guests :] = torch.arange(guests)
+    plan = Plan(hosts)
+    unet.set_attn_processor(
+        {
+            name: Processor(
+                plan, name.startswith("down"), name.startswith("up_blocks.0") and "attn2" in name
+            )
+            for name in unet.attn_processors
+        }
+    )
+    return plan
+
+
+def invite(
+    x0: Tensor, t: Tensor, prompt: Tensor, guests: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the rows show, x0 to aim at, times and prompts, all with the guests' rows replaced.
+
+    x0 (B, 4, 16, 16), t (B,), prompt (B,).
+    """
+    first = len(x0) - guests
+    t, prompt, aim = t.clone(), prompt.clone(), x0.clone()
+    t[first:], prompt[first:], aim[first:] = t[:guests], prompt[:guests], x0[:guests]
+    ceiling = ((t[first:] - NONE) / (FULL - NONE)).clamp(0, 1)
+    weight = (ceiling * torch.rand(guests)).view(-1, 1, 1, 1)
+    shown = x0.clone()
+    shown[first:] = (1 - weight) * x0[:guests] + weight * x0[first:]
+    return shown, aim, t, prompt

@@ -1,0 +1,260 @@
+"""Training on the tiny model: the update against a plain loop, equivalences, resume, stock LoRA."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dfusion.errors import UserError
+from dfusion.runs import open_session
+from dfusion.settings import Settings
+from dfusion.training import Trainer, train_rounds
+from dfusion.transitions import Step, TrainingRound
+from dfusion.updates import Objective, Old, Tally, backward, log_probs, sampling_gap
+from tests.conftest import make_settings
+
+
+@pytest.fixture(scope="module")
+def trained_on(tmp_path_factory: pytest.TempPathFactory, pipeline_folder: Path) -> Trainer:
+    """A trainer beside a finished round, sampled with a LoRA that is not zero."""
+    settings = make_settings(tmp_path_factory.mktemp("training"), pipeline_folder)
+    settings.pair.adoption_threshold = 0.0
+    settings.train.batch_size = 8
+    trainer = Trainer(open_session(settings))
+    stir(trainer)
+    trainer.session.runner.run(0, trainer.session.policy(0))
+    return trainer
+
+
+@pytest.fixture
+def trainer(trained_on: Trainer) -> Trainer:
+    """The same for every test, with the LoRA that sampled."""
+    stir(trained_on)
+    return trained_on
+
+
+def stir(trainer: Trainer) -> None:
+    rng = torch.Generator().manual_seed(4)
+    for parameter in trainer.parameters:
+        parameter.data.copy_(torch.randn(parameter.shape, generator=rng) * 0.05)
+
+
+def gradients(trainer: Trainer, **how) -> tuple[list[Tensor], Tally]:
+    """Gradients of one update over all steps; theta_old is `moved` away from theta if asked."""
+    options = {"batch_size": 8, "objective": trainer.objective, "moved": False, "every": False}
+    options |= how
+    policy, data = trainer.session.policy(0), trainer.data(0)
+    steps = [
+        Step(p, i)
+        for p in range(len(data.pairs))
+        for i in range(0 if options["every"] else data.first_step(p), 4)
+    ]
+    old = Old()
+    if options["moved"]:
+        run(trainer, policy, data, steps, options, old, True)
+        with torch.no_grad():
+            for parameter in trainer.parameters:
+                parameter.mul_(1.3)
+    trainer.optimiser.zero_grad()
+    tally = run(trainer, policy, data, steps, options, old, not options["moved"])
+    count = len(data.pairs) * 4
+    found = [p.grad / count for p in trainer.parameters if p.grad is not None]
+    assert len(found) == len(trainer.parameters)
+    stir(trainer)
+    return found, tally
+
+
+def run(trainer, policy, data, steps, options, old, first) -> Tally:
+    return backward(
+        policy,
+        trainer.network,
+        data,
+        steps,
+        options["objective"],
+        old,
+        first=first,
+        boost=1.0,
+        batch_size=options["batch_size"],
+        sync=trainer._sync,
+        advance=lambda count: None,
+    )
+
+
+def close(a: list[Tensor], b: list[Tensor]) -> bool:
+    size = max(g.abs().max() for g in b)
+    return all(torch.allclose(x / size, y / size, atol=2e-5) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize(("method", "batch_size"), [("dpo", 3), ("ddpo", 5), ("dpok", 50)])
+def test_any_micro_batch_gives_the_same_update(
+    trainer: Trainer, method: str, batch_size: int
+) -> None:
+    objective = Objective(method=method, clip=None)
+    one, _ = gradients(trainer, objective=objective, moved=True, batch_size=1)
+    many, _ = gradients(trainer, objective=objective, moved=True, batch_size=batch_size)
+    assert close(many, one)
+
+
+def plain_dpo(trainer: Trainer, old: dict, remember: bool) -> Tensor:
+    """Eq. 6 written out: one pair, one step at a time, through stock pieces, nothing skipped."""
+    session, model = trainer.session, trainer.session.model
+    round_ = session.experiment.round(0)
+    total = torch.zeros(())
+    scheduler_sigma = session.ddim.std
+    for p, (pair, row) in enumerate(zip(round_.pairs(), round_.adoption(), strict=True)):
+        preferred = round_.target(p) if row["adopted"] else round_.trajectory(pair.reference)
+        sides = [load_file(f)["latents"] for f in (preferred, round_.trajectory(pair.base))]
+        cond, uncond = model.pipe.encode_prompt(pair.prompt, "cpu", 1, True)
+        for i, t in enumerate(session.ddim.timesteps):
+            ratios = []
+            for s, x in enumerate(sides):
+                u, c = model.unet(torch.stack([x[i], x[i]]), t, torch.cat([uncond, cond])).sample
+                mean, _ = session.ddim.transition(x[i][None], (u + 5 * (c - u))[None], i)
+                normal = torch.distributions.Normal(mean[0], scheduler_sigma[i])
+                log_prob = normal.log_prob(x[i + 1]).mean()
+                if remember:
+                    old[p, i, s] = log_prob.detach()
+                ratios.append(torch.exp(log_prob - old[p, i, s]))
+            total = total - torch.log(torch.sigmoid(0.1 * ratios[0] - 0.1 * ratios[1]))
+    return total / (len(round_.pairs()) * 4)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_update_equals_the_plain_loop(trainer: Trainer, moved: bool) -> None:
+    """Also shows that the steps left out, before fusion, have no gradient."""
+    objective = Objective(method="dpo", beta=0.1, clip=None)
+    assert any(trainer.data(0).fused)
+    ours, _ = gradients(trainer, objective=objective, moved=moved, batch_size=4)
+    old: dict = {}
+    with torch.no_grad():
+        plain_dpo(trainer, old, remember=True)
+        if moved:
+            for parameter in trainer.parameters:
+                parameter.mul_(1.3)
+    loss = plain_dpo(trainer, old, remember=False)
+    theirs = torch.autograd.grad(loss, trainer.parameters)
+    assert close(ours, list(theirs))
+
+
+def test_skipped_steps_have_no_gradient(trainer: Trainer) -> None:
+    data = trainer.data(0)
+    assert {data.first_step(p) for p in range(4)} <= {0, 1}
+    assert 1 in {data.first_step(p) for p in range(4)}
+    without, a = gradients(trainer)
+    everything, b = gradients(trainer, every=True)
+    assert close(without, everything)
+    assert a.count[0] < b.count[0]
+
+
+def test_ratio_is_one_at_first_and_not_later(trainer: Trainer) -> None:
+    _, first = gradients(trainer)
+    assert first.ratio.equal(first.count)
+    _, later = gradients(trainer, moved=True)
+    assert not torch.allclose(later.ratio, later.count, atol=1e-6)
+
+
+def test_log_probs_are_those_of_sampling(trainer: Trainer) -> None:
+    """Of the network that sampled; any other is noticed, and training stops."""
+    data, policy = trainer.data(0), trainer.session.policy(0)
+    steps = [Step(p, i) for p in range(4) for i in range(4)]
+    assert sampling_gap(policy, trainer.network, data, steps) < 1e-4
+    with torch.no_grad():
+        for parameter in trainer.parameters:
+            parameter.mul_(3)
+    assert sampling_gap(policy, trainer.network, data, steps) > 1e-3
+    with pytest.raises(UserError, match="not the one that sampled"):
+        trainer.train_round(0, policy)
+
+
+def test_naive_pairs_use_the_reference(trainer: Trainer) -> None:
+    naive = TrainingRound(trainer.session.experiment, 0, "naive", 1)
+    assert not any(naive.fused)
+    pair = naive.pairs[2]
+    batch = naive.read([Step(2, 3)])
+    for side, index in ((0, pair.reference), (1, pair.base)):
+        latents = load_file(naive.round.trajectory(index))["latents"]
+        assert batch.x[0, side].equal(latents[3])
+        assert batch.x_next[0, side].equal(latents[4])
+    # Advantages by hand: the prompt's four samples of this round.
+    scores = naive.round.scores("images")
+    mine = torch.tensor(
+        [scores[i] for i, t in enumerate(naive.round.texts_to_score("images")) if t == pair.prompt],
+        dtype=torch.float64,
+    )
+    expected = (scores[pair.base] - mine.mean()) / (mine.std(unbiased=False) + 1e-6)
+    assert batch.advantages[0, 1].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_step_of_dpo_prefers_the_target(trainer: Trainer) -> None:
+    """After one update, targets are likelier against their bases than before."""
+    policy, data = trainer.session.policy(0), trainer.data(0)
+    steps = [Step(p, i) for p in range(4) for i in range(data.first_step(p), 4)]
+
+    def margin() -> float:
+        with torch.no_grad():
+            batch = data.read(steps)
+            log_prob, _, _ = log_probs(policy.model, policy.ddim, trainer.network, batch, 5.0)
+        return float((log_prob[:, 0] - log_prob[:, 1]).mean())
+
+    before = margin()
+    trainer.train_round(0, policy)
+    assert margin() > before
+
+
+def small(settings: Settings, rounds: int, name: str) -> Settings:
+    chosen = dataclasses.replace(settings, exp_name=name)
+    chosen.train = dataclasses.replace(
+        settings.train, num_epochs=rounds, learning_rate=1e-2, batch_size=8
+    )
+    return chosen
+
+
+def test_resumed_equals_uninterrupted(settings: Settings) -> None:
+    whole = train_rounds(small(settings, 2, "whole"))
+    train_rounds(small(settings, 1, "parts"))
+    parts = train_rounds(small(settings, 2, "parts"))
+    for name in ("pytorch_lora_weights.safetensors", "optimiser.safetensors"):
+        a, b = (load_file(f / "checkpoints" / "epoch1" / name) for f in (whole, parts))
+        assert a.keys() == b.keys()
+        assert all(a[k].equal(b[k]) for k in a)
+    first = load_file(whole / "checkpoints" / "epoch0" / "pytorch_lora_weights.safetensors")
+    last = load_file(whole / "checkpoints" / "epoch1" / "pytorch_lora_weights.safetensors")
+    assert any(not first[k].equal(last[k]) for k in first)
+    rows = [json.loads(line) for line in (parts / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["round"], r["inner_epoch"]) for r in rows] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+def test_lora_loads_into_a_stock_pipeline(settings: Settings, pipeline_folder: Path) -> None:
+    trainer = Trainer(open_session(small(settings, 1, "stock")))
+    trainer.run()
+    stock = StableDiffusionPipeline.from_pretrained(pipeline_folder, safety_checker=None)
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    text = trainer.session.model.encode(["the dog"])
+    predict: Callable = lambda unet: unet(x, torch.tensor(501), text).sample  # noqa: E731
+    with torch.no_grad():
+        plain = predict(stock.unet)
+        stock.load_lora_weights(trainer.checkpoints.path(0))
+        ours = predict(trainer.session.model.unet)
+        assert torch.allclose(predict(stock.unet), ours, atol=1e-6)
+        assert not torch.allclose(plain, ours, atol=1e-5)
+
+
+def test_checkpoint_of_another_rank_is_refused(settings: Settings) -> None:
+    train_rounds(small(settings, 1, "exp"))
+    other = small(settings, 2, "exp")
+    other.train.lora_rank, other.allow_config_change = 2, True
+    with pytest.raises(UserError, match="does not fit"):
+        train_rounds(other)
+
+
+def test_old_checkpoints_go(settings: Settings) -> None:
+    chosen = small(settings, 3, "keep")
+    chosen.train.num_checkpoint_limit = 2
+    folder = train_rounds(chosen)
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["epoch1", "epoch2"]
