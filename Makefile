@@ -1,11 +1,13 @@
 # Needs Python 3.11 or 3.12, git and make; everything else goes into .venv.
-PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+GOOD = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+  $$p -c '$(GOOD)' 2>/dev/null && echo $$p && break; done)
 RUN = .venv/bin/python
 
 .PHONY: demo test test-slow lint types check
 
 .venv/ready: requirements.lock
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+	@test -n "$(PYTHON)" \
 	  || { echo "Python 3.11 or 3.12 is needed; try make PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.lock

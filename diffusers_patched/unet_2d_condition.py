@@ -30,8 +30,9 @@ class UNet2DConditionModel(StockUNet2DConditionModel):
     added_cond_kwargs, SDXL.
     """
 
-    @functools.wraps(StockUNet2DConditionModel.__init__)  # diffusers reads its signature
-    def __init__(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[misc]
+    # diffusers reads the signature; mypy does not follow it
+    @functools.wraps(StockUNet2DConditionModel.__init__)  # type: ignore[misc]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         table = self.layers
         self.set_attn_processor(

@@ -11,6 +11,7 @@ import argparse
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -73,7 +74,7 @@ def load_judge() -> Judge:
 def run(cells: list[Cell], split: str, prompts: int, images: int, data: Path, out: Path) -> dict:
     """Measure cells on every template; returns {cell: {template: figures}}, saved as it grows."""
     about = {"split": split, "prompts per template": prompts, "images per prompt": images}
-    saved = json.loads(out.read_text()) if out.exists() else {**about, "cells": {}}
+    saved: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {**about, "cells": {}}
     if any(saved[key] != value for key, value in about.items()):
         raise SystemExit(f"{out}: made with other pairs; move it away first")
     done = saved["cells"]
