@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from dfusion.errors import UserError
@@ -24,6 +24,7 @@ def main(verb: Callable[[Settings], object]) -> None:
 def _run(verb: Callable[[Settings], object], config: ConfigDict, argv: list[str]) -> None:
     if len(argv) > 1:
         _fail(f"'{argv[1]}' is no flag; flags look like --config.exp_name test")
+    logging.set_verbosity(logging.WARNING)  # open_clip tells the root logger all it does
     try:
         verb(Settings.of(config.to_dict()))
     except UserError as error:

@@ -127,6 +127,8 @@ def test_once_scores_what_is_there_and_ends(tmp_path: Path, experiment: list[str
     )
     try:
         deadline = time.monotonic() + 200
+        while not (tmp_path / "exp").is_dir() and time.monotonic() < deadline:
+            time.sleep(0.1)
         while sampler.poll() is None and time.monotonic() < deadline:
             once = [sys.executable, "run_eval.py", *base, "--config.eval.once"]
             assert subprocess.run(once, cwd=ROOT, capture_output=True, timeout=100).returncode == 0
