@@ -41,6 +41,7 @@ def testbed() -> Settings:
     settings.eval.batch_size = 64
     settings.prompt_file = "config/prompt/testbed1_train.json"
     settings.item_idx_file = "config/prompt/testbed1_item.json"
+    settings.mask_thr_file = "config/prompt/testbed1_mask.json"
     settings.sample.batch_size = 16
     settings.sample.num_batches_per_epoch = 1
     settings.fusion.batch_size = 8

@@ -21,7 +21,7 @@ class Trajectory:
     """One denoised sample.
 
     latents: (T+1, C, h, w), x_T … x_0, in the stored dtype; the states that were walked, exactly.
-    maps: (T, I, gh, gw) float16, the items' maps at each step.
+    maps: (T, I, gh, gw) float32, the items' maps at each step.
     """
 
     latents: Tensor
@@ -118,8 +118,7 @@ def sample(
     latents = torch.stack(states, 1).to(policy.store_dtype).cpu()
     token_maps = torch.stack(maps, 1).cpu()  # (B, T, J, gh, gw)
     return [
-        Trajectory(latents[b], item_maps(token_maps[b], groups[b]).half())
-        for b in range(len(prompts))
+        Trajectory(latents[b], item_maps(token_maps[b], groups[b])) for b in range(len(prompts))
     ]
 
 

@@ -11,7 +11,7 @@ FLAGS = [
     "--config.exp_name=demo",
     "--config.prompt_file=config/prompt/demo.json",
     "--config.item_idx_file=config/prompt/demo_item.json",
-    "--config.mask_thr_file=",
+    "--config.mask_thr_file=config/prompt/demo_mask.json",
 ]
 
 

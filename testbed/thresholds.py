@@ -31,7 +31,7 @@ from testbed.validity import as_prompts, load_policy
 from testbed.words import TEMPLATES, all_claims, item_positions
 
 GRID = 8
-CANDIDATES = torch.logspace(-2.6, -0.3, 60)  # 0.0025 to 0.5
+CANDIDATES = torch.logspace(-6, -0.3, 120)
 SEED = 31
 BATCH = 32
 FIRST = 3  # steps before this one (of 20) know nothing of where things are
@@ -90,7 +90,7 @@ def best_threshold(pairs: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
     both = (masks & truths).sum((-2, -1)).float()
     overlap = (both / (masks | truths).sum((-2, -1)).clamp(min=1)).mean(1)
     best = int(overlap.argmax())
-    return round(CANDIDATES[best].item(), 4), overlap[best].item()
+    return float(f"{CANDIDATES[best].item():.3g}"), overlap[best].item()
 
 
 def main() -> None:
