@@ -1,6 +1,7 @@
 """From the command line to one library call; shared by the run_*.py scripts."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ def _run(verb: Callable[[Settings], object], config: ConfigDict, argv: list[str]
     if len(argv) > 1:
         _fail(f"'{argv[1]}' is no flag; flags look like --config.exp_name test")
     logging.set_verbosity(logging.WARNING)  # open_clip tells the root logger all it does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     try:
         verb(Settings.of(config.to_dict()))
     except UserError as error:

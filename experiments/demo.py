@@ -1,6 +1,5 @@
 """make demo: the two-process loop on the embedded model, one round on a handful of prompts."""
 
-import signal
 import subprocess
 import sys
 import time
@@ -25,7 +24,7 @@ def main() -> int:
     finally:
         for process in (scorer, sampler):
             if process.poll() is None:
-                process.send_signal(signal.SIGINT)
+                process.terminate()
                 process.wait()
     if sampler.returncode == 0:
         page = Path("data/demo/index.html").resolve()

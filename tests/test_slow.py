@@ -114,7 +114,7 @@ def test_two_terminals(tmp_path: Path, experiment: list[str]) -> None:
             assert "\r" not in done.stdout  # a redirected log stays readable
             assert (tmp_path / name / "epoch0" / "adoption.json").exists()
     finally:
-        scorer.send_signal(2)
+        scorer.terminate()  # as Ctrl-C, which a shell's background jobs ignore
         scorer.wait(20)
     assert scorer.returncode == 130
     assert not list((tmp_path / ".scorers").glob("*.json"))
