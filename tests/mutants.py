@@ -45,7 +45,7 @@ MUTANTS = [
      "sampling"),
     ("dfusion/rounds.py", "for i in (pair.base, pair.reference))",
      "for i in (pair.reference, pair.base))", "rounds"),
-    ("dfusion/scoring.py", "if i not in scores]", "if i >= 0]", "rounds"),
+    ("dfusion/scoring.py", "if i not in scores]", "if i >= 0]", "scoring"),
     ("diffusers_patched/attention_processor.py", "x[fusion.source], x)", "x, x[fusion.source])",
      "overlay"),
     ("diffusers_patched/attention_processor.py", 'v = _take(v, fusion) if "self_v"',

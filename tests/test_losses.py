@@ -35,6 +35,9 @@ def test_dpo_clip_by_hand() -> None:
     r_base = math.exp(-0.05)
     assert loss.value.item() == pytest.approx(-math.log(sigmoid(2 * (1.1 - r_base))), rel=1e-12)
     assert loss.clipped.tolist() == [[True, False]]
+    log = dpo(t(0.3), t(-0.05), t(0.0), t(0.0), beta=2.0, form="log_ratio", clip=0.1)
+    expected = -math.log(sigmoid(2 * (math.log(1.1) + 0.05)))
+    assert log.value.item() == pytest.approx(expected, rel=1e-12)
     loss.value.sum().backward()
     assert target.grad is not None
     assert base.grad is not None

@@ -175,6 +175,11 @@ def test_masactrl_keeps_regions_apart(unet) -> None:
     changed = (after - before).abs().amax(-1)
     assert changed[:8].min() > 1e-4
     assert changed[8:].max() == 0
+    with torch.no_grad():
+        x[0, 8:] += 1  # the source, outside of its mask
+        changed = (attn(x, control=control, maps=[])[1] - after).abs().amax(-1)
+    assert changed[:8].max() == 0
+    assert changed[8:].min() > 1e-4
 
 
 def test_recorded_maps_are_the_softmax_columns(unet) -> None:

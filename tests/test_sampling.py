@@ -161,7 +161,7 @@ def test_stored_states_are_the_walked_ones(
             eps, _ = coarse.model.predict(x, coarse.ddim.timesteps[i], cond, 5.0)
         mean, std = coarse.ddim.transition(x, eps, i)
         step: Tensor = (mean + std * z[:, i])[0]
-        assert torch.allclose(step, walked.latents[i + 1].float(), rtol=2**-7, atol=2**-8)
+        assert step.to(dtype).equal(walked.latents[i + 1])
 
 
 def test_without_guidance(policy: Policy, prompts: list[Prompt]) -> None:
