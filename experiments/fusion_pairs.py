@@ -97,7 +97,7 @@ def item_region(source: Source, size: tuple[int, int]) -> np.ndarray:
     """
     maps = source.reference.maps.float()
     late = fusion_mask(maps, [None] * maps.shape[1], "or")[len(maps) // 2 :]
-    return region((late.float().mean(0) >= 0.5)[None], size)
+    return region(late.float().mean(0) >= 0.5, size)
 
 
 def with_thresholds(prompt: Prompt, threshold: float | None) -> Prompt:

@@ -15,11 +15,8 @@ def ssim_outside(a: np.ndarray, b: np.ndarray, inside: np.ndarray) -> float:
     return float(ssim.mean(-1)[outside].mean()) if outside.any() else float("nan")
 
 
-def region(masks: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """One region from the masks of the fused steps: cells masked in any of them, as (H, W) pixels.
-
-    masks: (T, gh, gw) bool.
-    """
-    grid = masks.any(0).numpy()
+def region(mask: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """A mask, (gh, gw) bool, as (H, W) pixels."""
+    grid = mask.numpy()
     height, width = size
     return grid.repeat(height // grid.shape[0], 0).repeat(width // grid.shape[1], 1)
