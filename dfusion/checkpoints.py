@@ -1,4 +1,14 @@
-"""Checkpoints: the LoRA as diffusers loads it, and beside it all that a resumed run needs."""
+"""Checkpoints: the policy as diffusers loads it, and beside it all that a resumed run needs.
+
+checkpoints/epoch<k>/    after training on round k
+  pytorch_lora_weights.safetensors, or unet/ where all of the UNet was trained
+  optimiser.safetensors, state.json, README.md (a model card)
+checkpoints/within/      after some optimiser steps of a round; gone when the round is done
+  the same, and rank<r>.safetensors: what theta_old gave, for every process
+
+state.json is written last: a folder without it is no checkpoint. Training draws nothing at random
+but orders that depend on (seed, round, pass, process), so there is no generator state to keep.
+"""
 
 import shutil
 from dataclasses import dataclass
@@ -6,91 +16,128 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dfusion import lora
+from dfusion import optimiser as optimisers
 from dfusion.errors import UserError
 from dfusion.files import read_json, read_tensors, write_bytes, write_json, write_tensors
-from diffusers_patched import UNet2DConditionModel
+from dfusion.transitions import Step
+from dfusion.tuning import Tuning
+from dfusion.updates import Known
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """data/<exp>/checkpoints/epoch<k>/: the policy after training on round k.
-
-    state.json is written last: a folder without it is not a checkpoint.
-    """
+    """data/<exp>/checkpoints/."""
 
     folder: Path
 
     def path(self, number: int) -> Path:
         return self.folder / f"epoch{number}"
 
+    @property
+    def within(self) -> Path:
+        return self.folder / "within"
+
     def latest(self) -> int | None:
         """The last round whose training is finished."""
-        done = [int(p.parent.name.removeprefix("epoch")) for p in self.folder.glob("*/state.json")]
+        done = [int(p.parent.name[5:]) for p in self.folder.glob("epoch*/state.json")]
         return max(done, default=None)
 
     def save(
         self,
         number: int,
-        unet: UNet2DConditionModel,
+        tuning: Tuning,
         optimiser: torch.optim.Optimizer,
-        names: list[str],
         state: dict[str, Any],
         card: str,
         keep: int,
     ) -> Path:
-        """Write a checkpoint and delete those before the last `keep`.
-
-        names: of the optimiser's parameters, in order.
-        """
+        """Write a checkpoint; delete those before the last `keep`, and the one within the round."""
         folder = self.path(number)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "state.json").unlink(missing_ok=True)
-        lora.save(unet, folder)
-        write_tensors(folder / "optimiser.safetensors", _moments(optimiser, names), {})
-        write_bytes(folder / "README.md", card.encode())
-        write_json(folder / "state.json", {"round": number, **state})
+        _write(folder, tuning, optimiser, {"round": number, **state}, card)
+        self.forget_within()
         for old in range(number - keep + 1):
             shutil.rmtree(self.path(old), ignore_errors=True)
         return folder
 
     def load(
-        self,
-        number: int,
-        unet: UNet2DConditionModel,
-        optimiser: torch.optim.Optimizer,
-        names: list[str],
+        self, folder: Path, tuning: Tuning, optimiser: torch.optim.Optimizer
     ) -> dict[str, Any]:
-        """Restore LoRA and optimiser; returns the saved state. Raises UserError for a misfit."""
-        folder = self.path(number)
+        """Restore policy and optimiser; returns the saved state. Raises UserError for a misfit."""
         state = read_json(folder / "state.json")
-        lora.load(unet, folder)
-        _restore(optimiser, names, read_tensors(folder / "optimiser.safetensors"), folder)
+        tuning.load(folder)
+        path = folder / "optimiser.safetensors"
+        try:
+            optimisers.restore(optimiser, tuning.names, read_tensors(path))
+        except ValueError as error:
+            raise UserError(
+                f"{path}: of another optimiser or model ({error}); train with the settings it was "
+                "made with"
+            ) from error
         return state
 
+    def forget_within(self) -> None:
+        (self.within / "state.json").unlink(missing_ok=True)
+        shutil.rmtree(self.within, ignore_errors=True)
 
-def _parameters(optimiser: torch.optim.Optimizer) -> list[nn.Parameter]:
-    return [p for group in optimiser.param_groups for p in group["params"]]
+    def save_known(self, rank: int, old: Known, first: Known) -> None:
+        """This process's part of a checkpoint within a round, before save_within."""
+        tensors = {**_pack("old", old), **_pack("first", first)}
+        write_tensors(self.within / f"rank{rank}.safetensors", tensors, {})
+
+    def save_within(
+        self, tuning: Tuning, optimiser: torch.optim.Optimizer, state: dict[str, Any], card: str
+    ) -> None:
+        """state: round, updates done, processes, and the metrics so far."""
+        _write(self.within, tuning, optimiser, state, card)
+
+    def state_within(self, number: int, processes: int) -> dict[str, Any] | None:
+        """The state of a checkpoint within round `number`, if there is one that can be used."""
+        path = self.within / "state.json"
+        state = read_json(path) if path.exists() else None
+        fits = state and state["round"] == number and state["processes"] == processes
+        return state if fits else None
+
+    def load_known(self, rank: int) -> tuple[Known, Known]:
+        """What save_known wrote: of theta_old, and of the initial model."""
+        tensors = read_tensors(self.within / f"rank{rank}.safetensors")
+        return _unpack("old", tensors), _unpack("first", tensors)
 
 
-def _moments(optimiser: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
-    """AdamW's state, "<parameter>|<exp_avg, exp_avg_sq or step>"."""
-    return {
-        f"{name}|{key}": torch.as_tensor(value)
-        for name, parameter in zip(names, _parameters(optimiser), strict=True)
-        for key, value in optimiser.state[parameter].items()
-    }
-
-
-def _restore(
-    optimiser: torch.optim.Optimizer, names: list[str], saved: dict[str, Tensor], folder: Path
+def _write(
+    folder: Path,
+    tuning: Tuning,
+    optimiser: torch.optim.Optimizer,
+    state: dict[str, Any],
+    card: str,
 ) -> None:
-    if {key.split("|")[0] for key in saved} != set(names):
-        raise UserError(f"{folder}/optimiser.safetensors: of another model; delete the checkpoint")
-    for name, parameter in zip(names, _parameters(optimiser), strict=True):
-        optimiser.state[parameter] = {
-            key: saved[f"{name}|{key}"].to("cpu" if key == "step" else parameter.device)
-            for key in ("step", "exp_avg", "exp_avg_sq")
-        }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "state.json").unlink(missing_ok=True)
+    tuning.save(folder)
+    entries = optimisers.state(optimiser, tuning.names)
+    write_tensors(folder / "optimiser.safetensors", entries, {})
+    write_bytes(folder / "README.md", card.encode())
+    write_json(folder / "state.json", state)
+
+
+def _pack(name: str, known: Known) -> dict[str, Tensor]:
+    steps = list(known.log_prob)
+    if not steps:
+        return {}
+    packed = {
+        f"{name}.steps": torch.tensor([[s.pair, s.i] for s in steps]),
+        f"{name}.log_prob": torch.stack([known.log_prob[s] for s in steps]),
+    }
+    if known.mean:
+        packed[f"{name}.mean"] = torch.stack([known.mean[s] for s in steps])
+    return packed
+
+
+def _unpack(name: str, tensors: dict[str, Tensor]) -> Known:
+    known = Known()
+    if f"{name}.steps" in tensors:
+        steps = [Step(p, i) for p, i in tensors[f"{name}.steps"].tolist()]
+        mean = tensors.get(f"{name}.mean")
+        known.keep(steps, tensors[f"{name}.log_prob"], mean)
+    return known

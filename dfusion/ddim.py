@@ -45,13 +45,15 @@ class DDIM:
         # mean = x_scale x_t + eps_scale eps
         self.x_scale = (a_prev / a_t).sqrt().float()
         self.eps_scale = (direction - (a_prev / a_t * (1 - a_t)).sqrt()).float()
+        # The same without noise (eta = 0), for inversion.
+        self.quiet_scale = ((1 - a_prev).sqrt() - (a_prev / a_t * (1 - a_t)).sqrt()).float()
 
     def __len__(self) -> int:
         return len(self.timesteps)
 
     def to(self, device: torch.device | str) -> "DDIM":
         """Move the tables, so that a step needs no host-device synchronisation."""
-        for name in ("timesteps", "std", "x_scale", "eps_scale"):
+        for name in ("timesteps", "std", "x_scale", "eps_scale", "quiet_scale"):
             setattr(self, name, getattr(self, name).to(device))
         return self
 
@@ -70,6 +72,10 @@ class DDIM:
         )
         mean = _spread(x_scale, x) * x.float() + _spread(eps_scale, x) * eps.float()
         return mean, std
+
+    def invert(self, x_next: Tensor, eps: Tensor, i: int) -> Tensor:
+        """x_t, (B, C, h, w), from which the step without noise leads to x_next, for noise eps."""
+        return (x_next.float() - self.quiet_scale[i] * eps.float()) / self.x_scale[i]
 
     @staticmethod
     def log_prob(x_next: Tensor, mean: Tensor, std: Tensor) -> Tensor:

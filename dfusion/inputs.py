@@ -11,13 +11,15 @@ from dfusion.errors import UserError
 from dfusion.fusion import FusionPlan
 from dfusion.losses import RATIOS
 from dfusion.masks import MERGES
+from dfusion.objective import METHODS, REFERENCES, parse_weights
 from dfusion.pairing import ADOPTIONS, RULES
 from dfusion.prompts import Prompt, join, occurrences
 from dfusion.sampling import STORE_DTYPES
 from dfusion.settings import Settings
 from dfusion.steps import parse_steps
+from dfusion.tracking import TRACKERS
 from dfusion.transitions import SOURCES
-from dfusion.updates import METHODS
+from dfusion.tuning import TUNES
 from diffusers_patched import PARTS, LayerTable
 
 _NAME = re.compile(r"^[A-Za-z0-9][\w.+-]*$")
@@ -114,11 +116,7 @@ def check(settings: Settings) -> None:
     _one_of("train.method", s.train.method, METHODS)
     _one_of("train.pairs", s.train.pairs, SOURCES)
     _one_of("train.ratio", s.train.ratio, RATIOS)
-    for name in ("num_inner_epochs", "batch_size", "lora_rank", "num_checkpoint_limit"):
-        _at_least(f"train.{name}", getattr(s.train, name), 1)
-    for name in ("learning_rate", "beta", "max_grad_norm", "adv_clip_max"):
-        if getattr(s.train, name) <= 0:
-            raise UserError(f"--config.train.{name} {getattr(s.train, name)}: must be above 0")
+    _check_training(s)
     if not 0 < s.sample.eta <= 1:
         raise UserError(f"--config.sample.eta {s.sample.eta}: must be above 0 and at most 1")
     if s.eval.poll_seconds <= 0:
@@ -144,6 +142,49 @@ def check(settings: Settings) -> None:
     ):
         if not math.isfinite(value):
             raise UserError(f"--config.{name} {value}: must be a finite number")
+
+
+def _check_training(s: Settings) -> None:
+    """The flags that only training reads."""
+    train = s.train
+    _one_of("tracker", s.tracker, TRACKERS)
+    _one_of("train.tune", train.tune, TUNES)
+    _one_of("train.reference", train.reference, REFERENCES)
+    counts = (
+        *("num_inner_epochs", "updates_per_inner_epoch", "batch_size", "lora_rank", "lora_alpha"),
+        *("compare_every", "num_checkpoint_limit"),
+    )
+    for name in counts:
+        _at_least(f"train.{name}", getattr(train, name), 1)
+    _at_least("train.compare_images", train.compare_images, 0)
+    for name in ("learning_rate", "beta", "max_grad_norm", "adv_clip_max", "adam_epsilon"):
+        if not 0 < getattr(train, name) < math.inf:
+            raise UserError(f"--config.train.{name} {getattr(train, name)}: must be above 0")
+    for name in ("adam_beta1", "adam_beta2"):
+        if not 0 <= getattr(train, name) < 1:
+            raise UserError(f"--config.train.{name} {getattr(train, name)}: must be from 0 to 1")
+    for name in ("kl_initial", "adam_weight_decay"):
+        if not 0 <= getattr(train, name) < math.inf:
+            raise UserError(f"--config.train.{name} {getattr(train, name)}: must not be below 0")
+    if not 0 <= train.eps < 1:
+        raise UserError(f"--config.train.eps {train.eps}: must be from 0 (no clipping) to below 1")
+    try:
+        weights = parse_weights(train.step_weights)
+    except ValueError as error:
+        raise UserError(f"--config.train.step_weights '{train.step_weights}': {error}") from error
+    if weights and len(weights) != s.sample.num_steps:
+        raise UserError(
+            f"--config.train.step_weights: {len(weights)} weights for {s.sample.num_steps} steps; "
+            "give one for each step, t = T first"
+        )
+    if not train.lora_targets.replace(",", " ").split():
+        raise UserError("--config.train.lora_targets: name at least one module, e.g. to_q,to_v")
+    given = s.resume_from not in ("", "latest") and Path(s.resume_from) / "state.json"
+    if given and not given.exists():
+        raise UserError(
+            f"--config.resume_from {s.resume_from}: no checkpoint there; give 'latest' or a folder "
+            "such as data/<exp>/checkpoints/epoch3"
+        )
 
 
 def check_names(settings: Settings, several: bool = False) -> list[str]:

@@ -1,5 +1,6 @@
 """LoRA on a frozen UNet, by peft, in the format that diffusers pipelines load."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,14 +15,20 @@ from dfusion.errors import UserError
 from diffusers_patched import UNet2DConditionModel
 
 FILE = "pytorch_lora_weights.safetensors"
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
-def add(unet: UNet2DConditionModel, rank: int, alpha: int, seed: int) -> list[nn.Parameter]:
-    """Attach LoRA to every attention projection; returns its parameters, in float32.
+def add(
+    unet: UNet2DConditionModel, rank: int, alpha: int, targets: Sequence[str], seed: int
+) -> list[nn.Parameter]:
+    """Attach LoRA to every module whose name ends with a target; its parameters, in float32.
 
     The UNet's own weights are frozen. B starts at zero: the network is unchanged until trained.
+    Raises UserError for a target that no module of a fitting kind has.
     """
+    names = [name for name, m in unet.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            raise UserError(f"--config.train.lora_targets '{target}': the UNet has no such layer")
     unet.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -29,7 +36,7 @@ def add(unet: UNet2DConditionModel, rank: int, alpha: int, seed: int) -> list[nn
             LoraConfig(
                 r=rank,
                 lora_alpha=alpha,
-                target_modules=list(TARGETS),
+                target_modules=list(targets),
                 init_lora_weights="gaussian",
             )
         )
@@ -62,7 +69,7 @@ def load(unet: UNet2DConditionModel, folder: Path) -> None:
     if misfits or wanted.keys() != state.keys():
         raise UserError(
             f"{folder / FILE}: does not fit this model's LoRA (rank or targets differ); use the "
-            "--config.train.lora_rank it was trained with"
+            "--config.train.lora_rank and lora_targets it was trained with"
         )
     set_peft_model_state_dict(unet, state)
     parameters(unet)

@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 def clock(seconds: float) -> str:
@@ -36,3 +38,25 @@ class Progress:
             line = f"  {self.what}: {self.done}/{self.total}, {tail}"
             end = "\n" if finished or not self.live else ""
             print(f"\r{line:<60}" if self.live else line, end=end, flush=True)
+
+
+class Stopwatch:
+    """Seconds spent in each stage of a round."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the block's time to stage `name`."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            spent = time.monotonic() - started
+            self.seconds[name] = self.seconds.get(name, 0.0) + spent
+
+    def take(self) -> dict[str, float]:
+        """The seconds so far; begins anew."""
+        taken, self.seconds = self.seconds, {}
+        return taken

@@ -18,7 +18,7 @@ from dfusion import pairing
 from dfusion.errors import UserError
 from dfusion.files import Writer, read_tensors, write_bytes, write_png, write_tensors
 from dfusion.fusion import FusionPlan, Source, Target, fuse
-from dfusion.progress import Progress, clock
+from dfusion.progress import Progress, Stopwatch, clock
 from dfusion.prompts import Prompt
 from dfusion.rewards import Reward, reward_name
 from dfusion.sampling import Policy, Trajectory, sample
@@ -60,11 +60,13 @@ class RoundRunner:
         self.settings, self.experiment, self.prompts = settings, experiment, prompts
         self.plan, self.mask_layers, self.world = plan, mask_layers, world
         self.reward, self.reward_name = reward, reward_name(settings.eval)
+        self.stopwatch = Stopwatch()
 
     def run(self, number: int, policy: Policy) -> Round:
         """Bring round `number` to its end; returns it."""
         round_, scores, pairs = self.prepare(number, policy)
-        self._fuse(round_, policy, pairs, round_.sample_prompts())
+        with self.stopwatch.stage("fusing"):
+            self._fuse(round_, policy, pairs, round_.sample_prompts())
         targets = self._scores(round_, "target_images", len(pairs))
         self._adopt(round_, pairs, scores, targets)
         return round_
@@ -75,19 +77,32 @@ class RoundRunner:
         """The round up to fusion: its samples, their scores, its pairs."""
         round_ = self.experiment.round(number)
         self.say(f"Round {number}")
-        self._plan(round_, number, policy)
+        self._plan(round_, number, policy, self.settings.images_per_prompt)
         prompts = round_.sample_prompts()
-        self._sample(round_, policy, prompts)
+        with self.stopwatch.stage("sampling"):
+            self._sample(round_, policy, prompts)
         scores = self._scores(round_, "images", len(prompts))
         return round_, scores, self._pairs(round_, scores)
+
+    def compare(self, number: int, policy: Policy) -> dict[int, float]:
+        """Sample and score the images that show `policy`, after `number` rounds of training.
+
+        Same noise for every `number`: policy.round is not the number of a round.
+        """
+        round_ = self.experiment.comparison(number)
+        self.say(f"Comparison after {number} rounds of training")
+        with self.stopwatch.stage("comparing"):
+            self._plan(round_, number, policy, self.settings.train.compare_images)
+            prompts = round_.sample_prompts()
+            self._sample(round_, policy, prompts, keep=False)
+            return self._scores(round_, "images", len(prompts))
 
     def say(self, text: str) -> None:
         """Print, once for all processes."""
         if self.world.rank == 0:
             print(text, flush=True)
 
-    def _plan(self, round_: Round, number: int, policy: Policy) -> None:
-        each = self.settings.images_per_prompt
+    def _plan(self, round_: Round, number: int, policy: Policy, each: int) -> None:
         made_with = {**policy.identity(), "mask layers": sorted(self.mask_layers)}
         if round_.manifest() is None and self.world.rank == 0:
             round_.write_manifest(number, self.prompts, each, made_with)
@@ -105,9 +120,14 @@ class RoundRunner:
                 f"{round_.folder}: was begun with other prompts, items or thresholds; {remedy}"
             )
 
-    def _sample(self, round_: Round, policy: Policy, prompts: list[Prompt]) -> None:
+    def _sample(
+        self, round_: Round, policy: Policy, prompts: list[Prompt], keep: bool = True
+    ) -> None:
+        """keep: trajectories too, not images alone."""
+
         def there(i: int) -> bool:
-            return round_.image("images", i).exists() and round_.trajectory(i).exists()
+            kept = not keep or round_.trajectory(i).exists()
+            return kept and round_.image("images", i).exists()
 
         missing = [i for i in self.world.mine(len(prompts)) if not there(i)]
         progress = Progress("sampling", len(missing))
@@ -116,7 +136,8 @@ class RoundRunner:
                 trajectories = sample(policy, batch, [prompts[i] for i in batch], self.mask_layers)
                 images = _pictures(policy, trajectories, [f"sample {i}" for i in batch])
                 for i, trajectory, image in zip(batch, trajectories, images, strict=True):
-                    writer.put(_write_sample, round_, i, trajectory, image.numpy())
+                    states = trajectory if keep else None
+                    writer.put(_write_sample, round_, i, states, image.numpy())
                 writer.next_batch()
                 if self.world.rank == 0:
                     progress.advance(len(batch))
@@ -124,15 +145,16 @@ class RoundRunner:
         self._wait(lambda: sum(map(there, range(count))), count, "images of other processes")
 
     def _scores(self, round_: Round, kind: str, count: int) -> dict[int, float]:
-        if self.reward and self.world.rank == 0:
-            batch = self.settings.eval.batch_size
-            score_missing(round_, kind, self.reward, self.reward_name, batch)
-        self._wait(
-            lambda: len(round_.scores(kind, self.reward_name)),
-            count,
-            f"scores of {kind}",
-            self._scorer_hint if self.reward is None else None,
-        )
+        with self.stopwatch.stage("scoring"):  # or waiting for the scorer
+            if self.reward and self.world.rank == 0:
+                batch = self.settings.eval.batch_size
+                score_missing(round_, kind, self.reward, self.reward_name, batch)
+            self._wait(
+                lambda: len(round_.scores(kind, self.reward_name)),
+                count,
+                f"scores of {kind}",
+                self._scorer_hint if self.reward is None else None,
+            )
         return round_.scores(kind, self.reward_name)
 
     def _scorer_hint(self) -> str:
@@ -275,9 +297,10 @@ def _source(round_: Round, pair: pairing.Pair, prompts: list[Prompt]) -> Source:
     return Source(pair.base, prompts[pair.base], base, reference)
 
 
-def _write_sample(round_: Round, i: int, trajectory: Trajectory, image: np.ndarray) -> None:
-    tensors = {"latents": trajectory.latents, "maps": trajectory.maps}
-    write_tensors(round_.trajectory(i), tensors, {"index": i})
+def _write_sample(round_: Round, i: int, trajectory: Trajectory | None, image: np.ndarray) -> None:
+    if trajectory is not None:
+        tensors = {"latents": trajectory.latents, "maps": trajectory.maps}
+        write_tensors(round_.trajectory(i), tensors, {"index": i})
     write_png(round_.image("images", i), image)
 
 

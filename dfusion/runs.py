@@ -26,6 +26,7 @@ FREE = {
     *("eval.batch_size", "eval.poll_seconds", "eval.once", "eval.in_process"),
     *("train.num_epochs", "train.begin_epoch", "train.batch_size"),
     *("train.gradient_checkpointing", "train.num_checkpoint_limit"),
+    *("train.compare_images", "train.compare_every", "resume_from", "tracker"),
 }
 PRECISIONS = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}
 

@@ -85,13 +85,12 @@ def watch(
         for folder in _folders(data, experiments):
             if not folder.is_dir():
                 problems.append(f"{folder}: not there (yet); check --config.exp_name")
-            for number, round_ in Experiment(folder).rounds().items():
-                for kind in SCORED:
-                    label = f"{folder.name} epoch{number} {kind}"
-                    try:
-                        scored += score_missing(round_, kind, reward, name, batch_size, label)
-                    except UserError as error:
-                        problems.append(str(error))
+            for round_, kind in _to_score(Experiment(folder)):
+                label = f"{round_.folder.relative_to(data)} {kind}"
+                try:
+                    scored += score_missing(round_, kind, reward, name, batch_size, label)
+                except UserError as error:
+                    problems.append(str(error))
         for problem in problems:
             if problem not in said:
                 print(f"left alone: {problem}", flush=True)
@@ -103,6 +102,11 @@ def watch(
             return total
         if not scored:
             time.sleep(poll_seconds)
+
+
+def _to_score(experiment: Experiment) -> list[tuple[Round, str]]:
+    rounds = [(r, kind) for r in experiment.rounds().values() for kind in SCORED]
+    return rounds + [(r, "images") for r in experiment.comparisons().values()]
 
 
 def _folders(data: Path, experiments: list[str]) -> list[Path]:

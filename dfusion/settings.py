@@ -95,22 +95,28 @@ class Train:
     begin_epoch: int = 0
     # "dpo" (Eq. 6), "ddpo" (Eq. 8) or "dpok" (Eq. 9).
     method: str = "dpo"
-    # "dfusion": the adopted target, else the reference, against the base; "naive": the reference.
+    # What is preferred to the base. "dfusion": the target if adopted, else the reference; "naive":
+    # the reference; "inversion": as dfusion, with targets' trajectories guessed by DDIM inversion.
     pairs: str = "dfusion"
-    # AdamW, Table 3.
+    # AdamW, Table 3; with 8-bit states (needs bitsandbytes and CUDA) if asked for.
     learning_rate: float = 1e-4
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     adam_weight_decay: float = 1e-4
     adam_epsilon: float = 1e-8
+    adam_8bit: bool = False
     max_grad_norm: float = 1.0
-    # Passes over a round's pairs; each is one optimiser step (Table 3).
+    # Passes over a round's pairs, and optimiser steps in each pass (Table 3: one). With more than
+    # one, a pass without gradients comes first, for the log-probs of theta_old.
     num_inner_epochs: int = 2
+    updates_per_inner_epoch: int = 1
     # Denoising steps of pairs in one UNet call; any number gives the same update.
     batch_size: int = 1
     # Eq. 6: beta; "ratio" (the paper) or "log_ratio" (D3PO).
     beta: float = 0.1
     ratio: str = "ratio"
+    # Policy that Eq. 6 compares with: the "round"'s first one (the paper), or the "initial" model.
+    reference: str = "round"
     # Probability ratios are clipped to 1 - eps … 1 + eps; 0 for no clipping.
     eps: float = 0.1
     # Eq. 8 and 9: normalised rewards are clamped to this.
@@ -118,10 +124,21 @@ class Train:
     # Eq. 9: weights of the policy term and of the KL to the round's first policy.
     dpok_alpha: float = 0.99
     dpok_beta: float = 0.01
-    # LoRA on to_q, to_k, to_v and to_out.0 of every attention.
+    # Weight of the KL to the initial model, added to any method's loss; 0 for none.
+    kl_initial: float = 0.0
+    # Weights of the denoising steps' losses: T numbers with commas, t = T … 1; empty for all 1.
+    step_weights: str = ""
+    # "lora" (on a frozen UNet) or "full" (all of the UNet; needs mixed_precision no).
+    tune: str = "lora"
+    # LoRA: rank, alpha, and the modules whose names end so, with commas.
     lora_rank: int = 4
     lora_alpha: int = 4
+    lora_targets: str = "to_q,to_k,to_v,to_out.0"
     gradient_checkpointing: bool = False
+    # Images of every prompt sampled with the same noise each time, to see what training does:
+    # before it, after every compare_every rounds and after the last one; 0 for none.
+    compare_images: int = 1
+    compare_every: int = 10
     # Checkpoints kept.
     num_checkpoint_limit: int = 100
 
@@ -150,6 +167,11 @@ class Settings:
     # Otsu's threshold of each map. A null in the file means auto for that item.
     mask_thr_file: str = ""
     mask_thr: str = "auto"
+    # run_train.py: "latest" goes on from the experiment's last checkpoint; a checkpoint's folder
+    # is where an experiment without one begins.
+    resume_from: str = "latest"
+    # run_train.py: "none", "wandb" (offline where nobody is logged in) or "tensorboard".
+    tracker: str = "none"
     # Continue an experiment whose config.json differs from this config.
     allow_config_change: bool = False
     pretrained: Pretrained = field(default_factory=Pretrained)

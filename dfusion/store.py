@@ -12,6 +12,11 @@ epoch0/
   targets/00000.safetensors        latents (T+1, C, h, w); masks (T, gh, gw)
   eval/target_images.json          scores of target_images/
   adoption.json          per pair: scores, whether the target is adopted (Eq. 7)
+  inversions/00000.safetensors     latents (T+1, C, h, w) guessed from a target, if asked for
+compare/epoch0/          manifest, images and scores of samples with the same noise each time, made
+                         with the policy after 0, … rounds of training
+checkpoints/epoch0/      the policy after training on round 0
+metrics.jsonl            figures of every update and round
 """
 
 import re
@@ -43,6 +48,9 @@ class Round:
 
     def target(self, pair: int) -> Path:
         return self.folder / "targets" / f"{pair:05d}.safetensors"
+
+    def inversion(self, pair: int) -> Path:
+        return self.folder / "inversions" / f"{pair:05d}.safetensors"
 
     def scores_file(self, kind: str) -> Path:
         return self.folder / "eval" / f"{kind}.json"
@@ -143,11 +151,23 @@ class Experiment:
 
     def rounds(self) -> dict[int, Round]:
         """Rounds on disk, in order."""
-        if not self.folder.is_dir():
-            return {}
-        found = [int(m[1]) for p in self.folder.iterdir() if (m := _EPOCH.match(p.name))]
-        return {number: self.round(number) for number in sorted(found)}
+        return {n: self.round(n) for n in _numbers(self.folder)}
+
+    def comparison(self, number: int) -> Round:
+        """Samples of the policy after `number` rounds of training; same noise for each."""
+        return Round(self.folder / "compare" / f"epoch{number}")
+
+    def comparisons(self) -> dict[int, Round]:
+        """Comparisons on disk, in order."""
+        return {n: self.comparison(n) for n in _numbers(self.folder / "compare")}
 
     @property
     def config_file(self) -> Path:
         return self.folder / "config.json"
+
+
+def _numbers(folder: Path) -> list[int]:
+    """k of every folder epoch<k>, in order."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(m[1]) for p in folder.iterdir() if (m := _EPOCH.match(p.name)))

@@ -1,31 +1,35 @@
 """Training round after round: sample and fuse with the policy so far, update it (Algorithm 1)."""
 
 import contextlib
-import json
 import math
-import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from torch import nn
 
-from dfusion import lora, report
+from dfusion import metrics, optimiser, report, tracking
 from dfusion.checkpoints import Checkpoints
 from dfusion.errors import UserError
-from dfusion.files import write_bytes
+from dfusion.files import write_tensors
+from dfusion.inversion import invert
+from dfusion.model_card import model_card
+from dfusion.objective import Objective
 from dfusion.progress import Progress
 from dfusion.runs import Session, open_session
 from dfusion.sampling import Policy
 from dfusion.settings import Settings
 from dfusion.steps import parse_steps
 from dfusion.transitions import Step, TrainingRound
-from dfusion.updates import Objective, Old, backward, sampling_gap
+from dfusion.tuning import tune
+from dfusion.updates import Updater, sampling_gap
 
 # How far a log-prob may be from the one it was sampled with, in nats per dimension.
 GAP = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+COMPARED = 1_000_000  # stands in for a round's number in the noise of comparisons
 
 
 class Trainer:
@@ -33,32 +37,21 @@ class Trainer:
 
     def __init__(self, session: Session) -> None:
         self.session, self.settings = session, session.settings
-        train, unet = session.settings.train, session.model.unet
-        self.accelerator = Accelerator(cpu=session.model.device.type == "cpu")
-        parameters = lora.add(unet, train.lora_rank, train.lora_alpha, session.settings.seed)
-        self.names = [name for name, p in unet.named_parameters() if p.requires_grad]
+        train, model = session.settings.train, session.model
+        if train.tune == "full" and model.dtype != torch.float32:
+            raise UserError("--config.train.tune full: needs --config.mixed_precision no")
+        self.objective = Objective.of(train)
+        self.accelerator = tracking.accelerator(self.settings, cpu=model.device.type == "cpu")
+        self.tuning = tune(
+            model.unet, train, session.settings.seed, keep_initial=self.objective.needs_initial
+        )
         if train.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
-        self.optimiser = torch.optim.AdamW(
-            parameters,
-            lr=train.learning_rate,
-            betas=(train.adam_beta1, train.adam_beta2),
-            weight_decay=train.adam_weight_decay,
-            eps=train.adam_epsilon,
-        )
-        self.parameters = parameters
+            model.unet.enable_gradient_checkpointing()
+        self.optimiser = optimiser.make(self.tuning.parameters, train, model.device)
         # Under DDP only a call of the wrapped module exchanges gradients.
-        self.network: nn.Module = self.accelerator.prepare_model(unet, device_placement=False)
-        self.objective = Objective(
-            method=train.method,
-            beta=train.beta,
-            form=train.ratio,
-            clip=train.eps if train.eps > 0 else None,
-            advantage_max=train.adv_clip_max,
-            dpok_alpha=train.dpok_alpha,
-            dpok_beta=train.dpok_beta,
-        )
+        self.network: nn.Module = self.accelerator.prepare_model(model.unet, device_placement=False)
         self.checkpoints = Checkpoints(session.experiment.folder / "checkpoints")
+        self.logged = 0  # optimiser steps, for the tracker
 
     @property
     def boost(self) -> float:
@@ -71,67 +64,69 @@ class Trainer:
 
     def run(self) -> None:
         """Train on every round up to the last one asked for, from the latest checkpoint on."""
-        done = self.checkpoints.latest()
-        first = self.settings.train.begin_epoch
-        if done is not None:
-            self.checkpoints.load(done, self.session.model.unet, self.optimiser, self.names)
-            self.say(f"Going on after round {done}")
-            first = done + 1
+        tracking.start(self.accelerator, self.settings)
+        first = self.resume()
         for number in range(first, self.settings.train.num_epochs):
-            policy = self.session.policy(number)
-            if self.settings.train.pairs == "naive":
-                self.session.runner.prepare(number, policy)
-            else:
-                self.session.runner.run(number, policy)
-            self.train_round(number, policy)
+            if number == first:
+                self.compare(number)
+            self.train_round(number, self.sampled(number))
+            self.compare(number + 1)
+            if self.rank == 0:
+                report.write(self.session.experiment.folder)
+        if self.settings.tracker != "none":
+            self.accelerator.end_training()
+
+    def resume(self) -> int:
+        """Restore the policy that this run goes on from; returns the next round."""
+        done, asked = self.checkpoints.latest(), self.settings.resume_from
+        given = None if asked in ("", "latest") else Path(asked).resolve()
+        if done is None:
+            if given is not None:
+                self.checkpoints.load(given, self.tuning, self.optimiser)
+                self.say(f"Beginning with the policy in {given}")
+            return self.settings.train.begin_epoch
+        own = self.checkpoints.path(done).resolve()
+        if given is not None and given.parent == own.parent and given != own:
+            raise UserError(
+                f"--config.resume_from {asked}: {own.name} is later; remove the later checkpoints "
+                "and epoch folders, or choose another --config.exp_name"
+            )
+        self.checkpoints.load(own, self.tuning, self.optimiser)
+        self.say(f"Going on after round {done}")
+        return done + 1
+
+    def sampled(self, number: int) -> Policy:
+        """Bring round `number` to where it can be trained on; returns the policy that made it."""
+        policy = self.session.policy(number)
+        if self.settings.train.pairs == "naive":
+            self.session.runner.prepare(number, policy)
+        else:
+            self.session.runner.run(number, policy)
+        if self.settings.train.pairs == "inversion":
+            with self.session.runner.stopwatch.stage("inverting"):
+                self._invert(number, policy)
+        return policy
+
+    def compare(self, number: int) -> None:
+        """Show the policy after `number` rounds, if this is a time for it."""
+        train = self.settings.train
+        due = number % train.compare_every == 0 or number == train.num_epochs
+        if train.compare_images and due:
+            scores = self.session.runner.compare(number, self.session.policy(COMPARED))
+            self.say(f"  mean reward, same noise each time: {np.mean(list(scores.values())):.4f}")
 
     def train_round(self, number: int, policy: Policy) -> None:
         """Inner epochs over the pairs of a round, then metrics and a checkpoint."""
-        train = self.settings.train
-        data = self.data(number)
-        started = time.monotonic()
-        share = list(self.session.runner.world.mine(len(data.pairs)))
-        if not share:
-            raise UserError("more processes than pairs; start fewer, or sample more images")
-        self._check_sampler(policy, data, share)
-        old = Old()
-        rows = []
-        for inner in range(train.num_inner_epochs):
-            steps = self.order(number, inner, data, share)
-            progress = Progress(f"training, inner epoch {inner}", len(steps))
-            self.optimiser.zero_grad(set_to_none=True)
-            tally = backward(
-                policy,
-                self.network,
-                data,
-                steps,
-                self.objective,
-                old,
-                first=inner == 0,
-                boost=self.boost,
-                batch_size=train.batch_size,
-                sync=self._sync,
-                advance=progress.advance if self.rank == 0 else lambda count: None,
-            )
-            # DDP averages over processes; the loss is the mean over all pairs and all steps.
-            scale = self.accelerator.num_processes / (len(data.pairs) * len(policy.ddim))
-            for parameter in self.parameters:
-                if parameter.grad is not None:
-                    parameter.grad.mul_(scale / self.boost)
-            norm = float(nn.utils.clip_grad_norm_(self.parameters, train.max_grad_norm))
-            if not math.isfinite(norm) or norm == 0:
+        with self.session.runner.stopwatch.stage("training"):
+            data = self.data(number)
+            share = list(self.session.runner.world.mine(len(data.pairs)))
+            if len(share) < self.settings.train.updates_per_inner_epoch:
                 raise UserError(
-                    f"round {number}, inner epoch {inner}: the gradient's norm is {norm}; the last "
-                    "checkpoint is intact; try --config.mixed_precision no or a lower learning rate"
+                    "fewer pairs than optimiser steps in a process; start fewer processes, lower "
+                    "--config.train.updates_per_inner_epoch, or sample more images"
                 )
-            self.optimiser.step()
-            figures = {"round": number, "inner_epoch": inner, "grad_norm": norm, **tally.figures()}
-            rows.append(figures)
-            self.say(
-                f"  inner epoch {inner}: loss {figures['loss']:.4f}, ratio {figures['ratio']:.4f}, "
-                f"gradient norm {norm:.2e}"
-            )
-        self._finish(number, data, rows, time.monotonic() - started)
+            rows = self._updates(number, policy, data, share)
+        self._finish(number, data, rows)
 
     def data(self, number: int) -> TrainingRound:
         """The pairs of a round; where targets part from their bases, the step is known."""
@@ -141,21 +136,108 @@ class Trainer:
         train = self.settings.train
         return TrainingRound(self.session.experiment, number, train.pairs, first)
 
-    def order(self, number: int, inner: int, data: TrainingRound, share: list[int]) -> list[Step]:
-        """This process's steps: pairs shuffled, and each pair's steps (Algorithm 1).
+    def order(
+        self, number: int, inner: int, data: TrainingRound, share: list[int]
+    ) -> list[list[Step]]:
+        """This process's steps of each optimiser step: pairs shuffled, and each pair's steps.
 
-        Steps without any gradient are left out.
+        Steps without any gradient are left out (Algorithm 1 has no others).
         """
         rng = np.random.default_rng((self.settings.seed, number, inner, self.rank))
-        order = []
-        for p in rng.permutation(share):
-            begin = data.first_step(int(p)) if self.objective.pairwise else 0
-            steps = np.arange(begin, len(self.session.ddim))
-            order += [Step(int(p), int(i)) for i in rng.permutation(steps)]
-        return order
+        groups = []
+        pairs = rng.permutation(share)
+        for group in np.array_split(pairs, self.settings.train.updates_per_inner_epoch):
+            order = []
+            for p in map(int, group):
+                begin = data.first_step(p) if self.objective.pairwise else 0
+                steps = [i for i in range(begin, len(self.session.ddim)) if self._weighs(i)]
+                order += [Step(p, int(i)) for i in rng.permutation(steps)]
+            groups.append(order)
+        return groups
 
     def say(self, text: str) -> None:
         self.session.runner.say(text)
+
+    def _weighs(self, i: int) -> bool:
+        weights = self.objective.step_weights
+        return not weights or weights[i] > 0
+
+    def _updates(
+        self, number: int, policy: Policy, data: TrainingRound, share: list[int]
+    ) -> list[dict[str, Any]]:
+        """All optimiser steps of a round; returns their metrics. Goes on where it was stopped."""
+        train, world = self.settings.train, self.session.runner.world
+        updater = self._updater(policy, data)
+        state = self.checkpoints.state_within(number, world.size)
+        if state is None:
+            self._check_sampler(policy, data, share)
+            rows = []
+        else:
+            self.checkpoints.load(self.checkpoints.within, self.tuning, self.optimiser)
+            updater.old, updater.first = self.checkpoints.load_known(world.rank)
+            rows = state["rows"]
+            self.say(f"  going on after {len(rows)} optimiser steps of this round")
+        total = train.num_inner_epochs * train.updates_per_inner_epoch
+        for inner in range(train.num_inner_epochs):
+            groups = self.order(number, inner, data, share)
+            if inner == 0 and not rows:
+                updater.remember([step for group in groups[1:] for step in group])
+            for u, steps in enumerate(groups):
+                if inner * train.updates_per_inner_epoch + u < len(rows):
+                    continue
+                pairs = _pairs_in_update(len(data.pairs), world.size, len(groups), u)
+                rows.append(self._update(number, inner, updater, steps, pairs))
+                if len(rows) < total:
+                    self._save_within(number, updater, rows)
+        return rows
+
+    def _updater(self, policy: Policy, data: TrainingRound) -> Updater:
+        return Updater(
+            policy=policy,
+            network=self.network,
+            data=data,
+            objective=self.objective,
+            initial=self.tuning.initial,
+            batch_size=self.settings.train.batch_size,
+            boost=self.boost,
+            sync=self._sync,
+            advance=lambda count: None,
+        )
+
+    def _update(
+        self, number: int, inner: int, updater: Updater, steps: Sequence[Step], pairs: int
+    ) -> dict[str, Any]:
+        """One optimiser step; returns its metrics. pairs: in this step, of all processes."""
+        if self.rank == 0:
+            updater.advance = Progress(f"training, inner epoch {inner}", len(steps)).advance
+        self.optimiser.zero_grad(set_to_none=True)
+        tally = updater.backward(steps)
+        # DDP averages over processes; the loss is the mean over the pairs and all their steps.
+        scale = self.accelerator.num_processes / (pairs * len(updater.policy.ddim))
+        for parameter in self.tuning.parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(scale / self.boost)
+        limit = self.settings.train.max_grad_norm
+        norm = float(nn.utils.clip_grad_norm_(self.tuning.parameters, limit))
+        if not math.isfinite(norm) or norm == 0:
+            raise UserError(
+                f"round {number}, inner epoch {inner}: the gradient's norm is {norm}; the last "
+                "checkpoint is intact; try --config.mixed_precision no or a lower learning rate"
+            )
+        self.optimiser.step()
+        row = {
+            "kind": "update",
+            "round": number,
+            "inner_epoch": inner,
+            "grad_norm": norm,
+            "learning_rate": self.settings.train.learning_rate,
+            **tally.figures(),
+        }
+        self.say(
+            f"  inner epoch {inner}: loss {row['loss']:.4f}, ratio {row['ratio']:.4f}, "
+            f"gradient norm {norm:.2e}"
+        )
+        return row
 
     def _sync(self, last: bool) -> AbstractContextManager:
         return contextlib.nullcontext() if last else self.accelerator.no_sync(self.network)
@@ -173,55 +255,79 @@ class Trainer:
                 "precision, guidance or eta? Sample it again under another --config.exp_name"
             )
 
-    def _finish(self, number: int, data: TrainingRound, rows: list[dict], seconds: float) -> None:
-        """Metrics, checkpoint and page, by one process."""
+    def _invert(self, number: int, policy: Policy) -> None:
+        """Write the inverted trajectories of this process's adopted targets."""
+        data = self.data(number)
+        share = self.session.runner.world.mine(len(data.pairs))
+        missing = [p for p in share if data.fused[p] and not data.round.inversion(p).exists()]
+        progress = Progress("inverting", len(missing))
+        size = self.settings.sample.batch_size
+        for start in range(0, len(missing), size):
+            batch = missing[start : start + size]
+            x0 = torch.stack([data.final_state(p) for p in batch])
+            states = invert(policy, x0, [data.pairs[p].prompt for p in batch])
+            for p, latents in zip(batch, states, strict=True):
+                write_tensors(data.round.inversion(p), {"latents": latents}, {"pair": p})
+            if self.rank == 0:
+                progress.advance(len(batch))
+
+    def _save_within(self, number: int, updater: Updater, rows: list[dict[str, Any]]) -> None:
+        """A checkpoint between two optimiser steps of a round."""
+        if self.rank == 0:
+            self.checkpoints.forget_within()
+        self.accelerator.wait_for_everyone()
+        self.checkpoints.save_known(self.rank, updater.old, updater.first)
+        self.accelerator.wait_for_everyone()
+        if self.rank == 0:
+            state = {"round": number, "processes": self.accelerator.num_processes, "rows": rows}
+            card = model_card(self.settings, number, [])
+            self.checkpoints.save_within(self.tuning, self.optimiser, state, card)
+
+    def _finish(self, number: int, data: TrainingRound, rows: list[dict[str, Any]]) -> None:
+        """Metrics and checkpoint, by one process."""
         if self.rank == 0:
             folder = self.session.experiment.folder
-            scores = list(data.round.scores("images").values())
-            summary = {
-                "reward_mean": float(np.mean(scores)),
-                "reward_std": float(np.std(scores)),
-                "pairs": len(data.pairs),
-                "adopted": sum(data.fused) / len(data.pairs),
-                "learning_rate": self.settings.train.learning_rate,
-                "seconds": seconds,
-            }
-            _append(folder / "metrics.jsonl", [{**row, **summary} for row in rows])
+            steps = len(self.session.ddim)
+            fused = parse_steps(self.settings.fusion.steps, steps)
+            indices = frozenset(steps - t for t in fused)
+            row = metrics.round_row(number, data, self.session.runner.stopwatch.take(), indices)
+            metrics.append(folder / "metrics.jsonl", number, [*rows, row])
+            scores = [*self._history(number), row["reward_mean"]]
             saved = self.checkpoints.save(
                 number,
-                self.session.model.unet,
+                self.tuning,
                 self.optimiser,
-                self.names,
-                {"reward_mean": summary["reward_mean"]},
-                model_card(self.settings, number, summary),
+                {"reward_means": scores},
+                model_card(self.settings, number, scores),
                 self.settings.train.num_checkpoint_limit,
             )
-            report.write(folder)
+            self._track(number, rows, row)
             self.say(f"  trained on {len(data.pairs)} pairs; checkpoint in {saved}")
         self.accelerator.wait_for_everyone()
 
+    def _history(self, number: int) -> list[float]:
+        """Mean rewards of the rounds before."""
+        rounds = self.session.experiment.rounds()
+        means = [r.scores("images").values() for k, r in rounds.items() if k < number]
+        return [float(np.mean(list(values))) for values in means if values]
 
-def _append(path: Path, rows: list[dict]) -> None:
-    """Add metrics rows, dropping any of the same round that an interrupted run left."""
-    old = path.read_text().splitlines() if path.exists() else []
-    kept = [line for line in old if json.loads(line)["round"] < rows[0]["round"]]
-    write_bytes(path, "".join(f"{line}\n" for line in [*kept, *map(json.dumps, rows)]).encode())
+    def _track(self, number: int, rows: list[dict[str, Any]], row: dict[str, Any]) -> None:
+        if self.settings.tracker == "none":
+            return
+        each = self.settings.train.num_inner_epochs * self.settings.train.updates_per_inner_epoch
+        for n, update in enumerate(rows):
+            tracking.log(self.accelerator, update, number * each + n)
+        last = (number + 1) * each - 1
+        tracking.log(self.accelerator, row, last)
+        folder = self.session.experiment.folder
+        sheet = report.contact_sheet(folder, report.collect(folder))
+        tracking.log_images(self.accelerator, "pairs", sheet, last)
 
 
-def model_card(settings: Settings, number: int, summary: dict[str, float]) -> str:
-    """A short README.md for a checkpoint."""
-    train = settings.train
-    return f"""---
-base_model: {settings.pretrained.model}
-library_name: diffusers
-tags: [lora, text-to-image, d-fusion, {train.method}]
----
-LoRA of rank {train.lora_rank} after round {number} of {train.method.upper()} on {train.pairs}
-pairs (D-Fusion, arXiv:2505.22002). Prompts: {settings.prompt_file or settings.prompt}. Mean reward
-({settings.eval.reward}) of the round's samples, before this update: {summary["reward_mean"]:.4f}.
-
-    pipe.load_lora_weights("path/to/this/folder")
-"""
+def _pairs_in_update(pairs: int, processes: int, updates: int, u: int) -> int:
+    """How many pairs all processes together have in optimiser step u of an inner epoch."""
+    shares = [len(range(rank, pairs, processes)) for rank in range(processes)]
+    return sum(len(np.array_split(np.arange(share), updates)[u]) for share in shares)
 
 
 def train_rounds(settings: Settings) -> Path:
@@ -232,5 +338,8 @@ def train_rounds(settings: Settings) -> Path:
     trainer = Trainer(open_session(settings))
     trainer.run()
     folder = trainer.session.experiment.folder
-    trainer.say(f"Checkpoints are in {folder / 'checkpoints'}, metrics in {folder}/metrics.jsonl")
+    trainer.say(
+        f"Checkpoints are in {folder / 'checkpoints'}, metrics in {folder}/metrics.jsonl\n"
+        f"look at {folder / 'index.html'}"
+    )
     return folder

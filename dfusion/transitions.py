@@ -10,7 +10,7 @@ from torch import Tensor
 from dfusion.advantages import normalised, statistics
 from dfusion.store import Experiment, Round
 
-SOURCES = ("dfusion", "naive")
+SOURCES = ("dfusion", "naive", "inversion")
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,17 @@ class TrainingRound:
     """The pairs of one round, preferred against base.
 
     source: "dfusion" takes the target where it was adopted and the reference where it was not
-    (Eq. 7); "naive" always takes the reference.
+    (Eq. 7); "naive" always takes the reference; "inversion" is "dfusion" with the states of adopted
+    targets as DDIM inversion guesses them. fused_from: the first fused step's index.
     """
 
     def __init__(self, experiment: Experiment, number: int, source: str, fused_from: int) -> None:
         self.round: Round = experiment.round(number)
         self.pairs = self.round.pairs() or ()
         scores = self.round.scores("images")
-        rows = self.round.adoption() if source == "dfusion" else None
+        rows = self.round.adoption() if source != "naive" else None
         self.fused = [bool(rows and rows[p]["adopted"]) for p in range(len(self.pairs))]
-        self._fused_from = fused_from
+        self._fused_from, self._inverted = fused_from, source == "inversion"
         stats = statistics(_history(experiment, number))
         self._advantages = []
         for p, pair in enumerate(self.pairs):
@@ -60,9 +61,19 @@ class TrainingRound:
     def first_step(self, p: int) -> int:
         """The first step at which the two sides differ: Eq. 6 has no gradient before it.
 
-        A target shares its base's states until fusion begins; a reference shares none.
+        A target shares its base's states until fusion begins; other trajectories share none.
         """
-        return self._fused_from if self.fused[p] else 0
+        return self._fused_from if self.fused[p] and not self._inverted else 0
+
+    def walked_fused(self, step: Step) -> bool:
+        """Whether the preferred side's step was walked under the fused policy."""
+        fused = self.fused[step.pair] and not self._inverted
+        return fused and step.i >= self._fused_from
+
+    def final_state(self, p: int) -> Tensor:
+        """(C, h, w): the target's x_0."""
+        with safe_open(self.round.target(p), "pt") as file:
+            return file.get_slice("latents")[-1]
 
     def read(self, steps: Sequence[Step]) -> Batch:
         """Read the two states of each step, and nothing else of the trajectories."""
@@ -82,7 +93,8 @@ class TrainingRound:
         if side == 1:
             path = self.round.trajectory(pair.base)
         elif self.fused[step.pair]:
-            path = self.round.target(step.pair)
+            inverted, target = self.round.inversion(step.pair), self.round.target(step.pair)
+            path = inverted if self._inverted else target
         else:
             path = self.round.trajectory(pair.reference)
         with safe_open(path, "pt") as file:

@@ -30,6 +30,7 @@ NOISE_BIAS = 0.6  # t = 1000 u^0.6: more high noise, where layout is decided
 WEIGHTING = 0.4  # weight of an error = (signal-to-noise ratio)^-0.4
 SHARE = {1: 0.28, 2: 0.24, 3: 0.48}  # of the templates; the last is the hardest
 POINTING, POINT_BELOW = 0.03, 850  # weight of the pointing loss, and the times it is taken at
+FLOOR = 0.1  # attention that an item's token should get within its region
 SAVE = 250
 GUESTS = 4  # rows of a batch with exchanged attention
 
@@ -141,12 +142,19 @@ class Batch:
 
 
 def pointing_loss(maps: list[Tensor], regions: Tensor) -> Tensor:
-    """-log of the share of an item's attention that falls into its region, where it is known."""
+    """Two terms for each item whose region is known: where its attention lies, and how much.
+
+    -log of the share that falls into the region, and by what factor (its log) the mean attention
+    within it misses FLOOR.
+    """
     attention = torch.stack(maps).mean(0).transpose(1, 2)  # (B, 2, 64)
     inside = regions.flatten(2)
     known = inside.any(dim=2)
-    share = (attention * inside).sum(2) / attention.sum(2)
-    return -(share[known] + 1e-4).log().sum() / max(1, int(known.sum()))
+    within = (attention * inside).sum(2)
+    share = within / attention.sum(2)
+    mean = within / inside.sum(2).clamp(min=1)
+    loss = -(share + 1e-4).log() + (FLOOR / (mean + 1e-7)).log().clamp(min=0)
+    return loss[known].sum() / max(1, int(known.sum()))
 
 
 class Batches:

@@ -12,11 +12,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dfusion.errors import UserError
+from dfusion.objective import Objective
 from dfusion.runs import open_session
 from dfusion.settings import Settings
+from dfusion.tally import Tally
 from dfusion.training import Trainer, train_rounds
 from dfusion.transitions import Step, TrainingRound
-from dfusion.updates import Objective, Old, Tally, backward, log_probs, sampling_gap
+from dfusion.updates import sampling_gap, transitions
 from tests.conftest import make_settings
 
 
@@ -41,7 +43,7 @@ def trainer(trained_on: Trainer) -> Trainer:
 
 def stir(trainer: Trainer) -> None:
     rng = torch.Generator().manual_seed(4)
-    for parameter in trainer.parameters:
+    for parameter in trainer.tuning.parameters:
         parameter.data.copy_(torch.randn(parameter.shape, generator=rng) * 0.05)
 
 
@@ -55,35 +57,20 @@ def gradients(trainer: Trainer, **how) -> tuple[list[Tensor], Tally]:
         for p in range(len(data.pairs))
         for i in range(0 if options["every"] else data.first_step(p), 4)
     ]
-    old = Old()
+    updater = trainer._updater(policy, data)
+    updater.objective, updater.batch_size = options["objective"], options["batch_size"]
     if options["moved"]:
-        run(trainer, policy, data, steps, options, old, True)
+        updater.remember(steps)
         with torch.no_grad():
-            for parameter in trainer.parameters:
+            for parameter in trainer.tuning.parameters:
                 parameter.mul_(1.3)
     trainer.optimiser.zero_grad()
-    tally = run(trainer, policy, data, steps, options, old, not options["moved"])
+    tally = updater.backward(steps)
     count = len(data.pairs) * 4
-    found = [p.grad / count for p in trainer.parameters if p.grad is not None]
-    assert len(found) == len(trainer.parameters)
+    found = [p.grad / count for p in trainer.tuning.parameters if p.grad is not None]
+    assert len(found) == len(trainer.tuning.parameters)
     stir(trainer)
     return found, tally
-
-
-def run(trainer, policy, data, steps, options, old, first) -> Tally:
-    return backward(
-        policy,
-        trainer.network,
-        data,
-        steps,
-        options["objective"],
-        old,
-        first=first,
-        boost=1.0,
-        batch_size=options["batch_size"],
-        sync=trainer._sync,
-        advance=lambda count: None,
-    )
 
 
 def close(a: list[Tensor], b: list[Tensor]) -> bool:
@@ -135,10 +122,10 @@ def test_update_equals_the_plain_loop(trainer: Trainer, moved: bool) -> None:
     with torch.no_grad():
         plain_dpo(trainer, old, remember=True)
         if moved:
-            for parameter in trainer.parameters:
+            for parameter in trainer.tuning.parameters:
                 parameter.mul_(1.3)
     loss = plain_dpo(trainer, old, remember=False)
-    theirs = torch.autograd.grad(loss, trainer.parameters)
+    theirs = torch.autograd.grad(loss, trainer.tuning.parameters)
     assert close(ours, list(theirs))
 
 
@@ -165,7 +152,7 @@ def test_log_probs_are_those_of_sampling(trainer: Trainer) -> None:
     steps = [Step(p, i) for p in range(4) for i in range(4)]
     assert sampling_gap(policy, trainer.network, data, steps) < 1e-4
     with torch.no_grad():
-        for parameter in trainer.parameters:
+        for parameter in trainer.tuning.parameters:
             parameter.mul_(3)
     assert sampling_gap(policy, trainer.network, data, steps) > 1e-3
     with pytest.raises(UserError, match="not the one that sampled"):
@@ -199,7 +186,7 @@ def test_a_step_of_dpo_prefers_the_target(trainer: Trainer) -> None:
     def margin() -> float:
         with torch.no_grad():
             batch = data.read(steps)
-            log_prob, _, _ = log_probs(policy.model, policy.ddim, trainer.network, batch, 5.0)
+            log_prob = transitions(policy, trainer.network, batch).log_prob
         return float((log_prob[:, 0] - log_prob[:, 1]).mean())
 
     before = margin()
@@ -227,7 +214,9 @@ def test_resumed_equals_uninterrupted(settings: Settings) -> None:
     last = load_file(whole / "checkpoints" / "epoch1" / "pytorch_lora_weights.safetensors")
     assert any(not first[k].equal(last[k]) for k in first)
     rows = [json.loads(line) for line in (parts / "metrics.jsonl").read_text().splitlines()]
-    assert [(r["round"], r["inner_epoch"]) for r in rows] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [(r["round"], r.get("inner_epoch")) for r in rows] == [
+        (0, 0), (0, 1), (0, None), (1, 0), (1, 1), (1, None)
+    ]  # fmt: skip
 
 
 def test_lora_loads_into_a_stock_pipeline(settings: Settings, pipeline_folder: Path) -> None:

@@ -1,0 +1,71 @@
+"""data/<exp>/metrics.jsonl: one row for every update and one for every round; no service needed."""
+
+import json
+import resource
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dfusion.files import read_tensors, write_bytes
+from dfusion.store import Round
+from dfusion.transitions import TrainingRound
+
+
+def append(path: Path, number: int, rows: list[dict[str, Any]]) -> None:
+    """Add a round's rows, dropping what an interrupted run left of it."""
+    old = path.read_text().splitlines() if path.exists() else []
+    kept = [line for line in old if json.loads(line)["round"] < number]
+    write_bytes(path, "".join(f"{line}\n" for line in [*kept, *map(json.dumps, rows)]).encode())
+
+
+def round_row(
+    number: int, data: TrainingRound, seconds: Mapping[str, float], coverage_of: frozenset[int]
+) -> dict[str, Any]:
+    """What a round's samples and targets were like; seconds: per stage.
+
+    Means and spreads are of the round's samples, made before its update. coverage_of: indices of
+    the fused steps.
+    """
+    scores = data.round.scores("images")
+    by_prompt: dict[str, list[float]] = {}
+    for index, text in enumerate(data.round.texts_to_score("images")):
+        by_prompt.setdefault(text, []).append(scores[index])
+    every = list(scores.values())
+    return {
+        "kind": "round",
+        "round": number,
+        "reward_mean": float(np.mean(every)),
+        "reward_std": float(np.std(every)),
+        "reward_by_prompt": {
+            text: [float(np.mean(values)), float(np.std(values))]
+            for text, values in by_prompt.items()
+        },
+        "images": len(every),
+        "pairs": len(data.pairs),
+        "adopted": sum(data.fused) / max(1, len(data.pairs)),
+        "mask_coverage": mask_coverage(data.round, len(data.pairs), coverage_of),
+        "seconds": {stage: round(spent, 3) for stage, spent in seconds.items()},
+        "peak_memory_gib": peak_memory(),
+    }
+
+
+def mask_coverage(round_: Round, pairs: int, steps: frozenset[int]) -> float | None:
+    """Mean share of the grid that the targets' masks cover at steps (indices); None unfused."""
+    paths = [round_.target(p) for p in range(pairs)]
+    if not steps or not paths or not all(path.exists() for path in paths):
+        return None
+    chosen = sorted(steps)
+    shares = [read_tensors(path)["masks"][chosen].float().mean() for path in paths]
+    return float(torch.stack(shares).mean())
+
+
+def peak_memory() -> float:
+    """GiB: of the GPU where one is used, else of this process, since it began."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return round(torch.cuda.max_memory_allocated() / 2**30, 3)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)

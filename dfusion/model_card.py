@@ -1,0 +1,47 @@
+"""The README.md of a checkpoint: what it is, how it was made, how to load it."""
+
+from collections.abc import Sequence
+
+from dfusion.settings import Settings
+
+LOADS = {
+    "lora": """    pipe.load_lora_weights("path/to/this/folder")""",
+    "full": """    unet = UNet2DConditionModel.from_pretrained("path/to/this/folder/unet")
+    pipe = StableDiffusionPipeline.from_pretrained(base_model, unet=unet)""",
+}
+
+
+def model_card(settings: Settings, number: int, rewards: Sequence[float]) -> str:
+    """rewards: mean of each round's samples, made before that round's update."""
+    train, sample = settings.train, settings.sample
+    what = f"LoRA of rank {train.lora_rank}" if train.tune == "lora" else "UNet"
+    fused = f"fusion in layers {settings.fusion.layers}, steps {settings.fusion.steps}"
+    pairs = train.pairs if train.pairs == "naive" else f"{train.pairs} ({fused})"
+    lines = [
+        f"| {k} | {reward:.4f} |" for k, reward in enumerate(rewards, number + 1 - len(rewards))
+    ]
+    table = "\n".join(["| round | mean reward |", "|---|---|", *lines]) if lines else ""
+    return f"""---
+base_model: {settings.pretrained.model}
+library_name: diffusers
+tags: [text-to-image, d-fusion, {train.method}, {train.tune}]
+---
+# {settings.exp_name}, round {number}
+
+{what}, trained by {train.method.upper()} with D-Fusion's recipe (arXiv:2505.22002).
+
+| | |
+|---|---|
+| base model | {settings.pretrained.model} |
+| prompts | {settings.prompt_file or settings.prompt} |
+| method | {train.method}, pairs {pairs} |
+| reward | {settings.eval.reward}: {settings.eval.model} {settings.eval.pretrained} |
+| images a round | {settings.images_per_prompt} of each prompt |
+| sampling | DDIM, {sample.num_steps} steps, eta {sample.eta}, guidance {sample.guidance_scale} |
+| optimiser | AdamW, learning rate {train.learning_rate}, {train.num_inner_epochs} inner epochs |
+| seed | {settings.seed} |
+
+{table}
+
+{LOADS[train.tune]}
+"""

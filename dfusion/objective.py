@@ -1,0 +1,109 @@
+"""Which loss a denoising step of a pair has, with all its numbers."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dfusion import losses
+from dfusion.settings import Train
+
+METHODS = ("dpo", "ddpo", "dpok")
+REFERENCES = ("round", "initial")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Eq. 6, 8 or 9, and what may be added to them.
+
+    clip: None for no clipping. reference: the policy that DPO compares with. kl_initial: weight of
+    the KL to the initial model. step_weights: T numbers from t = T to 1; empty for all 1.
+    """
+
+    method: str = "dpo"
+    beta: float = 0.1
+    form: str = "ratio"
+    clip: float | None = 0.1
+    advantage_max: float = 5.0
+    dpok_alpha: float = 0.99
+    dpok_beta: float = 0.01
+    reference: str = "round"
+    kl_initial: float = 0.0
+    step_weights: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, train: Train) -> "Objective":
+        """The objective that the settings ask for. Raises ValueError for unreadable weights."""
+        return cls(
+            method=train.method,
+            beta=train.beta,
+            form=train.ratio,
+            clip=train.eps if train.eps > 0 else None,
+            advantage_max=train.adv_clip_max,
+            dpok_alpha=train.dpok_alpha,
+            dpok_beta=train.dpok_beta,
+            reference=train.reference,
+            kl_initial=train.kl_initial,
+            step_weights=parse_weights(train.step_weights),
+        )
+
+    @property
+    def pairwise(self) -> bool:
+        """Whether steps at which both sides are equal have no gradient."""
+        return self.method == "dpo" and self.kl_initial == 0
+
+    @property
+    def needs_initial(self) -> bool:
+        """Whether the initial model's transitions are needed."""
+        return self.kl_initial > 0 or (self.method == "dpo" and self.reference == "initial")
+
+    @property
+    def needs_means(self) -> bool:
+        """Whether a KL to theta_old is needed, hence theta_old's means."""
+        return self.method == "dpok"
+
+    def weight(self, i: Tensor) -> Tensor:
+        """(B,) weights of steps i (B,)."""
+        if not self.step_weights:
+            return torch.ones(i.shape, device=i.device)
+        return torch.tensor(self.step_weights, device=i.device)[i]
+
+    def __call__(self, log_prob: Tensor, old: Tensor, advantage: Tensor, kl: Tensor,
+                 kl_initial: Tensor) -> losses.Loss:  # fmt: skip
+        """Per step, (B,), summed over both sides; all arguments (B, 2).
+
+        old: log-probs under theta_old, or under the initial model where `reference` says so. kl: to
+        theta_old; kl_initial: to the initial model; zeros where they are not needed.
+        """
+        loss = self._method(log_prob, old, advantage, kl)
+        value = loss.value + self.kl_initial * kl_initial.sum(-1)
+        return losses.Loss(value, loss.ratio, loss.clipped)
+
+    def _method(self, log_prob: Tensor, old: Tensor, advantage: Tensor, kl: Tensor) -> losses.Loss:
+        if self.method == "dpo":
+            (target, base), (old_target, old_base) = log_prob.T, old.T
+            return losses.dpo(target, base, old_target, old_base, self.beta, self.form, self.clip)
+        sides = []
+        clip = self.clip if self.clip is not None else float("inf")
+        for s in (0, 1):
+            terms = log_prob[:, s], old[:, s], advantage[:, s]
+            if self.method == "ddpo":
+                sides.append(losses.ddpo(*terms, clip, self.advantage_max))
+            else:
+                a, b = self.dpok_alpha, self.dpok_beta
+                sides.append(losses.dpok(*terms, kl[:, s], clip, self.advantage_max, a, b))
+        return losses.Loss(
+            sides[0].value + sides[1].value,
+            torch.stack([side.ratio for side in sides], -1),
+            torch.stack([side.clipped for side in sides], -1),
+        )
+
+
+def parse_weights(text: str) -> tuple[float, ...]:
+    """ "1, 0.5, 0" -> (1.0, 0.5, 0.0); raises ValueError for anything but numbers from 0."""
+    weights = tuple(float(part) for part in text.split(",")) if text.strip() else ()
+    if not all(0 <= w < float("inf") for w in weights):
+        raise ValueError("weights must be finite and not below 0")
+    if weights and not any(weights):
+        raise ValueError("at least one weight must be above 0")
+    return weights

@@ -1,0 +1,87 @@
+"""The metrics, sent to wandb or tensorboard as well where that is asked for."""
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from PIL import Image
+
+from dfusion.errors import UserError
+from dfusion.settings import Settings
+
+TRACKERS = ("none", "wandb", "tensorboard")
+HIDDEN = ("kind", "round")
+
+
+def accelerator(settings: Settings, cpu: bool) -> Accelerator:
+    """An Accelerator that knows the tracker; logs lie under log/. Raises UserError without it."""
+    if settings.tracker == "none":
+        return Accelerator(cpu=cpu)
+    if importlib.util.find_spec(settings.tracker) is None:
+        raise UserError(f"--config.tracker {settings.tracker}: pip install {settings.tracker}")
+    folder = Path("log")
+    folder.mkdir(exist_ok=True)
+    return Accelerator(cpu=cpu, log_with=settings.tracker, project_dir=str(folder))
+
+
+def start(accelerator: Accelerator, settings: Settings) -> None:
+    """Begin the run; wandb stays offline where nobody is logged in."""
+    if settings.tracker == "none":
+        return
+    extra: dict[str, Any] = {}
+    if settings.tracker == "wandb":
+        if not _wandb_login():
+            os.environ.setdefault("WANDB_MODE", "offline")
+        extra = {"wandb": {"name": settings.exp_name, "dir": "log"}}
+    accelerator.init_trackers("dfusion", config=_plain(settings), init_kwargs=extra)
+
+
+def log(accelerator: Accelerator, row: dict[str, Any], step: int) -> None:
+    """One row of metrics.jsonl; lists over denoising steps become name/t=<t>."""
+    accelerator.log(_flat(row), step=step)
+
+
+def log_images(accelerator: Accelerator, name: str, image: Image.Image, step: int) -> None:
+    """A captioned sheet of pictures."""
+    for tracker in accelerator.trackers:
+        if tracker.name == "wandb":
+            tracker.log_images({name: [image]}, step=step)
+        elif tracker.name == "tensorboard":
+            pixels = np.asarray(image.convert("RGB"))[None]
+            tracker.log_images({name: pixels}, step=step, dataformats="NHWC")
+
+
+def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for key, value in row.items():
+        name = f"{prefix}{key}"
+        if key == "reward_by_prompt":
+            flat |= {f"reward/{text}": mean for text, (mean, _) in value.items()}
+            flat |= {f"reward_std/{text}": std for text, (_, std) in value.items()}
+        elif isinstance(value, dict):
+            flat |= _flat(value, f"{name}/")
+        elif isinstance(value, list):
+            pairs = zip(range(len(value), 0, -1), value, strict=True)
+            flat |= {f"{name}/t={t}": v for t, v in pairs if v is not None}
+        elif value is not None and (prefix or key not in HIDDEN):
+            flat[name] = value
+    return flat
+
+
+def _plain(settings: Settings) -> dict[str, str | int | float | bool]:
+    """Settings by flag name."""
+    flat: dict[str, str | int | float | bool] = {}
+    for key, value in settings.to_dict().items():
+        flat |= (
+            {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+        )
+    return flat
+
+
+def _wandb_login() -> bool:
+    import wandb
+
+    return bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
