@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -247,3 +247,252 @@ def test_old_checkpoints_go(settings: Settings) -> None:
     chosen.train.num_checkpoint_limit = 2
     folder = train_rounds(chosen)
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["epoch1", "epoch2"]
+
+
+def test_weights_scale_each_step(trainer: Trainer) -> None:
+    """Gradients are linear in the weights."""
+    weights = ((1.0, 0.0, 0.0, 2.0), (0.0, 3.0, 1.0, 0.0), (1.0, 3.0, 1.0, 2.0))
+    parts = [
+        gradients(trainer, moved=True, objective=Objective(clip=None, step_weights=w))[0]
+        for w in weights
+    ]
+    assert close([a + b for a, b in zip(parts[0], parts[1], strict=True)], parts[2])
+    plain, _ = gradients(trainer, moved=True, objective=Objective(clip=None))
+    assert not close(parts[2], plain)
+
+
+def test_the_initial_model_as_reference_and_anchor(trainer: Trainer) -> None:
+    """Log-probs and KL of the initial model are those of the UNet without its LoRA."""
+    policy, data = trainer.session.policy(0), trainer.data(0)
+    steps = [Step(p, i) for p in range(4) for i in range(4)]
+    updater = trainer._updater(policy, data)
+    updater.objective = Objective(reference="initial", kl_initial=0.5, clip=None)
+    tally = updater.backward(steps)
+    batch = data.read(steps)
+    with torch.no_grad():
+        now = transitions(policy, trainer.network, batch)
+        for parameter in trainer.tuning.parameters:
+            parameter.zero_()
+        plain = transitions(policy, trainer.network, batch)
+    stir(trainer)
+    known = updater.first.log_probs(steps, torch.device("cpu"))
+    assert torch.allclose(known, plain.log_prob, atol=1e-6)
+    assert not torch.allclose(known, now.log_prob, atol=1e-4)
+    std = trainer.session.ddim.std[batch.i].repeat_interleave(4 * 8 * 8 * 2).view(-1, 2, 4, 8, 8)
+    p, q = (torch.distributions.Normal(t.mean, std) for t in (now, plain))
+    kl = torch.distributions.kl_divergence(p, q).flatten(2).mean(-1)
+    ratios = (now.log_prob - plain.log_prob).exp()
+    expected = -torch.nn.functional.logsigmoid(0.1 * (ratios[:, 0] - ratios[:, 1]))
+    expected += 0.5 * kl.sum(-1)
+    assert tally.loss == pytest.approx(float(expected.sum()), rel=1e-4)
+    assert tally.kl_initial == pytest.approx(float(kl.mean(-1).sum()), rel=1e-3)
+
+
+def test_shift_of_fusion_is_the_distance_of_the_two_means(trainer: Trainer) -> None:
+    """Against the target's means with fusion on, computed anew."""
+    session, data = trainer.session, trainer.data(0)
+    policy = session.policy(0)
+    fused = [p for p in range(4) if data.fused[p]]
+    assert fused
+    steps = [Step(p, 2) for p in fused]
+    tally = trainer._updater(policy, data).backward(steps)
+    expected = []
+    for p in fused:
+        x, x_next = load_file(data.round.target(p))["latents"][2:4]
+        _, z = policy.noise([data.pairs[p].base])
+        std = policy.ddim.std[2]
+        with torch.no_grad():
+            cond = policy.model.encode([data.pairs[p].prompt])
+            eps, _ = policy.model.predict(x[None], policy.ddim.timesteps[2], cond, 5.0)
+            unfused, _ = policy.ddim.transition(x[None], eps, 2)
+        expected.append(((x_next - std * z[0, 2] - unfused[0]) / std).square().mean().sqrt())
+    shift = tally.figures()["fusion_shift"]
+    assert shift[2] == pytest.approx(float(torch.stack(expected).mean()), rel=1e-3)
+    assert shift[2] > 1e-3 and shift[0] is None
+
+
+def test_several_updates_compare_with_the_policy_that_sampled(settings: Settings) -> None:
+    """Log-probs of theta_old are taken before the first update, of later updates' steps too."""
+    chosen = small(settings, 1, "several")
+    chosen.train.updates_per_inner_epoch = 2
+    trainer = Trainer(open_session(chosen))
+    policy = trainer.sampled(0)
+    data = trainer.data(0)
+    before = transitions(policy, trainer.network, data.read([Step(3, 2)])).log_prob.detach()
+    seen = []
+    keep = trainer._save_within
+
+    def look(number, updater, rows) -> None:
+        seen.append(updater.old)
+        keep(number, updater, rows)
+
+    trainer._save_within = look  # type: ignore[method-assign]
+    trainer.train_round(0, policy)
+    assert len(seen) == 3  # of four updates
+    assert all(torch.allclose(old.log_prob[Step(3, 2)], before[0], atol=1e-6) for old in seen)
+    rows = [json.loads(x) for x in (data.round.folder.parent / "metrics.jsonl").open()]
+    ratios = [row["ratio"] for row in rows if row["kind"] == "update"]
+    assert ratios[0] == 1 and all(ratio != 1 for ratio in ratios[1:])
+
+
+def test_resume_within_a_round(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped after any optimiser step of a round, the run ends as if it had not been."""
+    for method in ("dpo", "dpok"):
+        plain = small(settings, 2, f"plain_{method}")
+        plain.train = dataclasses.replace(plain.train, method=method, kl_initial=0.1)
+        whole = train_rounds(plain)
+        broken = dataclasses.replace(plain, exp_name=f"broken_{method}")
+        real, count = Trainer._update, 0
+
+        def update(self, *args, real=real):
+            nonlocal count
+            count += 1
+            if count in (2, 4, 6):
+                raise KeyboardInterrupt
+            return real(self, *args)
+
+        monkeypatch.setattr(Trainer, "_update", update)
+        for _ in range(3):
+            with pytest.raises(KeyboardInterrupt):
+                train_rounds(broken)
+        folder = train_rounds(broken)
+        monkeypatch.setattr(Trainer, "_update", real)
+        assert count == 4 + 3  # four steps, and three that were stopped: nothing was done twice
+        name = "checkpoints/epoch1/pytorch_lora_weights.safetensors"
+        a, b = load_file(whole / name), load_file(folder / name)
+        assert all(a[k].equal(b[k]) for k in a)
+        assert not (folder / "checkpoints" / "within").exists()
+        rows = [(f / "metrics.jsonl").read_text().splitlines() for f in (whole, folder)]
+        updates = [[r for r in map(json.loads, f) if r["kind"] == "update"] for f in rows]
+        assert updates[0] == updates[1]
+
+
+def test_full_fine_tuning(settings: Settings, pipeline_folder: Path) -> None:
+    """All weights move; the folder loads as a stock UNet; a resumed run goes on from it."""
+    chosen = small(settings, 1, "full")
+    chosen.train.tune, chosen.train.learning_rate = "full", 1e-4
+    chosen.train.reference = "initial"
+    folder = train_rounds(chosen)
+    trained = UNet2DConditionModel.from_pretrained(folder / "checkpoints/epoch0", subfolder="unet")
+    start = StableDiffusionPipeline.from_pretrained(pipeline_folder, safety_checker=None).unet
+    a, b = dict(trained.named_parameters()), dict(start.named_parameters())
+    moved = [name for name in a if not a[name].equal(b[name])]
+    assert len(moved) > 0.9 * len(a)
+    chosen.train.num_epochs = 2
+    trainer = Trainer(open_session(chosen))
+    assert trainer.resume() == 1
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    text = trainer.session.model.encode(["the dog"])
+    with torch.no_grad():
+        ours = trainer.session.model.unet(x, 501, text).sample
+        assert torch.allclose(ours, trained(x, 501, text).sample, atol=1e-6)
+        with trainer.tuning.initial() as initial:
+            untrained = initial(x, 501, text).sample
+            assert torch.allclose(untrained, start(x, 501, text).sample, atol=1e-6)
+            assert not torch.allclose(untrained, ours, atol=1e-5)
+
+
+def test_full_fine_tuning_in_half_precision_is_refused(settings: Settings) -> None:
+    chosen = small(settings, 1, "half")
+    chosen.train.tune, chosen.mixed_precision = "full", "bf16"
+    with pytest.raises(UserError, match="mixed_precision no"):
+        train_rounds(chosen)
+
+
+def test_inversion_trains_on_guessed_trajectories(settings: Settings) -> None:
+    """Of adopted targets: they end in the target's image and share nothing with the base."""
+    chosen = small(settings, 1, "inverted")
+    chosen.train.pairs, chosen.pair.adoption_threshold = "inversion", -10.0
+    folder = train_rounds(chosen)
+    trainer = Trainer(open_session(chosen))
+    data = trainer.data(0)
+    assert all(data.fused) and {data.first_step(p) for p in range(4)} == {0}
+    for p in range(4):
+        guessed = load_file(data.round.inversion(p))["latents"]
+        target = load_file(data.round.target(p))["latents"]
+        assert guessed[-1].equal(target[-1]) and not guessed[1].equal(target[1])
+        batch = data.read([Step(p, 1)])
+        assert batch.x[0, 0].equal(guessed[1]) and batch.x_next[0, 0].equal(guessed[2])
+    rows = [json.loads(x) for x in (folder / "metrics.jsonl").open()]
+    assert rows[0]["fusion_shift"] == [None] * 4
+
+
+def test_lora_on_other_modules(settings: Settings) -> None:
+    chosen = small(settings, 1, "targets")
+    chosen.train.lora_targets = "to_v,ff.net.2"
+    folder = train_rounds(chosen)
+    names = load_file(folder / "checkpoints/epoch0/pytorch_lora_weights.safetensors")
+    assert {".".join(n.split(".")[-4:-2]) for n in names} >= {"net.2"}
+    assert all(".to_v." in n or ".net.2." in n for n in names)
+    chosen = small(settings, 1, "nonsense")
+    chosen.train.lora_targets = "to_q,to_x"
+    with pytest.raises(UserError, match="'to_x': the UNet has no such layer"):
+        train_rounds(chosen)
+
+
+def test_resume_from_another_experiment(settings: Settings) -> None:
+    """Its policy samples the first round; an older checkpoint of one's own is refused."""
+    first = train_rounds(small(settings, 2, "first"))
+    chosen = small(settings, 1, "second")
+    chosen.resume_from = str(first / "checkpoints" / "epoch1")
+    trainer = Trainer(open_session(chosen))
+    assert trainer.resume() == 0
+    lora = load_file(first / "checkpoints/epoch1/pytorch_lora_weights.safetensors")
+    ours = dict(zip(trainer.tuning.names, trainer.tuning.parameters, strict=True))
+    assert len(ours) == len(lora)
+    a, b = (sum(float(v.detach().abs().sum()) for v in x.values()) for x in (ours, lora))
+    assert a == pytest.approx(b, rel=1e-5)
+    own = small(settings, 3, "first")
+    own.resume_from = str(first / "checkpoints" / "epoch0")
+    with pytest.raises(UserError, match="epoch1 is later"):
+        train_rounds(own)
+
+
+def test_comparisons_use_the_same_noise(settings: Settings) -> None:
+    """Images before training are the base model's; those after differ only through training."""
+    chosen = small(settings, 2, "compared")
+    chosen.train.compare_images, chosen.train.compare_every = 1, 5
+    folder = train_rounds(chosen)
+    experiment = Trainer(open_session(chosen)).session.experiment
+    assert sorted(experiment.comparisons()) == [0, 2]
+    before, after = (experiment.comparison(k) for k in (0, 2))
+    assert len(before.scores("images")) == len(after.scores("images")) == 2
+    a, b = before.manifest()["made_with"], after.manifest()["made_with"]
+    assert {k for k in a if a[k] != b[k]} == {"weights"}
+    assert before.image("images", 0).read_bytes() != after.image("images", 0).read_bytes()
+    assert not (folder / "compare" / "epoch0" / "trajectories").exists()
+
+
+def test_metrics_of_a_round(settings: Settings) -> None:
+    folder = train_rounds(small(settings, 1, "metrics"))
+    rows = [json.loads(x) for x in (folder / "metrics.jsonl").open()]
+    update, summary = rows[0], rows[-1]
+    assert [row["kind"] for row in rows] == ["update", "update", "round"]
+    assert len(update["clip_fraction"]) == len(update["gradient_share"]) == 4
+    assert sum(update["gradient_share"]) == pytest.approx(1, abs=1e-5)
+    scores = json.loads((folder / "epoch0/eval/images.json").read_text())["scores"]
+    mine = torch.tensor([scores[str(i)] for i in range(4)], dtype=torch.float64)
+    mean, std = summary["reward_by_prompt"]["a cat the sandwich"]
+    assert mean == pytest.approx(float(mine.mean())) and std == pytest.approx(
+        float(mine.std(unbiased=False))
+    )
+    assert (
+        summary["adopted"]
+        == sum(
+            r["adopted"] for r in json.loads((folder / "epoch0/adoption.json").read_text())["pairs"]
+        )
+        / 4
+    )
+    masks = [load_file(folder / f"epoch0/targets/{p:05d}.safetensors")["masks"] for p in range(4)]
+    expected = torch.stack(masks)[:, 1:].float().mean()
+    assert summary["mask_coverage"] == pytest.approx(float(expected))
+    assert {"sampling", "fusing", "scoring", "training", "comparing"} <= set(summary["seconds"])
+    card = (folder / "checkpoints/epoch0/README.md").read_text()
+    assert f"| 0 | {summary['reward_mean']:.4f} |" in card
+
+
+def test_eight_bits_without_a_gpu_are_refused(settings: Settings) -> None:
+    chosen = small(settings, 1, "bits")
+    chosen.train.adam_8bit = True
+    with pytest.raises(UserError, match="adam_8bit"):
+        train_rounds(chosen)
