@@ -13,7 +13,7 @@ RUN = .venv/bin/python
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@touch $@
 
-demo: .venv/ready  ## one round of D-Fusion with the embedded model, scorer in its own process
+demo: .venv/ready  ## D-Fusion and training with the embedded model, scorer in its own process
 	@$(RUN) -m experiments.demo
 
 test: .venv/ready  ## the default test suite

@@ -13,6 +13,8 @@ from ml_collections import ConfigDict, config_flags
 from dfusion.errors import UserError
 from dfusion.settings import Settings
 
+GO_ON = "Stopped. Run the same command again to go on."
+
 
 def main(verb: Callable[[Settings], object]) -> None:
     """Parse --config and call `verb`. Bad input ends with one line and exit code 2."""
@@ -31,8 +33,8 @@ def _run(verb: Callable[[Settings], object], config: ConfigDict, argv: list[str]
         verb(Settings.of(config.to_dict()))
     except UserError as error:
         _fail(str(error))
-    except KeyboardInterrupt:
-        print("\nStopped. Run the same command again to go on.", flush=True)
+    except KeyboardInterrupt as stop:
+        print(f"\n{stop}" if str(stop) else f"\n{GO_ON}", flush=True)
         sys.exit(130)
 
 

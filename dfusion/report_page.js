@@ -165,6 +165,22 @@ function samples(round) {
   box.open = !round.pairs.length;
   return box;
 }
+/** The same noise before and after training: a column for each comparison. */
+function compared() {
+  const last = D.comparisons.at(-1), groups = new Map();
+  last.images.forEach((image, i) => groups.set(image.prompt, [...(groups.get(image.prompt) ?? []), i]));
+  const name = (c) => c.number ? `after ${c.number} round${c.number > 1 ? "s" : ""}` : "before";
+  const head = D.comparisons.map((c) => el("span", {}, name(c) + " ", el("b", {}, num(c.mean))));
+  const box = el("details", { open: "" }, el("summary", {}, "Before and after training, same noise"),
+    el("p", { class: "scroll keys num" }, "Mean score: ", ...head));
+  for (const [prompt, members] of groups) box.append(el("div", { class: "strip" }, el("h4", {}, text(prompt)),
+    el("div", {}, ...members.map((i) => el("div", { class: "same" }, ...D.comparisons.map((c) => {
+      const it = c.images[i] ?? { src: null, score: null };
+      return el("figure", {}, picture(it.src, `${name(c)}: ${text(prompt)}`),
+        el("figcaption", {}, name(c), el("span", { class: "num" }, num(it.score))));
+    }))))));
+  return box;
+}
 function drawSummary() {
   const round = D.rounds.find((r) => String(r.number) === $("round").value);
   const parts = [];
@@ -178,6 +194,7 @@ function drawSummary() {
   }
   if (D.rounds.length > 1) parts.push(el("details", { open: "" }, el("summary", {}, "Rounds"), el("div", { class: "rounds" }, chart(),
     table("round", D.rounds.map((r) => [`round ${r.number}`, () => choose("round", r.number), r.summary])))));
+  if (D.comparisons.length > 1) parts.push(compared());
   if (round) parts.push(el("details", {}, el("summary", {}, `By prompt (${round.by_prompt.length})`),
     table("prompt", round.by_prompt.map((s) => [text(s.prompt), () => choose("prompt", text(s.prompt)), s]))));
   if (round?.images.length) parts.push(samples(round));

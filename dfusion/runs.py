@@ -116,7 +116,10 @@ def score(settings: Settings) -> int:
         what = ", ".join(names) or "every experiment"
         print(f"Scoring {what} in {data} by {name}; Ctrl-C ends.", flush=True)
         e = settings.eval
-        total = watch(data, names, reward, name, e.batch_size, e.poll_seconds, e.once)
+        try:
+            total = watch(data, names, reward, name, e.batch_size, e.poll_seconds, e.once)
+        except KeyboardInterrupt:  # how scoring usually ends
+            raise KeyboardInterrupt("The scorer ended; all scores so far are kept.") from None
     print(f"Scored {total} images; scores are in {data}/<experiment>/epoch*/eval/.", flush=True)
     return total
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from dfusion import metrics, optimiser, report, tracking
 from dfusion.checkpoints import Checkpoints
+from dfusion.contact_sheet import contact_sheet
 from dfusion.errors import UserError
 from dfusion.files import write_tensors
 from dfusion.inversion import invert
@@ -320,7 +321,7 @@ class Trainer:
         last = (number + 1) * each - 1
         tracking.log(self.accelerator, row, last)
         folder = self.session.experiment.folder
-        sheet = report.contact_sheet(folder, report.collect(folder))
+        sheet = contact_sheet(folder, report.collect(folder))
         tracking.log_images(self.accelerator, "pairs", sheet, last)
 
 

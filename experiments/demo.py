@@ -1,4 +1,4 @@
-"""make demo: the two-process loop on the embedded model, one round on a handful of prompts."""
+"""make demo: the two-process loop on the embedded model: two rounds, trained on, a few prompts."""
 
 import subprocess
 import sys
@@ -11,27 +11,30 @@ FLAGS = [
     "--config.prompt_file=config/prompt/demo.json",
     "--config.item_idx_file=config/prompt/demo_item.json",
     "--config.mask_thr_file=config/prompt/demo_mask.json",
+    "--config.sample.batch_size=8",
+    "--config.train.num_epochs=2",
+    "--config.train.compare_images=2",
 ]
 
 
 def main() -> int:
     started = time.monotonic()
     scorer = subprocess.Popen([sys.executable, "run_eval.py", *FLAGS])
-    sampler = subprocess.Popen([sys.executable, "run_sample.py", *FLAGS])
+    trainer = subprocess.Popen([sys.executable, "run_train.py", *FLAGS])
     try:
-        while sampler.poll() is None and scorer.poll() is None:
+        while trainer.poll() is None and scorer.poll() is None:
             time.sleep(0.2)
     finally:
-        for process in (scorer, sampler):
+        for process in (scorer, trainer):
             if process.poll() is None:
                 process.terminate()
                 process.wait()
-    if sampler.returncode == 0:
+    if trainer.returncode == 0:
         page = Path("data/demo/index.html").resolve()
         print(f"\nDone in {time.monotonic() - started:.0f} s. Open {page}")
     else:
         print("\nStopped. To begin anew: rm -r data/demo", file=sys.stderr)
-    return sampler.returncode
+    return trainer.returncode
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Every other module of dfusion/ is pure: maths and words, no files, models or frameworks.
 EFFECTS = {
-    *("checkpoints", "files", "fusion", "inputs", "inversion", "lora", "metrics", "models"),
-    *("progress", "report", "rewards", "rounds", "runs", "sampling", "scoring", "store"),
-    *("tracking", "training", "transitions", "tuning", "updates"),
+    *("checkpoints", "contact_sheet", "files", "fusion", "inputs", "inversion", "lora"),
+    *("metrics", "models", "progress", "report", "rewards", "rounds", "runs", "sampling"),
+    *("scoring", "store", "tracking", "training", "transitions", "tuning", "updates"),
 }
 PURE = sorted({p.stem for p in (ROOT / "dfusion").glob("*.py")} - EFFECTS)
 EFFECTS_ONLY = {"diffusers", "transformers", "accelerate", "peft", "open_clip", "absl"}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dfusion import report
+from dfusion import contact_sheet, report
 from dfusion.files import write_json, write_png
 from dfusion.pairing import Pair
 from dfusion.prompts import Item, Prompt
@@ -208,17 +208,21 @@ def test_contact_sheet_shows_the_images_it_says(tmp_path: Path) -> None:
     report.write(tmp_path)
     sheet = np.asarray(Image.open(tmp_path / "pairs.png").convert("RGB"))
     for column in range(3):
-        x = report.LEFT + column * (report.PANEL + report.GAP)
-        for row, side in enumerate(report.ROWS):
-            y = report.TOP + report.LABEL + row * (report.PANEL + report.LINE)
-            panel = sheet[y : y + report.PANEL, x : x + report.PANEL]
+        x = contact_sheet.LEFT + column * (contact_sheet.PANEL + contact_sheet.GAP)
+        for row, side in enumerate(contact_sheet.ROWS):
+            y = (
+                contact_sheet.TOP
+                + contact_sheet.LABEL
+                + row * (contact_sheet.PANEL + contact_sheet.LINE)
+            )
+            panel = sheet[y : y + contact_sheet.PANEL, x : x + contact_sheet.PANEL]
             if side == "mask":
                 assert {int(v) for v in np.unique(panel)} == {5 * 17, 10 * 17}
                 assert panel[0, 0].tolist() == [170] * 3
             else:
                 r, g, b = COLOURS[side]
                 assert np.unique(panel.reshape(-1, 3), axis=0).tolist() == [[r, g, b + column]]
-        frame = sheet[y + report.PANEL // 2, x - 2].tolist()
+        frame = sheet[y + contact_sheet.PANEL // 2, x - 2].tolist()
         assert frame == ([0x16, 0x83, 0x4A] if ADOPTED[column] else [0xFB, 0xFA, 0xF7])
 
 
@@ -229,13 +233,13 @@ def test_contact_sheet_spreads_over_prompts(prompts: int, each: int, count: int)
         for p in range(prompts)
         for i in range(each)
     ]
-    chosen = report.spread(pairs, 24)
+    chosen = contact_sheet.spread(pairs, 24)
     per_prompt = [sum(c["prompt"] == p for c in chosen) for p in range(prompts)]
     assert len({c["n"] for c in chosen}) == len(chosen) == count
     assert max(per_prompt) - min(per_prompt) <= 1
     for pair in pairs[1:]:
         pair["target"] = {"src": None}
-    assert report.spread(pairs, 24) == pairs[:1]
+    assert contact_sheet.spread(pairs, 24) == pairs[:1]
 
 
 def test_command_rebuilds_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,3 +251,25 @@ def test_command_rebuilds_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sys, "argv", ["report", str(tmp_path / "no such folder")])
     with pytest.raises(SystemExit, match="usage"):
         runpy.run_module("dfusion.report", run_name="__main__")
+
+
+def test_comparisons_before_and_after_training(tmp_path: Path) -> None:
+    """Image i of each comparison, with its own score, in the order of the rounds."""
+    build(tmp_path, "decided")
+    for k in (10, 0):
+        round_ = Experiment(tmp_path).comparison(k)
+        prompt = Prompt("the ball", (Item("ball", 0.5),))
+        round_.write_manifest(k, (prompt,), 2, {})
+        for i in (0, 1) if k else (1,):  # one image is missing
+            write_png(round_.image("images", i), np.full((4, 4, 3), k, np.uint8))
+        round_.write_scores("images", "test", {1: 0.25 + k})
+    report.write(tmp_path)
+    before, after = inline(tmp_path)["comparisons"]
+    assert (before["number"], after["number"]) == (0, 10)
+    assert (before["mean"], after["mean"]) == (0.25, 10.25)
+    assert [i["src"] for i in before["images"]] == [None, "compare/epoch0/images/00001.png"]
+    assert [i["src"] for i in after["images"]] == [
+        f"compare/epoch10/images/0000{i}.png" for i in (0, 1)
+    ]
+    assert [i["score"] for i in after["images"]] == [None, 10.25]
+    assert all((tmp_path / p).is_file() for p in set(paths(inline(tmp_path))))

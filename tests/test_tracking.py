@@ -1,0 +1,68 @@
+"""Trackers: what reaches them, and that nothing depends on one."""
+
+from pathlib import Path
+
+import pytest
+
+from dfusion import tracking
+from dfusion.errors import UserError
+from dfusion.settings import Settings
+from dfusion.training import train_rounds
+
+ROW = {
+    "kind": "round",
+    "round": 3,
+    "reward_mean": 0.5,
+    "reward_by_prompt": {"a cat": [0.25, 0.125]},
+    "seconds": {"sampling": 2.0},
+    "clip_fraction": [0.1, None, 0.3],
+    "mask_coverage": None,
+}
+
+
+def test_rows_are_flattened_with_steps_counted_down() -> None:
+    assert tracking._flat(ROW) == {
+        "reward_mean": 0.5,
+        "reward/a cat": 0.25,
+        "reward_std/a cat": 0.125,
+        "seconds/sampling": 2.0,
+        "clip_fraction/t=3": 0.1,
+        "clip_fraction/t=1": 0.3,
+    }
+
+
+def test_wandb_runs_offline_without_a_login(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows and a sheet of pictures are logged, in order of the optimiser steps."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr(tracking, "_wandb_login", lambda: False)
+    settings.tracker, settings.train.num_epochs = "wandb", 2
+    sent: list[tuple[int, set[str]]] = []
+    pictures: list[int] = []
+    log, images = tracking.log, tracking.log_images
+
+    def logged(accelerator, row, step) -> None:
+        sent.append((step, set(tracking._flat(row))))
+        log(accelerator, row, step)
+
+    def drawn(accelerator, name, image, step) -> None:
+        pictures.append(step)
+        assert image.width > 500
+        images(accelerator, name, image, step)
+
+    monkeypatch.setattr(tracking, "log", logged)
+    monkeypatch.setattr(tracking, "log_images", drawn)
+    train_rounds(settings)
+    assert [step for step, _ in sent] == [0, 1, 1, 2, 3, 3] and pictures == [1, 3]
+    assert {"loss", "kl", "learning_rate", "clip_fraction/t=4"} <= sent[0][1]
+    assert {"reward_mean", "adopted", "mask_coverage", "seconds/training"} <= sent[2][1]
+    assert list((tmp_path / "log" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_a_tracker_that_is_not_installed_is_named(settings: Settings, monkeypatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    settings.tracker = "tensorboard"
+    with pytest.raises(UserError, match="pip install tensorboard"):
+        tracking.accelerator(settings, cpu=True)
