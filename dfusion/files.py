@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -56,7 +57,8 @@ class Writer:
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` by `data` in one step; a crash leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    owner = f"{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
+    aside = path.with_name(f".{path.name}.{owner}.tmp")
     with open(aside, "wb") as file:
         file.write(data)
         file.flush()
@@ -67,6 +69,25 @@ def write_bytes(path: Path, data: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what dead processes of this machine were writing aside when they ended."""
+    for path in folder.rglob(".*.tmp"):
+        *_, host, pid, _, _ = path.name.split(".")
+        if host == socket.gethostname().split(".")[-1] and not alive(int(pid)):
+            path.unlink(missing_ok=True)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process of this machine runs."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -129,10 +129,11 @@ class RoundRunner:
             kept = not keep or round_.trajectory(i).exists()
             return kept and round_.image("images", i).exists()
 
-        missing = [i for i in self.world.mine(len(prompts)) if not there(i)]
-        progress = Progress("sampling", len(missing))
+        size = self.settings.sample.batch_size
+        batches = unfinished(self.world.mine(len(prompts)), size, there)
+        progress = Progress("sampling", sum(map(len, batches)))
         with Writer() as writer:
-            for batch in _batches(missing, self.settings.sample.batch_size):
+            for batch in batches:
                 trajectories = sample(policy, batch, [prompts[i] for i in batch], self.mask_layers)
                 images = _pictures(policy, trajectories, [f"sample {i}" for i in batch])
                 for i, trajectory, image in zip(batch, trajectories, images, strict=True):
@@ -199,10 +200,11 @@ class RoundRunner:
         def there(p: int) -> bool:
             return round_.image("target_images", p).exists() and round_.target(p).exists()
 
-        missing = [p for p in self.world.mine(len(pairs)) if not there(p)]
-        progress = Progress("fusing", len(missing))
+        size = self.settings.fusion.batch_size
+        batches = unfinished(self.world.mine(len(pairs)), size, there)
+        progress = Progress("fusing", sum(map(len, batches)))
         with Writer() as writer:
-            for batch in _batches(missing, self.settings.fusion.batch_size):
+            for batch in batches:
                 sources = [_source(round_, pairs[p], prompts) for p in batch]
                 targets = fuse(policy, self.plan, sources)
                 images = _pictures(policy, targets, [f"target {p}" for p in batch])
@@ -269,8 +271,14 @@ def scorer_command(settings: Settings) -> str:
     return " ".join(["python3 run_eval.py", *words])
 
 
-def _batches(indices: list[int], size: int) -> list[list[int]]:
-    return [indices[i : i + size] for i in range(0, len(indices), size)]
+def unfinished(indices: Sequence[int], size: int, there: Callable[[int], bool]) -> list[list[int]]:
+    """Batches of `size` of which something is missing.
+
+    Batches are cut as if nothing were there: a sample's last bits depend on its batch, and a run
+    that was interrupted is to end with the same bits as any other.
+    """
+    batches = [list(indices[i : i + size]) for i in range(0, len(indices), size)]
+    return [batch for batch in batches if not all(map(there, batch))]
 
 
 def _pictures(policy: Policy, results: Sequence[Trajectory | Target], names: list[str]) -> Tensor:

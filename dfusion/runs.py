@@ -9,7 +9,7 @@ from accelerate import PartialState
 from dfusion import report
 from dfusion.ddim import DDIM
 from dfusion.errors import UserError
-from dfusion.files import read_json, write_json
+from dfusion.files import read_json, sweep, write_json
 from dfusion.inputs import check, check_names, load_prompts, plan_of
 from dfusion.models import DiffusionModel, pick_device, pick_dtype, quiet_libraries
 from dfusion.rewards import load_reward, reward_name
@@ -82,6 +82,7 @@ def open_session(settings: Settings) -> Session:
     if settings.eval.in_process and world.rank == 0:
         reward = load_reward(settings.eval, device)
     if world.rank == 0:
+        sweep(experiment.folder)
         write_json(experiment.config_file, {"settings": settings.to_dict()})
     runner = RoundRunner(settings, experiment, prompts, plan, mask_layers, world, reward)
     return Session(settings, experiment, runner, model, ddim)

@@ -20,6 +20,7 @@ from dfusion.inversion import invert
 from dfusion.model_card import model_card
 from dfusion.objective import Objective
 from dfusion.progress import Progress
+from dfusion.rounds import unfinished
 from dfusion.runs import Session, open_session
 from dfusion.sampling import Policy
 from dfusion.settings import Settings
@@ -260,11 +261,11 @@ class Trainer:
         """Write the inverted trajectories of this process's adopted targets."""
         data = self.data(number)
         share = self.session.runner.world.mine(len(data.pairs))
-        missing = [p for p in share if data.fused[p] and not data.round.inversion(p).exists()]
-        progress = Progress("inverting", len(missing))
+        adopted = [p for p in share if data.fused[p]]
         size = self.settings.sample.batch_size
-        for start in range(0, len(missing), size):
-            batch = missing[start : start + size]
+        batches = unfinished(adopted, size, lambda p: data.round.inversion(p).exists())
+        progress = Progress("inverting", sum(map(len, batches)))
+        for batch in batches:
             x0 = torch.stack([data.final_state(p) for p in batch])
             states = invert(policy, x0, [data.pairs[p].prompt for p in batch])
             for p, latents in zip(batch, states, strict=True):

@@ -40,8 +40,8 @@ class Cell:
 
     layers: str
     steps: str
-    merge: str = "or"
-    threshold: str = "auto"
+    merge: str = "xor"
+    threshold: str = "file"
 
     @property
     def name(self) -> str:
@@ -62,7 +62,7 @@ GRID = [Cell(layers, steps) for layers in LAYERS for steps in STEPS]
 MASKS = [
     Cell(layers, "18-1", merge, threshold)
     for layers in ("mid,up", "all")
-    for merge, threshold in (("xor", "auto"), ("none", "auto"), ("or", "file"), ("xor", "file"))
+    for merge, threshold in (("xor", "auto"), ("or", "file"), ("none", "auto"))
 ]
 
 

@@ -26,11 +26,8 @@ def commands(work: Path, weights: Path) -> dict[str, list[list[str]]]:
 
     vae = ["--vae", f"{work}/vae"]
 
-    def reader(name: str, out: Path, *more: str) -> list[str]:
-        pool = f"{work}/pool_{name}.npz"
-        return [f"train_{name}", "--pool", pool, *vae, "--out", str(out), *more]
-
-    loose = f"{work}/loose.npz"
+    def reader(name: str, out: Path) -> list[str]:
+        return [f"train_{name}", "--pool", f"{work}/pool_{name}.npz", *vae, "--out", str(out)]
 
     return {
         "scenes": [
@@ -43,9 +40,7 @@ def commands(work: Path, weights: Path) -> dict[str, list[list[str]]]:
                        "--regions", f"{work}/regions.safetensors", "--work", str(work),
                        "--out", f"{weights}/diffusion"]],
         "judge": [reader("judge", weights / "judge" / "model.safetensors")],
-        "scorer": [["loosen", "--pool", f"{work}/pool_scorer.npz",
-                    "--model", f"{weights}/diffusion", "--out", loose],
-                   reader("scorer", weights / "scorer", "--loose", loose)],
+        "scorer": [reader("scorer", weights / "scorer")],
         "prompts": [["prompt_lists"], ["thresholds", "--weights", str(weights)]],
         "figures": [["evaluate", "--weights", str(weights)],
                     ["validity", "--weights", str(weights)]],

@@ -11,7 +11,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import open_clip
 import torch
 from diffusers import AutoencoderKL
@@ -48,7 +47,6 @@ PREPROCESS = {
     "resize_mode": "squash",
 }
 BATCH = 96
-LOOSE = 0.4  # share of a batch that comes from scenes in the model's own hand (loosen.py)
 
 
 def same_truth() -> Tensor:
@@ -77,21 +75,17 @@ def train(args: argparse.Namespace) -> None:
     indices, images = load(args.pool)
     images = with_round_trips(AutoencoderKL.from_pretrained(args.vae).eval(), images, 0.5)
     prompts, wanted = torch.from_numpy(indices), same_truth()
-    loose_indices, loose = load(args.loose)
-    loose_prompts, clean = torch.from_numpy(loose_indices), BATCH - int(LOOSE * BATCH)
-    steps = args.epochs * len(images) // clean
+    steps = args.epochs * len(images) // BATCH
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, steps)
     clock = Clock(steps)
     for step in range(1, steps + 1):
-        pick = torch.randint(len(images), (clean,))
-        other = torch.randint(len(loose), (BATCH - clean,))
-        x = jitter(to_model(np.concatenate([images[pick.numpy()], loose[other.numpy()]])))
-        truth = wanted[torch.cat([prompts[pick], loose_prompts[other]])]
+        pick = torch.randint(len(images), (BATCH,))
+        x = jitter(to_model(images[pick.numpy()]))
         with torch.autocast("cpu", torch.bfloat16):
             image_features, text_features, scale = model(x, text)
         logits = scale.float() * image_features.float() @ text_features.float().T
-        loss = F.cross_entropy(logits, truth)
+        loss = F.cross_entropy(logits, wanted[prompts[pick]])
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -106,7 +100,6 @@ def train(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pool", type=Path, required=True)
-    parser.add_argument("--loose", type=Path, required=True, help="from testbed.loosen")
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=10)

@@ -5,21 +5,24 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
 from dfusion.errors import UserError
 from dfusion.objective import Objective
+from dfusion.rng import generator
 from dfusion.runs import open_session
 from dfusion.settings import Settings
 from dfusion.tally import Tally
 from dfusion.training import Trainer, train_rounds
 from dfusion.transitions import Step, TrainingRound
 from dfusion.updates import sampling_gap, transitions
-from tests.conftest import make_settings
+from tests.conftest import PROMPTS, make_settings
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +235,36 @@ def test_lora_loads_into_a_stock_pipeline(settings: Settings, pipeline_folder: P
         ours = predict(trainer.session.model.unet)
         assert torch.allclose(predict(stock.unet), ours, atol=1e-6)
         assert not torch.allclose(plain, ours, atol=1e-5)
+
+
+def test_stock_pipeline_with_our_lora_gives_our_images(
+    settings: Settings, pipeline_folder: Path
+) -> None:
+    """A whole sample by plain diffusers, from the same generator, against the next round's."""
+    folder = train_rounds(small(settings, 2, "images"))
+    stock = StableDiffusionPipeline.from_pretrained(pipeline_folder, safety_checker=None)
+    stock.set_progress_bar_config(disable=True)
+
+    def image(index: int) -> np.ndarray:
+        output = stock(
+            PROMPTS[0],
+            num_inference_steps=4,
+            eta=1.0,
+            guidance_scale=5.0,
+            generator=generator(settings.seed, 1, index),
+            output_type="np",
+            height=16,
+            width=16,
+        )
+        return (output.images[0] * 255).round().astype(int)
+
+    def ours(index: int) -> np.ndarray:
+        return np.asarray(Image.open(folder / f"epoch1/images/{index:05d}.png")).astype(int)
+
+    plain = image(1)
+    stock.load_lora_weights(folder / "checkpoints" / "epoch0")
+    assert abs(image(1) - ours(1)).max() <= 1 and abs(image(3) - ours(3)).max() <= 1
+    assert abs(plain - ours(1)).max() > 1
 
 
 def test_checkpoint_of_another_rank_is_refused(settings: Settings) -> None:

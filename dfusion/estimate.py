@@ -1,0 +1,280 @@
+"""What a run will take on this machine: UNet evaluations, hours, memory and disk.
+
+The evaluations follow from the settings. One is one guided sample: two rows of a UNet call, or one
+where guidance is off; a backward pass counts as one more. The hours come from a few calls of the
+run's own batch shapes, with LoRA attached as in training.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dfusion import optimiser
+from dfusion.fusion import FusionPlan, fusion_control
+from dfusion.inputs import check, load_prompts, plan_of
+from dfusion.metrics import peak_memory
+from dfusion.models import DiffusionModel, pick_device, pick_dtype, quiet_libraries
+from dfusion.objective import Objective
+from dfusion.progress import clock
+from dfusion.rewards import load_reward
+from dfusion.sampling import STORE_DTYPES
+from dfusion.settings import Settings
+from dfusion.steps import parse_steps
+from dfusion.tuning import tune
+from diffusers_patched import AttentionControl, Record
+
+CALLS = 2  # timed calls of each kind, after one that is not
+CHECKED = 4  # steps whose log-probs are compared with the sampler's before each round's training
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the settings say of a run. rounds: asked for. first: index of the first fused step."""
+
+    rounds: int
+    images: int
+    pairs: int
+    steps: int
+    first: int
+    fused: int
+
+    @classmethod
+    def of(cls, settings: Settings, prompts: int) -> "Sizes":
+        """Sizes of a run on `prompts` prompts; images, pairs and steps are of one round."""
+        total = settings.sample.num_steps
+        fused = parse_steps(settings.fusion.steps, total)
+        return cls(
+            rounds=settings.train.num_epochs - settings.train.begin_epoch,
+            images=prompts * settings.images_per_prompt,
+            pairs=prompts * (settings.images_per_prompt // 2),
+            steps=total,
+            first=total - max(fused) if fused else total,
+            fused=len(fused),
+        )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """evaluations, seconds: of the whole run, by stage. gib: peak memory, and states on disk."""
+
+    evaluations: dict[str, float]
+    seconds: dict[str, float]
+    memory_gib: float
+    disk_gib: float
+
+    @property
+    def hours(self) -> float:
+        return sum(self.seconds.values()) / 3600
+
+    def __str__(self) -> str:
+        lines = [
+            f"  {stage:10} {self.evaluations.get(stage, 0):16,.0f} {clock(seconds):>10}"
+            for stage, seconds in self.seconds.items()
+        ]
+        total = sum(self.evaluations.values())
+        return "\n".join(
+            [
+                f"  {'stage':10} {'UNet evaluations':>16} {'h:mm:ss':>10}",
+                *lines,
+                f"  {'total':10} {total:16,.0f} {clock(self.hours * 3600):>10}",
+                f"  memory {self.memory_gib:.1f} GiB, trajectories on disk {self.disk_gib:.1f} GiB",
+            ]
+        )
+
+
+def evaluations(settings: Settings, prompts: int, adopted: float = 1.0) -> dict[str, float]:
+    """UNet evaluations of all rounds of run_train.py, by stage.
+
+    prompts: their number. adopted: share of targets that pass Eq. 7; the fewer, the longer DPO
+    trains, as a reference shares no step with its base.
+    """
+    sizes, train = Sizes.of(settings, prompts), settings.train
+    targets = sizes.pairs if train.pairs != "naive" else 0
+    walked = sizes.steps - sizes.first  # every step of the target, and the reference where fused
+    kept = adopted * targets
+    rows = 0.5 if settings.sample.cfg else 1.0  # inversion goes without guidance
+    shown = prompts * train.compare_images * sizes.steps
+    return {
+        "sampling": float(sizes.rounds * sizes.images * sizes.steps),
+        "fusing": float(sizes.rounds * targets * (walked + sizes.fused)),
+        "inverting": sizes.rounds * kept * sizes.steps * rows * (train.pairs == "inversion"),
+        "training": sizes.rounds * _training(settings, sizes, kept),
+        "comparing": float(_comparisons(settings) * shown),
+    }
+
+
+def _training(settings: Settings, sizes: Sizes, kept: float) -> float:
+    """Evaluations of one round's training, `kept` of its pairs with their targets."""
+    train, objective = settings.train, Objective.of(settings.train)
+    weighed = [w > 0 for w in objective.step_weights or (1.0,) * sizes.steps]
+    whole = sum(weighed)
+    parted = sum(weighed[sizes.first :]) if train.pairs != "inversion" else whole
+    steps = kept * (parted if objective.pairwise else whole) + (sizes.pairs - kept) * whole
+    passes = 2.0 * train.num_inner_epochs  # there and back
+    passes += 1 if objective.needs_initial else 0
+    later = sizes.pairs - -(-sizes.pairs // train.updates_per_inner_epoch)
+    passes += later / sizes.pairs  # theta_old's log-probs for all updates but the first
+    return 2 * (steps * passes + min(CHECKED, sizes.pairs))
+
+
+def _comparisons(settings: Settings) -> int:
+    """How often images are sampled to see what training does."""
+    train = settings.train
+    if not train.compare_images:
+        return 0
+    after = range(train.begin_epoch, train.num_epochs + 1)
+    return sum(n % train.compare_every == 0 or n == train.num_epochs for n in after)
+
+
+def estimate(settings: Settings, adopted: float = 1.0) -> Estimate:
+    """Estimate a run of run_train.py on one process; loads its models and writes nothing.
+
+    Raises UserError for bad input.
+    """
+    check(settings)
+    prompts = load_prompts(settings)
+    device = pick_device(settings.device, settings.dev_id)
+    quiet_libraries()
+    torch.backends.cuda.matmul.allow_tf32 = settings.allow_tf32
+    torch.backends.cudnn.allow_tf32 = settings.allow_tf32
+    dtype = pick_dtype(settings.mixed_precision, device)
+    model = DiffusionModel.load(settings.pretrained, device, dtype)
+    counts = evaluations(settings, len(prompts), adopted)
+    sizes = Sizes.of(settings, len(prompts))
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    times = measure(settings, model)
+    shown = _comparisons(settings) * len(prompts) * settings.train.compare_images
+    sampled = sizes.rounds * sizes.images
+    fused = sizes.rounds * sizes.pairs if counts["fusing"] else 0
+    seconds = {
+        "sampling": counts["sampling"] * times.plain + sampled * times.decoding,
+        "fusing": counts["fusing"] * times.fused + fused * times.decoding,
+        "inverting": counts["inverting"] * times.plain,
+        "training": counts["training"] * times.trained,
+        "comparing": counts["comparing"] * times.plain + shown * times.decoding,
+        "scoring": (sampled + fused + shown) * times.scoring,
+    }
+    return Estimate(counts, seconds, peak_memory(), _disk(settings, sizes, model))
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one evaluation: plain, in a fused call, in training; of one image otherwise."""
+
+    plain: float
+    fused: float
+    trained: float
+    decoding: float
+    scoring: float
+
+
+def measure(settings: Settings, model: DiffusionModel) -> Times:
+    """Time calls of the shapes that a run of these settings makes."""
+    plan, mask_layers = plan_of(settings, model.layers)
+    train = _training_call(settings, model)  # before the others: it attaches LoRA
+    batch, pairs = settings.sample.batch_size, settings.fusion.batch_size
+    latents = torch.zeros(batch, *model.latent_shape)
+    return Times(
+        plain=_timed(lambda: _sampling_call(settings, model, mask_layers)) / batch,
+        fused=_timed(lambda: _fused_call(settings, model, plan, mask_layers)) / (2 * pairs),
+        trained=_timed(train) / (4 * settings.train.batch_size),
+        decoding=_timed(lambda: model.decode(latents)) / batch,
+        scoring=_scoring(settings, model),
+    )
+
+
+def _timed(work: Callable[[], object]) -> float:
+    """Seconds of one call, on average."""
+    work()
+    _wait()
+    started = time.perf_counter()
+    for _ in range(CALLS):
+        work()
+    _wait()
+    return (time.perf_counter() - started) / CALLS
+
+
+def _wait() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def _guided(
+    settings: Settings, model: DiffusionModel, samples: int, control: AttentionControl | None
+) -> Tensor:
+    """Guided noise of `samples` samples, from states of plain noise."""
+    rng = torch.Generator().manual_seed(settings.seed)
+    x = torch.randn((samples, *model.latent_shape), generator=rng).to(model.device)
+    cond = model.encode([settings.prompt]).expand(samples, -1, -1)
+    t = torch.full((samples,), 501, device=model.device)
+    guidance = settings.sample.guidance_scale if settings.sample.cfg else None
+    return model.predict(x, t, cond, guidance, control)[0]
+
+
+@torch.no_grad()
+def _sampling_call(settings: Settings, model: DiffusionModel, mask_layers: frozenset[int]) -> None:
+    samples = settings.sample.batch_size
+    columns = torch.ones((samples, 2), dtype=torch.long, device=model.device)
+    record = Record(mask_layers, columns, samples if settings.sample.cfg else 0)
+    _guided(settings, model, samples, AttentionControl(record=record))
+
+
+@torch.no_grad()
+def _fused_call(
+    settings: Settings, model: DiffusionModel, plan: FusionPlan, mask_layers: frozenset[int]
+) -> None:
+    pairs, grid = settings.fusion.batch_size, model.layers.grids[min(mask_layers)]
+    mask = torch.ones((pairs, *grid), dtype=torch.bool, device=model.device)
+    _guided(settings, model, 2 * pairs, fusion_control(plan, mask, settings.sample.cfg))
+
+
+def _training_call(settings: Settings, model: DiffusionModel) -> Callable[[], None]:
+    """A micro-batch there and back; the optimiser's state is in memory from the first one on."""
+    train = settings.train
+    tuning = tune(model.unet, train, settings.seed, Objective.of(train).needs_initial)
+    if train.gradient_checkpointing:
+        model.unet.enable_gradient_checkpointing()
+    adam = optimiser.make(tuning.parameters, train, model.device)
+
+    def work() -> None:
+        _guided(settings, model, 2 * train.batch_size, None).square().mean().backward()
+        if not adam.state:
+            adam.step()
+
+    return work
+
+
+def _scoring(settings: Settings, model: DiffusionModel) -> float:
+    """Seconds of one image's score."""
+    reward, batch = load_reward(settings.eval, model.device), settings.eval.batch_size
+    pixels = model.decode(torch.zeros(1, *model.latent_shape))[0].numpy()
+    images, texts = [Image.fromarray(pixels)] * batch, [settings.prompt] * batch
+    return _timed(lambda: reward(images, texts)) / batch
+
+
+def _disk(settings: Settings, sizes: Sizes, model: DiffusionModel) -> float:
+    """GiB of all states: samples' and targets'."""
+    channels, height, width = model.latent_shape
+    number = STORE_DTYPES[settings.sample.store_dtype].itemsize
+    state = channels * height * width * number
+    fused = 0 if settings.train.pairs == "naive" else sizes.pairs
+    kept = sizes.rounds * (sizes.images + fused)
+    return kept * (sizes.steps + 1) * state / 2**30
+
+
+def announce(settings: Settings) -> Estimate:
+    """Estimate a run and print it."""
+    found = estimate(settings)
+    prompts = len(load_prompts(settings))
+    most = sum(evaluations(settings, prompts, adopted=0.0).values())
+    rounds = Sizes.of(settings, prompts).rounds
+    print(f"rounds {rounds}, prompts {prompts}, every target adopted:\n{found}")
+    least = sum(found.evaluations.values())
+    if most > least:
+        print(f"  up to {most / least - 1:.0%} more evaluations if no target is adopted")
+    return found

@@ -1,0 +1,42 @@
+"""A few of the kill points of tests/faults.py, and files that dead processes left."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from dfusion.files import sweep, write_bytes
+from dfusion.rounds import unfinished
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_killed_runs_end_as_undisturbed_ones() -> None:
+    command = [sys.executable, "-m", "tests.faults", "--points", "4"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "4 of 4 kill points survived." in done.stdout
+
+
+def test_batches_are_cut_the_same_whatever_is_missing() -> None:
+    have = {0, 1, 2, 3, 7}
+    assert unfinished(range(10), 4, lambda i: i in have) == [[4, 5, 6, 7], [8, 9]]
+    assert unfinished(range(10), 4, lambda i: i != 5) == [[4, 5, 6, 7]]
+    assert unfinished([1, 3, 5], 2, lambda i: True) == []
+
+
+def test_only_what_dead_processes_left_is_swept(tmp_path: Path) -> None:
+    host = socket.gethostname()
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = tmp_path / "epoch0" / f".a.png.{host}.{dead.pid}.1.tmp"
+    living = tmp_path / f".b.png.{host}.{os.getpid()}.1.tmp"
+    elsewhere = tmp_path / f".c.png.not-{host}.{dead.pid}.1.tmp"
+    kept = tmp_path / "d.tmp"
+    for path in (left, living, elsewhere, kept):
+        write_bytes(path, b"x")
+    sweep(tmp_path)
+    assert not left.exists()
+    assert living.exists() and elsewhere.exists() and kept.exists()
