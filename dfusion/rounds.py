@@ -22,7 +22,7 @@ from dfusion.progress import Progress, Stopwatch, clock
 from dfusion.prompts import Prompt
 from dfusion.rewards import Reward, reward_name
 from dfusion.sampling import Policy, Trajectory, sample
-from dfusion.scoring import score_missing, scorer_alive
+from dfusion.scoring import score_missing, scorer_alive, scorer_lock
 from dfusion.settings import Settings
 from dfusion.store import Experiment, Round
 
@@ -148,8 +148,7 @@ class RoundRunner:
     def _scores(self, round_: Round, kind: str, count: int) -> dict[int, float]:
         with self.stopwatch.stage("scoring"):  # or waiting for the scorer
             if self.reward and self.world.rank == 0:
-                batch = self.settings.eval.batch_size
-                score_missing(round_, kind, self.reward, self.reward_name, batch)
+                self._score(round_, kind, self.reward)
             self._wait(
                 lambda: len(round_.scores(kind, self.reward_name)),
                 count,
@@ -157,6 +156,16 @@ class RoundRunner:
                 self._scorer_hint if self.reward is None else None,
             )
         return round_.scores(kind, self.reward_name)
+
+    def _score(self, round_: Round, kind: str, reward: Reward) -> None:
+        """Score in this process, unless a scorer elsewhere has taken the experiment on."""
+        lock = scorer_lock(self.experiment.folder)
+        if lock.acquire():
+            try:
+                batch = self.settings.eval.batch_size
+                score_missing(round_, kind, reward, self.reward_name, batch)
+            finally:
+                lock.release()
 
     def _scorer_hint(self) -> str:
         folder = self.experiment.folder

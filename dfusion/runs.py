@@ -1,5 +1,8 @@
 """The library calls behind run_sample.py and run_eval.py."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +14,7 @@ from dfusion.ddim import DDIM
 from dfusion.errors import UserError
 from dfusion.files import read_json, sweep, write_json
 from dfusion.inputs import check, check_names, load_prompts, plan_of
+from dfusion.lock import Lock
 from dfusion.models import DiffusionModel, pick_device, pick_dtype, quiet_libraries
 from dfusion.rewards import load_reward, reward_name
 from dfusion.rounds import RoundRunner, World
@@ -88,9 +92,40 @@ def open_session(settings: Settings) -> Session:
     return Session(settings, experiment, runner, model, ddim)
 
 
+@contextmanager
+def claimed(settings: Settings) -> Iterator[None]:
+    """Hold the experiment while samples are made or trained on, once for all processes of a run.
+
+    Raises UserError where another run holds it.
+    """
+    check(settings)
+    (name,) = check_names(settings)
+    if int(os.environ.get("RANK", "0")):
+        yield
+        return
+    lock = Lock(Path(settings.save_path) / name / ".run.lock")
+    if not lock.acquire():
+        raise UserError(
+            f"--config.exp_name {name}: {lock.owner()}, is at work on this experiment; wait for "
+            "it, stop it, or choose another name"
+        )
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def sample_rounds(settings: Settings) -> Path:
-    """Algorithm 1 up to training, for every round asked for; returns the experiment's folder."""
-    session = open_session(settings)
+    """Algorithm 1 up to training, for every round asked for; returns the experiment's folder.
+
+    Raises UserError for bad input, and where another run is at work on the experiment.
+    """
+    with claimed(settings):
+        return _sample_rounds(open_session(settings))
+
+
+def _sample_rounds(session: Session) -> Path:
+    settings = session.settings
     folder = session.experiment.folder
     for number in range(settings.train.begin_epoch, settings.train.num_epochs):
         round_ = session.runner.run(number, session.policy(number))

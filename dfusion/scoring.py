@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from dfusion.errors import UserError
 from dfusion.files import write_bytes
+from dfusion.lock import Lock
 from dfusion.progress import Progress
 from dfusion.rewards import Reward
 from dfusion.store import SCORED, Experiment, Round
@@ -74,34 +75,59 @@ def watch(
 ) -> int:
     """Score whatever appears under data/<exp>/, for the named experiments or, if none, for all.
 
-    An experiment that cannot be scored is named, left alone and tried again later. once: return
+    An experiment that cannot be scored, or that another scorer has taken on, is named, left alone
+    and tried again later. once: return
     when nothing is left, and raise UserError if something could not be scored; otherwise watch
     until interrupted. Returns images scored.
     """
     total = 0
     said: set[str] = set()
-    while True:
-        scored, problems = 0, []
-        for folder in _folders(data, experiments):
-            if not folder.is_dir():
-                problems.append(f"{folder}: not there (yet); check --config.exp_name")
-            for round_, kind in _to_score(Experiment(folder)):
-                label = f"{round_.folder.relative_to(data)} {kind}"
-                try:
-                    scored += score_missing(round_, kind, reward, name, batch_size, label)
-                except UserError as error:
-                    problems.append(str(error))
-        for problem in problems:
-            if problem not in said:
-                print(f"left alone: {problem}", flush=True)
-        said |= set(problems)
-        total += scored
-        if once and not scored:
-            if problems:
-                raise UserError(problems[0])
-            return total
-        if not scored:
-            time.sleep(poll_seconds)
+    locks: dict[Path, Lock] = {}
+    try:
+        while True:
+            folders = _folders(data, experiments)
+            scored, problems = _score_all(folders, locks, reward, name, batch_size)
+            for problem in problems:
+                if problem not in said:
+                    print(f"left alone: {problem}", flush=True)
+            said |= set(problems)
+            total += scored
+            if once and not scored:
+                if problems:
+                    raise UserError(problems[0])
+                return total
+            if not scored:
+                time.sleep(poll_seconds)
+    finally:
+        for lock in locks.values():
+            lock.release()
+
+
+def _score_all(
+    folders: list[Path], locks: dict[Path, Lock], reward: Reward, name: str, batch_size: int
+) -> tuple[int, list[str]]:
+    """Score what is there in all experiments; how many images, and what went wrong."""
+    total, problems = 0, []
+    for folder in folders:
+        if not folder.is_dir():
+            problems.append(f"{folder}: not there (yet); check --config.exp_name")
+            continue
+        lock = locks.setdefault(folder, scorer_lock(folder))
+        if not lock.acquire():
+            problems.append(f"{folder}: scored by {lock.owner()}")
+            continue
+        for round_, kind in _to_score(Experiment(folder)):
+            label = f"{folder.name}/{round_.folder.relative_to(folder)} {kind}"
+            try:
+                total += score_missing(round_, kind, reward, name, batch_size, label)
+            except UserError as error:
+                problems.append(str(error))
+    return total, problems
+
+
+def scorer_lock(folder: Path) -> Lock:
+    """Held by whoever scores the experiment in `folder`, so that nothing is scored twice."""
+    return Lock(folder / ".scorer.lock")
 
 
 def _to_score(experiment: Experiment) -> list[tuple[Round, str]]:

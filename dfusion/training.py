@@ -21,7 +21,7 @@ from dfusion.model_card import model_card
 from dfusion.objective import Objective
 from dfusion.progress import Progress
 from dfusion.rounds import unfinished
-from dfusion.runs import Session, open_session
+from dfusion.runs import Session, claimed, open_session
 from dfusion.sampling import Policy
 from dfusion.settings import Settings
 from dfusion.steps import parse_steps
@@ -337,8 +337,9 @@ def train_rounds(settings: Settings) -> Path:
 
     Raises UserError for bad input, before a model loads where that is possible.
     """
-    trainer = Trainer(open_session(settings))
-    trainer.run()
+    with claimed(settings):
+        trainer = Trainer(open_session(settings))
+        trainer.run()
     folder = trainer.session.experiment.folder
     trainer.say(
         f"Checkpoints are in {folder / 'checkpoints'}, metrics in {folder}/metrics.jsonl\n"

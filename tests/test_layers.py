@@ -8,7 +8,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # Every other module of dfusion/ is pure: maths and words, no files, models or frameworks.
 EFFECTS = {
-    *("checkpoints", "contact_sheet", "files", "fusion", "inputs", "inversion", "lora"),
+    *("checkpoints", "contact_sheet", "estimate", "files", "fusion", "inputs", "inversion", "lora"),
+    "lock",
     *("metrics", "models", "progress", "report", "rewards", "rounds", "runs", "sampling"),
     *("scoring", "store", "tracking", "training", "transitions", "tuning", "updates"),
 }
