@@ -1,24 +1,28 @@
 """Files that appear whole or not at all: written aside, synced, renamed. Nothing is pickled."""
 
+import hashlib
 import io
 import json
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from PIL.PngImagePlugin import PngInfo
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from dfusion.errors import UserError
 
 SCHEMA = 1
+CHECKSUM = "sha256"
 WRITERS = 8  # a file is mostly waiting for the disk
 
 
@@ -110,21 +114,56 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
-    """Write uint8 pixels, (H, W, 3) or (H, W)."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")
+    """Write uint8 pixels, (H, W, 3) or (H, W), with a checksum of them."""
+    buffer, note = io.BytesIO(), PngInfo()
+    note.add_text(CHECKSUM, _digest([pixels.tobytes()]))
+    Image.fromarray(pixels).save(buffer, format="PNG", pnginfo=note)
     write_bytes(path, buffer.getvalue())
 
 
+def read_png(path: Path) -> np.ndarray:
+    """Read what write_png wrote. Raises UserError for a damaged, edited or foreign file."""
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image)
+            expected = image.info.get(CHECKSUM)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: damaged ({error}); delete it to have it rebuilt") from error
+    if expected != _digest([pixels.tobytes()]):
+        raise UserError(f"{path}: not as it was written (checksum); delete it to have it rebuilt")
+    return pixels
+
+
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """Write tensors as safetensors; metadata values are kept as JSON."""
+    """Write tensors as safetensors, with a checksum; metadata values are kept as JSON."""
+    plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     header = {k: json.dumps(v) for k, v in {"schema": SCHEMA, **metadata}.items()}
-    write_bytes(path, save({k: v.cpu().contiguous() for k, v in tensors.items()}, header))
+    write_bytes(path, save(plain, {**header, CHECKSUM: _digest(_parts(plain))}))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read what write_tensors wrote. Raises UserError for a damaged file."""
+    """Read what write_tensors wrote. Raises UserError for a damaged, edited or foreign file."""
     try:
-        return load_file(path)
-    except SafetensorError as error:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            expected = (file.metadata() or {}).get(CHECKSUM)
+    except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: damaged ({error}); delete it to have it rebuilt") from error
+    if expected != _digest(_parts(tensors)):
+        raise UserError(f"{path}: not as it was written (checksum); delete it to have it rebuilt")
+    return tensors
+
+
+def _parts(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """What a checksum of tensors covers: names, types, shapes and values."""
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        yield f"{name} {tensor.dtype} {list(tensor.shape)}".encode()
+        yield tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _digest(parts: Iterable[bytes | memoryview]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()

@@ -52,7 +52,7 @@ def settings_of(args: argparse.Namespace, folder: Path) -> Settings:
         "compare_every": args.compare_every,
     }
     chosen_flags = {k: v for k, v in given.items() if v is not None}
-    settings.train = replace(settings.train, batch_size=8, **chosen_flags)
+    settings.train = replace(settings.train, **chosen_flags)
     return settings
 
 
@@ -93,8 +93,8 @@ def main() -> None:
     parser.add_argument("--method", default="dpo", choices=("dpo", "ddpo", "dpok"))
     parser.add_argument("--pairs", default="dfusion", choices=("dfusion", "naive", "inversion"))
     parser.add_argument("--template", type=int, default=1, choices=(1, 2, 3))
-    parser.add_argument("--prompts", type=int, default=8)
-    parser.add_argument("--images", type=int, default=8, help="of each prompt and round")
+    parser.add_argument("--prompts", type=int, default=4)
+    parser.add_argument("--images", type=int, default=32, help="of each prompt and round")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--compare", type=int, default=16, help="images of each prompt")
     parser.add_argument("--compare-every", type=int, default=2)

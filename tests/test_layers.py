@@ -11,7 +11,7 @@ EFFECTS = {
     *("checkpoints", "contact_sheet", "estimate", "files", "fusion", "inputs", "inversion", "lora"),
     "lock",
     *("metrics", "models", "progress", "report", "rewards", "rounds", "runs", "sampling"),
-    *("scoring", "store", "tracking", "training", "transitions", "tuning", "updates"),
+    *("scoring", "store", "tracking", "training", "transitions", "tuning", "updates", "verify"),
 }
 PURE = sorted({p.stem for p in (ROOT / "dfusion").glob("*.py")} - EFFECTS)
 EFFECTS_ONLY = {"diffusers", "transformers", "accelerate", "peft", "open_clip", "absl"}

@@ -1,0 +1,215 @@
+"""Check a whole experiment: nothing damaged, edited, missing or foreign.
+
+    python -m dfusion.verify data/<exp>
+
+PNG and safetensors files carry checksums of their contents; what the small files say is compared
+with each other and, where a rule made it (pairs, adoption, shared states), made again.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+
+from dfusion import pairing
+from dfusion.errors import UserError
+from dfusion.files import read_json, read_png, read_tensors
+from dfusion.settings import Settings
+from dfusion.steps import parse_steps
+from dfusion.store import SCORED, Experiment, Round
+
+FOLDERS = {
+    **dict.fromkeys(("images", "base_images", "reference_images", "target_images"), ".png"),
+    **dict.fromkeys(("masks",), ".png"),
+    **dict.fromkeys(("trajectories", "targets", "inversions"), ".safetensors"),
+}
+FILES = {"manifest.json", "pairs.json", "adoption.json"}
+REBUILT = "delete it to have it rebuilt"
+
+
+def verify(folder: Path) -> list[str]:
+    """What is wrong with the experiment in `folder`, one line each; empty where all is well."""
+    experiment = Experiment(folder)
+    if not experiment.config_file.exists():
+        return [f"{experiment.config_file}: missing; is this an experiment's folder?"]
+    try:
+        settings = Settings.of(read_json(experiment.config_file)["settings"])
+    except (UserError, KeyError, TypeError) as error:
+        return [f"{experiment.config_file}: unreadable ({error}); restore it"]
+    problems = []
+    for round_ in experiment.rounds().values():
+        problems += _guarded(round_.folder, partial(_round, round_, settings))
+    for round_ in experiment.comparisons().values():
+        problems += _guarded(round_.folder, partial(_images, round_))
+    for state in sorted(folder.glob("checkpoints/epoch*")):
+        problems += _guarded(state, partial(_checkpoint, state))
+    return problems
+
+
+def _guarded(where: Path, check: Callable[[], Iterator[str]]) -> list[str]:
+    """The problems a check finds, with the one that stopped it, if any."""
+    found = []
+    try:
+        for problem in check():
+            found.append(problem)
+    except UserError as error:
+        found.append(str(error))
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        found.append(f"{where}: a file there is not as this software writes it ({error!r})")
+    return found
+
+
+def _round(round_: Round, settings: Settings) -> Iterator[str]:
+    yield from _images(round_)
+    yield from _foreign(round_)
+    count = len(round_.sample_prompts())
+    started = any(round_.image("images", i).exists() for i in range(count))
+    for i in range(count) if started else ():
+        yield from _tensors(round_.trajectory(i), "latents")
+    pairs = round_.pairs()
+    if pairs is None:
+        return
+    scores = round_.scores("images")
+    missing = [i for i in range(count) if i not in scores]
+    if missing:
+        yield f"{round_.scores_file('images')}: no score of image {missing[0]}; run the scorer"
+        return
+    texts = round_.texts_to_score("images")
+    again = pairing.pair(texts, [scores[i] for i in range(count)], settings.pair.rule)
+    if again != pairs:
+        yield f"{round_.folder}/pairs.json: not the pairs of these scores; scores or pairs changed"
+        return
+    yield from _targets(round_, settings)
+    yield from _adoption(round_, settings)
+
+
+def _images(round_: Round) -> Iterator[str]:
+    """PNG files and scores of all that is planned."""
+    if round_.manifest() is None:
+        yield f"{round_.folder}/manifest.json: missing; run the same command again"
+        return
+    for kind in SCORED:
+        count = len(round_.texts_to_score(kind))
+        scores = round_.scores(kind)
+        for i in sorted(scores):
+            if not 0 <= i < count or not np.isfinite(scores[i]):
+                yield f"{round_.scores_file(kind)}: score {scores[i]} of image {i}; {REBUILT}"
+            elif not round_.image(kind, i).exists():
+                yield f"{round_.image(kind, i)}: missing, though it has a score"
+    for kind in sorted(k for k, suffix in FOLDERS.items() if suffix == ".png"):
+        for path in sorted((round_.folder / kind).glob("[0-9]*.png")):
+            yield from _problem(path, read_png)
+
+
+def _foreign(round_: Round) -> Iterator[str]:
+    """Files that no command writes, or that lie beyond what is planned."""
+    limits = {kind: len(round_.pairs() or ()) for kind in FOLDERS}
+    limits["images"] = limits["trajectories"] = len(round_.sample_prompts())
+    for path in sorted(p for p in round_.folder.rglob("*") if p.is_file()):
+        kind, name = path.parent.name, path.name
+        own = path.parent == round_.folder and name in FILES
+        own |= kind == "eval" and path.stem in SCORED
+        if kind in FOLDERS and path.stem.isdigit() and path.suffix == FOLDERS[kind]:
+            own = int(path.stem) < limits[kind]
+        if not own and not name.endswith(".tmp"):
+            yield f"{path}: not of this experiment; remove it"
+
+
+def _targets(round_: Round, settings: Settings) -> Iterator[str]:
+    """Targets are whole, and share their bases' states until fusion begins."""
+    fused = parse_steps(settings.fusion.steps, settings.sample.num_steps)
+    first = settings.sample.num_steps - max(fused) if fused else settings.sample.num_steps
+    for p, pair in enumerate(round_.pairs() or ()):
+        path = round_.target(p)
+        if not path.exists():
+            continue
+        problems = list(_tensors(path, "latents"))
+        yield from problems
+        base = round_.trajectory(pair.base)
+        if not problems and not list(_problem(base, read_tensors)):
+            a, b = read_tensors(path)["latents"], read_tensors(base)["latents"]
+            if not a[: first + 1].equal(b[: first + 1]):
+                yield f"{path}: does not begin as its base {pair.base} does; {REBUILT}"
+        for kind, index in (("base_images", pair.base), ("reference_images", pair.reference)):
+            copy, source = round_.image(kind, p), round_.image("images", index)
+            if copy.exists() and source.exists() and copy.read_bytes() != source.read_bytes():
+                yield f"{copy}: not image {index}; delete it and {path} to have both rebuilt"
+
+
+def _adoption(round_: Round, settings: Settings) -> Iterator[str]:
+    """Adoption follows from the scores (Eq. 7)."""
+    rows, targets = round_.adoption(), round_.scores("target_images")
+    if rows is None:
+        return
+    scores = round_.scores("images")
+    for p, (pair, row) in enumerate(zip(round_.pairs() or (), rows, strict=True)):
+        three = targets.get(p), scores[pair.base], scores[pair.reference]
+        noted = row["target"], row["base"], row["reference"]
+        kept = settings.pair.adoption == "all" or pairing.adopted(
+            *noted, settings.pair.adoption_threshold
+        )
+        if three != noted or kept != row["adopted"]:
+            yield f"{round_.folder}/adoption.json: pair {p} is not as the scores say; {REBUILT}"
+
+
+def _tensors(path: Path, name: str) -> Iterator[str]:
+    """A file that must be there, whole and finite."""
+    if not path.exists():
+        yield f"{path}: missing; run the same command again"
+        return
+    yield from _problem(path, lambda p: _finite(p, read_tensors(p), name))
+
+
+def _finite(path: Path, tensors: dict[str, Any], name: str) -> None:
+    if name not in tensors or not bool(torch.isfinite(tensors[name]).all()):
+        raise UserError(f"{path}: '{name}' is missing, NaN or infinite; {REBUILT}")
+
+
+def _problem(path: Path, read: Callable[[Path], object]) -> Iterator[str]:
+    try:
+        read(path)
+    except UserError as error:
+        yield str(error)
+
+
+def _checkpoint(folder: Path) -> Iterator[str]:
+    if not (folder / "state.json").exists():
+        yield f"{folder}: not finished; run the same command again"
+        return
+    read_json(folder / "state.json")
+    yield from _tensors_if_there(folder / "optimiser.safetensors")
+    for path in [*folder.glob("pytorch_lora_weights.safetensors"), *folder.glob("unet/*.safet*")]:
+        try:
+            with safe_open(path, "pt") as file:
+                broken = [n for n in file.keys() if not file.get_tensor(n).isfinite().all()]  # noqa: SIM118
+            if broken:
+                yield f"{path}: '{broken[0]}' is NaN or infinite; remove this checkpoint"
+        except (SafetensorError, OSError) as error:
+            yield f"{path}: damaged ({error}); remove this checkpoint"
+    if not any(folder.rglob("*weights*.safetensors")) and not (folder / "unet").is_dir():
+        yield f"{folder}: no weights; remove this checkpoint"
+
+
+def _tensors_if_there(path: Path) -> Iterator[str]:
+    if not path.exists():
+        yield f"{path}: missing; remove this checkpoint"
+    else:
+        yield from _problem(path, read_tensors)
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1:
+        print("usage: python -m dfusion.verify data/<exp>", file=sys.stderr)
+        return 2
+    problems = verify(Path(arguments[0]))
+    print("\n".join([*problems, f"{len(problems) or 'no'} problems in {arguments[0]}"]))
+    return bool(problems)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
