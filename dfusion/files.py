@@ -78,8 +78,9 @@ def write_bytes(path: Path, data: bytes) -> None:
 def sweep(folder: Path) -> None:
     """Delete what dead processes of this machine were writing aside when they ended."""
     for path in folder.rglob(".*.tmp"):
-        *_, host, pid, _, _ = path.name.split(".")
-        if host == socket.gethostname().split(".")[-1] and not alive(int(pid)):
+        *_, host, pid, thread, _ = [""] * 4 + path.name.split(".")
+        ours = host == socket.gethostname().split(".")[-1] and pid.isdigit() and thread.isdigit()
+        if ours and not alive(int(pid)):
             path.unlink(missing_ok=True)
 
 

@@ -7,27 +7,13 @@ from torch import Tensor
 
 from dfusion.losses import Loss
 
-SUMS = ("count", "ratio", "clipped", "gradient", "shift", "shifts")
-
 
 @dataclass
 class Tally:
-    """steps: T. All sums but loss, kl and kl_initial are (T,)."""
+    """steps: T. sums: (T,) each, on the network's device until `figures` asks for numbers."""
 
     steps: int
-    loss: float = 0.0
-    kl: float = 0.0
-    kl_initial: float = 0.0
-    count: Tensor = field(init=False)
-    ratio: Tensor = field(init=False)
-    clipped: Tensor = field(init=False)
-    gradient: Tensor = field(init=False)
-    shift: Tensor = field(init=False)
-    shifts: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        for name in SUMS:
-            setattr(self, name, torch.zeros(self.steps))
+    sums: dict[str, Tensor] = field(default_factory=dict)
 
     def add(
         self, i: Tensor, loss: Loss, weight: Tensor, gradient: Tensor, kl: Tensor,
@@ -37,10 +23,10 @@ class Tally:
 
         gradient: (B,) norm of the weighted loss's gradient at the network's output.
         """
-        self.loss += float((loss.value.detach() * weight).sum())
-        self.kl += float(kl.detach().mean(-1).sum())
-        self.kl_initial += float(kl_initial.detach().mean(-1).sum())
-        self._sum("count", i, torch.ones(len(i)))
+        self._sum("count", i, torch.ones_like(weight))
+        self._sum("loss", i, loss.value.detach() * weight)
+        self._sum("kl", i, kl.detach().mean(-1))
+        self._sum("kl_initial", i, kl_initial.detach().mean(-1))
         self._sum("ratio", i, loss.ratio.mean(-1))
         self._sum("clipped", i, loss.clipped.float().mean(-1))
         self._sum("gradient", i, gradient)
@@ -48,22 +34,30 @@ class Tally:
     def add_shift(self, i: Tensor, shift: Tensor) -> None:
         """shift: (B,) |mean fused - mean unfused| / std of targets, root mean square."""
         self._sum("shift", i, shift)
-        self._sum("shifts", i, torch.ones(len(i)))
+        self._sum("shifts", i, torch.ones_like(shift))
 
     def _sum(self, name: str, i: Tensor, values: Tensor) -> None:
-        getattr(self, name).index_add_(0, i.cpu(), values.float().cpu())
+        if name not in self.sums:
+            self.sums[name] = torch.zeros(self.steps, device=values.device)
+        self.sums[name].index_add_(0, i.to(values.device), values.float())
+
+    def of(self, name: str) -> Tensor:
+        """(T,) sums on the CPU; zeros where nothing was added."""
+        return self.sums.get(name, torch.zeros(self.steps)).cpu()
 
     def figures(self) -> dict[str, object]:
         """Plain numbers; lists run over steps t = T … 1, None where nothing is known."""
-        total = max(1.0, float(self.count.sum()))
+        count, gradient = self.of("count"), self.of("gradient")
+        total = max(1.0, float(count.sum()))
+        means = {
+            name: float(self.of(name).sum()) / total
+            for name in ("loss", "kl", "kl_initial", "ratio")
+        }
         return {
-            "loss": self.loss / total,
-            "kl": self.kl / total,
-            "kl_initial": self.kl_initial / total,
-            "ratio": float(self.ratio.sum()) / total,
-            "clip_fraction": _means(self.clipped, self.count),
-            "gradient_share": (self.gradient / self.gradient.sum().clamp(min=1e-12)).tolist(),
-            "fusion_shift": _means(self.shift, self.shifts),
+            **means,
+            "clip_fraction": _means(self.of("clipped"), count),
+            "gradient_share": (gradient / gradient.sum().clamp(min=1e-12)).tolist(),
+            "fusion_shift": _means(self.of("shift"), self.of("shifts")),
         }
 
 

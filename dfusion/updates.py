@@ -87,6 +87,7 @@ class Updater:
     advance: Callable[[int], None]
     old: Known = field(default_factory=Known)
     first: Known = field(default_factory=Known)  # the initial model's
+    _drawn: tuple[int, Tensor] | None = None
 
     @torch.no_grad()
     def remember(self, steps: Sequence[Step]) -> None:
@@ -160,6 +161,12 @@ class Updater:
         std = ddim.std[batch.i.repeat_interleave(2).to(ddim.std.device)]
         return ddim.kl(mean, before, std).unflatten(0, (-1, 2))
 
+    def _noise(self, p: int) -> Tensor:
+        """(T, C, h, w) step noises of pair p; those of the last pair are kept, as steps come so."""
+        if self._drawn is None or self._drawn[0] != p:
+            self._drawn = p, self.policy.noise([self.data.pairs[p].base])[1][0]
+        return self._drawn[1]
+
     @torch.no_grad()
     def _add_shifts(
         self, chunk: Sequence[Step], batch: Batch, now: Transitions, tally: Tally
@@ -171,8 +178,7 @@ class Updater:
         rows = [n for n, s in enumerate(chunk) if self.data.walked_fused(s)]
         if not rows:
             return
-        drawn = [self.policy.noise([self.data.pairs[chunk[n].pair].base])[1] for n in rows]
-        z = torch.stack([z[0, chunk[n].i] for n, z in zip(rows, drawn, strict=True)])
+        z = torch.stack([self._noise(chunk[n].pair)[chunk[n].i] for n in rows])
         i = batch.i[rows]
         std = self.policy.ddim.std[i.to(z.device)].reshape(-1, 1, 1, 1)
         moved = (batch.x_next[rows, 0].to(z.device) - now.mean[rows, 0]) / std - z

@@ -50,7 +50,7 @@ def main() -> None:
             panel(axes, values, f"{TEMPLATE_NAMES[template]}: {label}")
     some = cells[Cell(LAYERS[0], STEPS[0]).name]["1"]
     figure.suptitle(
-        f"Fused layers and steps, {some['pairs']} pairs per template, masks by Otsu and OR",
+        f"Fused layers and steps, {some['pairs']} pairs per template, XOR masks",
         fontsize=11,
     )
     out = source.with_suffix(".png")

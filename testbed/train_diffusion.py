@@ -259,7 +259,7 @@ def main() -> None:
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True, help="checkpoint and tokenizer")
     parser.add_argument("--out", type=Path, required=True, help="the diffusers folder")
-    parser.add_argument("--steps", type=int, default=2850)
+    parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=2)

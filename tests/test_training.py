@@ -139,14 +139,14 @@ def test_skipped_steps_have_no_gradient(trainer: Trainer) -> None:
     without, a = gradients(trainer)
     everything, b = gradients(trainer, every=True)
     assert close(without, everything)
-    assert a.count[0] < b.count[0]
+    assert a.of("count")[0] < b.of("count")[0]
 
 
 def test_ratio_is_one_at_first_and_not_later(trainer: Trainer) -> None:
     _, first = gradients(trainer)
-    assert first.ratio.equal(first.count)
+    assert first.of("ratio").equal(first.of("count"))
     _, later = gradients(trainer, moved=True)
-    assert not torch.allclose(later.ratio, later.count, atol=1e-6)
+    assert not torch.allclose(later.of("ratio"), later.of("count"), atol=1e-6)
 
 
 def test_log_probs_are_those_of_sampling(trainer: Trainer) -> None:
@@ -317,8 +317,8 @@ def test_the_initial_model_as_reference_and_anchor(trainer: Trainer) -> None:
     ratios = (now.log_prob - plain.log_prob).exp()
     expected = -torch.nn.functional.logsigmoid(0.1 * (ratios[:, 0] - ratios[:, 1]))
     expected += 0.5 * kl.sum(-1)
-    assert tally.loss == pytest.approx(float(expected.sum()), rel=1e-4)
-    assert tally.kl_initial == pytest.approx(float(kl.mean(-1).sum()), rel=1e-3)
+    assert float(tally.of("loss").sum()) == pytest.approx(float(expected.sum()), rel=1e-4)
+    assert float(tally.of("kl_initial").sum()) == pytest.approx(float(kl.mean(-1).sum()), rel=1e-3)
 
 
 def test_shift_of_fusion_is_the_distance_of_the_two_means(trainer: Trainer) -> None:
