@@ -1,5 +1,6 @@
 """From the command line to one library call; shared by the run_*.py scripts."""
 
+import errno
 import os
 import signal
 import sys
@@ -13,6 +14,11 @@ from ml_collections import ConfigDict, config_flags
 from dfusion.errors import UserError
 from dfusion.settings import Settings
 
+# What a disk, a mount or permissions can do to a run.
+DISK = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EFBIG, errno.ESTALE),
+}
 GO_ON = "Stopped. Run the same command again to go on."
 
 
@@ -29,10 +35,16 @@ def _run(verb: Callable[[Settings], object], config: ConfigDict, argv: list[str]
         _fail(f"'{argv[1]}' is no flag; flags look like --config.exp_name test")
     logging.set_verbosity(logging.WARNING)  # open_clip tells the root logger all it does
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    settings = Settings.of(config.to_dict())
     try:
-        verb(Settings.of(config.to_dict()))
+        verb(settings)
     except UserError as error:
         _fail(str(error))
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        where = error.filename or settings.save_path
+        _fail(f"{where}: {error.strerror}; once that is mended, the same command goes on", 1)
     except KeyboardInterrupt as stop:
         print(f"\n{stop}" if str(stop) else f"\n{GO_ON}", flush=True)
         sys.exit(130)
@@ -55,6 +67,6 @@ def _one_line() -> Iterator[None]:
         _fail(f"{text}; --help lists the flags")
 
 
-def _fail(text: str) -> NoReturn:
+def _fail(text: str, code: int = 2) -> NoReturn:
     print(f"error: {text}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)

@@ -59,15 +59,22 @@ class Writer:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace `path` by `data` in one step; a crash leaves the old file or the new one."""
+    """Replace `path` by `data` in one step; a crash leaves the old file or the new one.
+
+    Raises OSError, naming `path`, where the disk is full or the folder cannot be written to.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     owner = f"{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
     aside = path.with_name(f".{path.name}.{owner}.tmp")
-    with open(aside, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    try:
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, str(path)) from error
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -1,5 +1,6 @@
 """Files appear whole or not at all; errors of background writes are not lost."""
 
+import errno
 import json
 import os
 import threading
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from dfusion.errors import UserError
 from dfusion.files import (
     Writer,
     read_json,
+    read_png,
     read_tensors,
     write_bytes,
     write_json,
@@ -21,21 +24,6 @@ from dfusion.files import (
     write_tensors,
 )
 from tests.conftest import REAL_FSYNC
-
-
-def test_a_write_that_fails_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "a"
-    write_bytes(path, b"old")
-
-    def full(descriptor: int) -> None:
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="no space"):
-        write_bytes(path, b"new")
-    assert path.read_bytes() == b"old"
 
 
 def test_fsync_comes_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,3 +95,35 @@ def test_no_more_than_a_batch_is_outstanding() -> None:
         timer.start()
         writer.next_batch()  # but not any longer
         assert gate.is_set()
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.json"
+    write_bytes(path, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_bytes(path, b"new")
+    assert caught.value.filename == str(path)
+    monkeypatch.undo()
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+    write_bytes(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_edited_pictures_and_tensors_are_noticed(tmp_path: Path) -> None:
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    write_png(tmp_path / "p.png", pixels)
+    assert np.array_equal(read_png(tmp_path / "p.png"), pixels)
+    Image.fromarray(pixels).save(tmp_path / "p.png")
+    with pytest.raises(UserError, match="not as it was written"):
+        read_png(tmp_path / "p.png")
+    write_tensors(tmp_path / "t.safetensors", {"a": torch.zeros(3)}, {})
+    save_file({"a": torch.ones(3)}, tmp_path / "t.safetensors")
+    with pytest.raises(UserError, match="not as it was written"):
+        read_tensors(tmp_path / "t.safetensors")

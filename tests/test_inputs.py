@@ -237,3 +237,22 @@ def test_the_command_line_ends_with_one_line_and_code_2(arguments, message) -> N
     assert lines[0].startswith("error: ")
     assert message in lines[0]
     assert done.stdout == ""
+
+
+def test_a_folder_that_cannot_be_written_ends_in_one_line(
+    tmp_path: Path, pipeline_folder: Path
+) -> None:
+    """Exit code 1: nothing is wrong with the flags, and the same command goes on later."""
+    (tmp_path / "file").write_text("")
+    done = subprocess.run(
+        [
+            *(sys.executable, "run_sample.py", f"--config.save_path={tmp_path}/file/data"),
+            *("--config.exp_name=exp", f"--config.pretrained.model={pipeline_folder}"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ") and "Not a directory" in line and "goes on" in line
