@@ -38,7 +38,7 @@ def settings_of(args: argparse.Namespace, folder: Path) -> Settings:
     listed = folder / f"template{args.template}_{args.prompts}.json"
     listed.write_text(json.dumps(chosen))
     settings.prompt_file = str(listed)
-    settings.item_idx_file, settings.mask_thr_file = f"{name}_item.json", f"{name}_mask.json"
+    settings.item_idx_file = f"{name}_item.json"
     settings.save_path, settings.exp_name, settings.seed = str(folder), args.name, args.seed
     settings.eval.in_process, settings.device = True, args.device
     settings.sample.batch_size, settings.sample.num_batches_per_epoch = args.images, 1

@@ -66,6 +66,13 @@ MASKS = [
 ]
 
 
+# How far a mask may reach, at all steps: from ever lower thresholds to everywhere.
+EXTENT = [
+    *(Cell("mid,up", "20-1", "or", threshold) for threshold in ("1e-4", "1e-5", "1e-6")),
+    *(Cell(layers, "20-1", "none", "auto") for layers in ("mid,up", "all")),
+]
+
+
 def load_judge() -> Judge:
     judge = TestbedJudge.load()
     return lambda images, prompts: np.asarray(judge.satisfied(images, list(prompts)))
@@ -135,7 +142,7 @@ def main() -> None:
     if args.final:
         out, cells, split = args.out / "fusion_final.json", [preset_cell()], "train"
     else:
-        out, cells, split = args.out / "fusion_grid.json", GRID + MASKS, "test"
+        out, cells, split = args.out / "fusion_grid.json", GRID + MASKS + EXTENT, "test"
     figures = run(cells, split, args.prompts, args.images, args.data, out)
     for cell in cells:
         print(line(cell.name, figures[cell.name]))
