@@ -1,5 +1,6 @@
 """make demo: the two-process loop on the embedded model: two rounds, trained on, a few prompts."""
 
+import os
 import subprocess
 import sys
 import time
@@ -18,7 +19,9 @@ FLAGS = [
 
 def main() -> int:
     started = time.monotonic()
-    scorer = subprocess.Popen([sys.executable, "run_eval.py", *FLAGS])
+    # Two processes of many threads each would hold each other up on a few cores.
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    scorer = subprocess.Popen([sys.executable, "run_eval.py", *FLAGS], env=one_thread)
     trainer = subprocess.Popen([sys.executable, "run_train.py", *FLAGS])
     try:
         while trainer.poll() is None and scorer.poll() is None:
