@@ -15,6 +15,8 @@ from dfusion.errors import UserError
 from dfusion.models import DiffusionModel, _single_file_config, quiet_libraries
 from dfusion.settings import Pretrained
 
+TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
+
 
 def load(folder: Path, **pretrained: str) -> DiffusionModel:
     return DiffusionModel.load(Pretrained(model=str(folder), **pretrained), "cpu", torch.float32)
@@ -68,7 +70,7 @@ def lora_folder(pipeline_folder: Path, tmp_path: Path) -> tuple[Path, Tensor]:
     """A LoRA with alpha unlike its rank, and what the model predicts with it."""
     model = load(pipeline_folder)
     rng = torch.Generator().manual_seed(1)
-    for parameter in lora.add(model.unet, rank=2, alpha=6, seed=0):
+    for parameter in lora.add(model.unet, 2, 6, TARGETS, seed=0):
         parameter.data.copy_(torch.randn(parameter.shape, generator=rng) * 0.1)
     lora.save(model.unet, tmp_path / "lora")
     return tmp_path / "lora", noise(model)
@@ -123,7 +125,7 @@ def test_fingerprint_follows_the_weights(pipeline_folder: Path) -> None:
     model, again = load(pipeline_folder), load(pipeline_folder)
     before = model.fingerprint()
     assert again.fingerprint() == before
-    parameters = lora.add(model.unet, rank=2, alpha=2, seed=0)
+    parameters = lora.add(model.unet, 2, 2, TARGETS, seed=0)
     assert model.fingerprint() == before  # B is zero: it does nothing yet
     with torch.no_grad():
         parameters[1][0, 0] = 0.5
