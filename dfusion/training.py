@@ -68,15 +68,18 @@ class Trainer:
         """Train on every round up to the last one asked for, from the latest checkpoint on."""
         tracking.start(self.accelerator, self.settings)
         first = self.resume()
+        self.compare(first)  # also where only the last comparison is unfinished
         for number in range(first, self.settings.train.num_epochs):
-            if number == first:
-                self.compare(number)
             self.train_round(number, self.sampled(number))
             self.compare(number + 1)
-            if self.rank == 0:
-                report.write(self.session.experiment.folder)
+            self._report()
+        self._report()
         if self.settings.tracker != "none":
             self.accelerator.end_training()
+
+    def _report(self) -> None:
+        if self.rank == 0:
+            report.write(self.session.experiment.folder)
 
     def resume(self) -> int:
         """Restore the policy that this run goes on from; returns the next round."""
