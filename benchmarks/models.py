@@ -13,16 +13,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dfusion.models import DiffusionModel
 from dfusion.settings import Eval, Pretrained
+from testbed.unet import SCHEDULE
 
 TESTBED = "testbed/weights/diffusion"
-SCHEDULE = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "steps_offset": 1,
-    "set_alpha_to_one": False,
-    "clip_sample": False,
-}
 UNETS: dict[str, dict[str, Any]] = {
     "tiny": {
         "sample_size": 8,

@@ -18,7 +18,7 @@ from benchmarks.workbench import quiet
 from dfusion.files import read_tensors
 from dfusion.fusion import Source, fuse
 from dfusion.rewards import load_reward
-from dfusion.rounds import read_trajectory
+from dfusion.rounds import read_source, read_trajectory
 from dfusion.runs import Session
 from dfusion.sampling import sample
 from dfusion.scoring import score_missing
@@ -86,11 +86,11 @@ def training(trainer: Trainer, unet: nn.Module, time_in_turns: TimeInTurns) -> S
     orders = [trainer.order(0, inner, data, share) for inner in range(train.num_inner_epochs)]
 
     def ours() -> None:
-        updater = trainer._updater(policy, data)
+        updater = trainer.updater(policy, data)
         with quiet():
             for inner, groups in enumerate(orders):
                 for steps in groups:
-                    trainer._update(0, inner, updater, steps, len(share))
+                    trainer.update(0, inner, updater, steps, len(share))
 
     def plain() -> None:
         _plain_training(trainer, examples(session))
@@ -138,7 +138,7 @@ def gradient_difference(trainer: Trainer) -> float:
     data, policy = trainer.data(0), session.policy(0)
     groups = trainer.order(0, 0, data, list(range(len(data.pairs))))
     trainer.optimiser.zero_grad()
-    updater = trainer._updater(policy, data)
+    updater = trainer.updater(policy, data)
     for steps in groups:
         updater.backward(steps)
     ours = [p.grad.clone() for p in parameters if p.grad is not None]
@@ -203,15 +203,7 @@ def _plain_epoch(trainer: Trainer, pairs: list[baselines.Example], old: list[lis
 def _sources(session: Session) -> list[Source]:
     round_ = session.experiment.round(0)
     prompts = round_.sample_prompts()
-    return [
-        Source(
-            pair.base,
-            prompts[pair.base],
-            read_trajectory(round_, pair.base),
-            read_trajectory(round_, pair.reference),
-        )
-        for pair in round_.pairs() or ()
-    ]
+    return [read_source(round_, pair, prompts) for pair in round_.pairs() or ()]
 
 
 def _copy_to_score(original: Round, folder: Path) -> Round:

@@ -17,13 +17,13 @@ from dfusion import optimiser
 from dfusion.fusion import FusionPlan, fusion_control
 from dfusion.inputs import check, load_prompts, plan_of
 from dfusion.metrics import peak_memory
-from dfusion.models import DiffusionModel, pick_device, pick_dtype, quiet_libraries
+from dfusion.models import DiffusionModel, pick_device, pick_dtype, quiet_libraries, set_tf32
 from dfusion.objective import Objective
 from dfusion.progress import clock
 from dfusion.rewards import load_reward
 from dfusion.sampling import STORE_DTYPES
 from dfusion.settings import Settings
-from dfusion.steps import parse_steps
+from dfusion.steps import first_fused, fused_indices
 from dfusion.tuning import tune
 from diffusers_patched import AttentionControl, Record
 
@@ -46,14 +46,13 @@ class Sizes:
     def of(cls, settings: Settings, prompts: int) -> "Sizes":
         """Sizes of a run on `prompts` prompts; images, pairs and steps are of one round."""
         total = settings.sample.num_steps
-        fused = parse_steps(settings.fusion.steps, total)
         return cls(
             rounds=settings.train.num_epochs - settings.train.begin_epoch,
             images=prompts * settings.images_per_prompt,
             pairs=prompts * (settings.images_per_prompt // 2),
             steps=total,
-            first=total - max(fused) if fused else total,
-            fused=len(fused),
+            first=first_fused(settings.fusion.steps, total),
+            fused=len(fused_indices(settings.fusion.steps, total)),
         )
 
 
@@ -139,8 +138,7 @@ def estimate(settings: Settings, adopted: float = 1.0) -> Estimate:
     prompts = load_prompts(settings)
     device = pick_device(settings.device, settings.dev_id)
     quiet_libraries()
-    torch.backends.cuda.matmul.allow_tf32 = settings.allow_tf32
-    torch.backends.cudnn.allow_tf32 = settings.allow_tf32
+    set_tf32(settings.allow_tf32)
     dtype = pick_dtype(settings.mixed_precision, device)
     model = DiffusionModel.load(settings.pretrained, device, dtype)
     counts = evaluations(settings, len(prompts), adopted)

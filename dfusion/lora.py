@@ -17,6 +17,11 @@ from diffusers_patched import UNet2DConditionModel
 FILE = "pytorch_lora_weights.safetensors"
 
 
+def targets_of(text: str) -> list[str]:
+    """Module names of the flag train.lora_targets: "to_q,to_v"."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def add(
     unet: UNet2DConditionModel, rank: int, alpha: int, targets: Sequence[str], seed: int
 ) -> list[nn.Parameter]:

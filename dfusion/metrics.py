@@ -30,11 +30,8 @@ def round_row(
     Means and spreads are of the round's samples, made before its update. coverage_of: indices of
     the fused steps.
     """
-    scores = data.round.scores("images")
-    by_prompt: dict[str, list[float]] = {}
-    for index, text in enumerate(data.round.texts_to_score("images")):
-        by_prompt.setdefault(text, []).append(scores[index])
-    every = list(scores.values())
+    by_prompt = data.round.scores_by_text()
+    every = [score for scores in by_prompt.values() for score in scores]
     return {
         "kind": "round",
         "round": number,

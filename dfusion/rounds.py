@@ -214,7 +214,7 @@ class RoundRunner:
         progress = Progress("fusing", sum(map(len, batches)))
         with Writer() as writer:
             for batch in batches:
-                sources = [_source(round_, pairs[p], prompts) for p in batch]
+                sources = [read_source(round_, pairs[p], prompts) for p in batch]
                 targets = fuse(policy, self.plan, sources)
                 images = _pictures(policy, targets, [f"target {p}" for p in batch])
                 for p, source, target, image in zip(batch, sources, targets, images, strict=True):
@@ -309,7 +309,8 @@ def read_trajectory(round_: Round, index: int) -> Trajectory:
     return Trajectory(tensors["latents"], tensors["maps"])
 
 
-def _source(round_: Round, pair: pairing.Pair, prompts: list[Prompt]) -> Source:
+def read_source(round_: Round, pair: pairing.Pair, prompts: list[Prompt]) -> Source:
+    """What fusion of a pair starts from; prompts: of the round's samples."""
     base, reference = (read_trajectory(round_, i) for i in (pair.base, pair.reference))
     return Source(pair.base, prompts[pair.base], base, reference)
 

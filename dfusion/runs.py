@@ -15,12 +15,12 @@ from dfusion.errors import UserError
 from dfusion.files import read_json, sweep, write_json
 from dfusion.inputs import check, check_names, load_prompts, plan_of
 from dfusion.lock import Lock
-from dfusion.models import DiffusionModel, pick_device, pick_dtype, quiet_libraries
+from dfusion.models import DiffusionModel, pick_device, pick_dtype, quiet_libraries, set_tf32
 from dfusion.rewards import load_reward, reward_name
 from dfusion.rounds import RoundRunner, World
 from dfusion.sampling import STORE_DTYPES, Policy
 from dfusion.scoring import heartbeat, watch
-from dfusion.settings import Settings
+from dfusion.settings import Settings, flat
 from dfusion.store import Experiment
 
 # Settings that change how a run goes, not what it makes.
@@ -75,8 +75,7 @@ def open_session(settings: Settings) -> Session:
     _check_same(settings, experiment)
 
     quiet_libraries()
-    torch.backends.cuda.matmul.allow_tf32 = settings.allow_tf32
-    torch.backends.cudnn.allow_tf32 = settings.allow_tf32
+    set_tf32(settings.allow_tf32)
     model = DiffusionModel.load(settings.pretrained, device, dtype)
     plan, mask_layers = plan_of(settings, model.layers)
     for prompt in prompts:
@@ -181,18 +180,13 @@ def _check_same(settings: Settings, experiment: Experiment) -> None:
 
 def _what_matters(settings: dict, experiment: Experiment) -> dict[str, object]:
     """The settings that the experiment's files depend on; training's once something is trained."""
-    flat: dict[str, object] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            flat |= {f"{key}.{k}": v for k, v in value.items()}
-        else:
-            flat[key] = value
+    flags = flat(settings)
     # Batches may be cut differently as long as each prompt gets as many images.
-    images = flat.pop("sample.batch_size", 0), flat.pop("sample.num_batches_per_epoch", 0)
+    images = flags.pop("sample.batch_size", 0), flags.pop("sample.num_batches_per_epoch", 0)
     trained = any(experiment.folder.glob("checkpoints/*/state.json"))
     kept = {
         key: value
-        for key, value in flat.items()
+        for key, value in flags.items()
         if key not in FREE and (trained or not key.startswith("train."))
     }
-    return {**kept, "images per prompt": images[0] * images[1]}  # type: ignore[operator]
+    return {**kept, "images per prompt": images[0] * images[1]}

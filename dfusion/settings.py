@@ -4,6 +4,7 @@ Flags are these names: `--config.sample.num_steps 20`. Presets are in config/con
 """
 
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -203,3 +204,14 @@ class Settings:
     @property
     def images_per_prompt(self) -> int:
         return self.sample.num_batches_per_epoch * self.sample.batch_size
+
+
+def flat(settings: dict) -> dict[str, Any]:
+    """Settings.to_dict() by flag name: "sample.eta" for the field eta of the group sample."""
+    flags: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flags |= {f"{name}.{key}": v for key, v in value.items()}
+        else:
+            flags[name] = value
+    return flags

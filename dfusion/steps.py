@@ -20,3 +20,13 @@ def parse_steps(text: str, steps: int) -> frozenset[int]:
             raise ValueError(f"'{part}' is out of range; steps are {steps} … 1")
         chosen |= set(range(min(ends), max(ends) + 1))
     return frozenset(chosen)
+
+
+def fused_indices(text: str, steps: int) -> frozenset[int]:
+    """Fused steps of a flag, counted as trajectories are stored: step t walks from state T - t."""
+    return frozenset(steps - t for t in parse_steps(text, steps))
+
+
+def first_fused(text: str, steps: int) -> int:
+    """Index of the first fused step, up to which a target is its base; `steps` if none is."""
+    return min(fused_indices(text, steps), default=steps)

@@ -131,6 +131,15 @@ class Round:
             )
         return {int(i): score for i, score in value["scores"].items()}
 
+    def scores_by_text(self) -> dict[str, list[float]]:
+        """Scores of the images that have one, by prompt text."""
+        scores = self.scores("images")
+        grouped: dict[str, list[float]] = {}
+        for index, text in enumerate(self.texts_to_score("images")):
+            if index in scores:
+                grouped.setdefault(text, []).append(scores[index])
+        return grouped
+
     def write_adoption(self, rows: list[dict[str, Any]]) -> None:
         write_json(self.folder / "adoption.json", {"pairs": rows})
 

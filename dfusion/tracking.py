@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from dfusion.errors import UserError
-from dfusion.settings import Settings
+from dfusion.settings import Settings, flat
 
 TRACKERS = ("none", "wandb", "tensorboard")
 HIDDEN = ("kind", "round")
@@ -36,7 +36,7 @@ def start(accelerator: Accelerator, settings: Settings) -> None:
         if not _wandb_login():
             os.environ.setdefault("WANDB_MODE", "offline")
         extra = {"wandb": {"name": settings.exp_name, "dir": "log"}}
-    accelerator.init_trackers("dfusion", config=_plain(settings), init_kwargs=extra)
+    accelerator.init_trackers("dfusion", config=flat(settings.to_dict()), init_kwargs=extra)
 
 
 def log(accelerator: Accelerator, row: dict[str, Any], step: int) -> None:
@@ -68,16 +68,6 @@ def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, float]:
             flat |= {f"{name}/t={t}": v for t, v in pairs if v is not None}
         elif value is not None and (prefix or key not in HIDDEN):
             flat[name] = value
-    return flat
-
-
-def _plain(settings: Settings) -> dict[str, str | int | float | bool]:
-    """Settings by flag name."""
-    flat: dict[str, str | int | float | bool] = {}
-    for key, value in settings.to_dict().items():
-        flat |= (
-            {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
-        )
     return flat
 
 

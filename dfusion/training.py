@@ -24,7 +24,7 @@ from dfusion.rounds import unfinished
 from dfusion.runs import Session, claimed, open_session
 from dfusion.sampling import Policy
 from dfusion.settings import Settings
-from dfusion.steps import parse_steps
+from dfusion.steps import first_fused, fused_indices
 from dfusion.transitions import Step, TrainingRound
 from dfusion.tuning import tune
 from dfusion.updates import Updater, sampling_gap
@@ -53,7 +53,6 @@ class Trainer:
         # Under DDP only a call of the wrapped module exchanges gradients.
         self.network: nn.Module = self.accelerator.prepare_model(model.unet, device_placement=False)
         self.checkpoints = Checkpoints(session.experiment.folder / "checkpoints")
-        self.logged = 0  # optimiser steps, for the tracker
 
     @property
     def boost(self) -> float:
@@ -135,11 +134,10 @@ class Trainer:
 
     def data(self, number: int) -> TrainingRound:
         """The pairs of a round; where targets part from their bases, the step is known."""
-        steps = len(self.session.ddim)
-        fused = parse_steps(self.settings.fusion.steps, steps)
-        first = steps - max(fused) if fused else steps
-        train = self.settings.train
-        return TrainingRound(self.session.experiment, number, train.pairs, first)
+        first = first_fused(self.settings.fusion.steps, len(self.session.ddim))
+        return TrainingRound(
+            self.session.experiment, number, self.settings.train.pairs, fused_from=first
+        )
 
     def order(
         self, number: int, inner: int, data: TrainingRound, share: list[int]
@@ -172,7 +170,7 @@ class Trainer:
     ) -> list[dict[str, Any]]:
         """All optimiser steps of a round; returns their metrics. Goes on where it was stopped."""
         train, world = self.settings.train, self.session.runner.world
-        updater = self._updater(policy, data)
+        updater = self.updater(policy, data)
         state = self.checkpoints.state_within(number, world.size)
         if state is None:
             self._check_sampler(policy, data, share)
@@ -191,12 +189,13 @@ class Trainer:
                 if inner * train.updates_per_inner_epoch + u < len(rows):
                     continue
                 pairs = _pairs_in_update(len(data.pairs), world.size, len(groups), u)
-                rows.append(self._update(number, inner, updater, steps, pairs))
+                rows.append(self.update(number, inner, updater, steps, pairs))
                 if len(rows) < total:
                     self._save_within(number, updater, rows)
         return rows
 
-    def _updater(self, policy: Policy, data: TrainingRound) -> Updater:
+    def updater(self, policy: Policy, data: TrainingRound) -> Updater:
+        """What walks over the steps of a round."""
         return Updater(
             policy=policy,
             network=self.network,
@@ -209,7 +208,7 @@ class Trainer:
             advance=lambda count: None,
         )
 
-    def _update(
+    def update(
         self, number: int, inner: int, updater: Updater, steps: Sequence[Step], pairs: int
     ) -> dict[str, Any]:
         """One optimiser step; returns its metrics. pairs: in this step, of all processes."""
@@ -292,9 +291,7 @@ class Trainer:
         """Metrics and checkpoint, by one process."""
         if self.rank == 0:
             folder = self.session.experiment.folder
-            steps = len(self.session.ddim)
-            fused = parse_steps(self.settings.fusion.steps, steps)
-            indices = frozenset(steps - t for t in fused)
+            indices = fused_indices(self.settings.fusion.steps, len(self.session.ddim))
             row = metrics.round_row(number, data, self.session.runner.stopwatch.take(), indices)
             metrics.append(folder / "metrics.jsonl", number, [*rows, row])
             scores = [*self._history(number), row["reward_mean"]]

@@ -105,10 +105,6 @@ def _history(experiment: Experiment, number: int) -> dict[str, list[float]]:
     """Scores of the plain samples of every prompt, up to and including round `number`."""
     history: dict[str, list[float]] = {}
     for k, round_ in experiment.rounds().items():
-        if k > number:
-            continue
-        scores = round_.scores("images")
-        for index, text in enumerate(round_.texts_to_score("images")):
-            if index in scores:
-                history.setdefault(text, []).append(scores[index])
+        for text, scores in round_.scores_by_text().items() if k <= number else ():
+            history.setdefault(text, []).extend(scores)
     return history

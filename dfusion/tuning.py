@@ -38,7 +38,7 @@ class LoraTuning:
 
     def __init__(self, unet: UNet2DConditionModel, train: Train, seed: int) -> None:
         self.unet = unet
-        targets = [name.strip() for name in train.lora_targets.split(",") if name.strip()]
+        targets = lora.targets_of(train.lora_targets)
         self.parameters = lora.add(unet, train.lora_rank, train.lora_alpha, targets, seed)
         self.names = [name for name, p in unet.named_parameters() if p.requires_grad]
 

@@ -20,12 +20,12 @@ from dfusion import pairing
 from dfusion.errors import UserError
 from dfusion.files import read_json, read_png, read_tensors
 from dfusion.settings import Settings
-from dfusion.steps import parse_steps
+from dfusion.steps import first_fused
 from dfusion.store import SCORED, Experiment, Round
 
+PAIRED = ("base_images", "reference_images", "target_images")
 FOLDERS = {
-    **dict.fromkeys(("images", "base_images", "reference_images", "target_images"), ".png"),
-    **dict.fromkeys(("masks",), ".png"),
+    **dict.fromkeys(("images", *PAIRED, "masks"), ".png"),
     **dict.fromkeys(("trajectories", "targets", "inversions"), ".safetensors"),
 }
 FILES = {"manifest.json", "pairs.json", "adoption.json"}
@@ -122,8 +122,7 @@ def _foreign(round_: Round) -> Iterator[str]:
 
 def _targets(round_: Round, settings: Settings) -> Iterator[str]:
     """Targets are whole, and share their bases' states until fusion begins."""
-    fused = parse_steps(settings.fusion.steps, settings.sample.num_steps)
-    first = settings.sample.num_steps - max(fused) if fused else settings.sample.num_steps
+    first = first_fused(settings.fusion.steps, settings.sample.num_steps)
     for p, pair in enumerate(round_.pairs() or ()):
         path = round_.target(p)
         if not path.exists():

@@ -17,7 +17,7 @@ from dfusion.masks import fusion_mask
 from dfusion.pairing import adopted
 from dfusion.prompts import Prompt
 from dfusion.rewards import Reward, load_reward
-from dfusion.rounds import read_trajectory
+from dfusion.rounds import read_source
 from dfusion.runs import Session, open_session
 from dfusion.settings import Settings
 from experiments.similarity import region, ssim_outside
@@ -64,15 +64,7 @@ def candidates(settings: Settings, judge: Judge) -> Candidates:
     session = open_session(settings)
     round_, scores, pairs = session.runner.prepare(0, session.policy(0))
     prompts = round_.sample_prompts()
-    sources = [
-        Source(
-            p.base,
-            prompts[p.base],
-            read_trajectory(round_, p.base),
-            read_trajectory(round_, p.reference),
-        )
-        for p in pairs
-    ]
+    sources = [read_source(round_, pair, prompts) for pair in pairs]
     texts = [p.prompt for p in pairs]
     bases, references = (
         np.stack([np.asarray(Image.open(round_.image("images", i))) for i in indices])

@@ -1,6 +1,9 @@
-"""Training pictures for the two readers (scorer and judge): VAE round trips, noise, shifts."""
+"""What the two readers (scorer and judge) train on: VAE round trips, noise, shifts; arguments."""
 
 from __future__ import annotations
+
+import argparse
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,6 +12,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from testbed.train_vae import to_model
+
+
+def arguments(description: str | None, epochs: int, seed: int) -> argparse.Namespace:
+    """What training either reader takes from the command line."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--pool", type=Path, required=True)
+    parser.add_argument("--vae", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--epochs", type=int, default=epochs)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=seed)
+    return parser.parse_args()
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LATE = 0.4  # share of batches in which only mid and up blocks exchange
-FULL, NONE = 500, 150  # the other scene's weight is up to 1 above time FULL, 0 below NONE
+FULL, NONE = 500, 50  # the other scene's weight is up to 1 above time FULL, 0 below NONE
 
 
 @dataclass

@@ -32,7 +32,7 @@ SHARE = {1: 0.28, 2: 0.24, 3: 0.48}  # of the templates; the last is the hardest
 POINTING, POINT_BELOW = 0.03, 850  # weight of the pointing loss, and the times it is taken at
 FLOOR = 0.1  # attention that an item's token should get within its region
 SAVE = 250
-GUESTS = 4  # rows of a batch with exchanged attention
+GUESTS = 12  # rows of a batch with exchanged attention
 
 
 def text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
@@ -50,18 +50,6 @@ def text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
-    )
-
-
-def scheduler() -> DDIMScheduler:
-    """The settings of Stable Diffusion 2.1-base."""
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
     )
 
 
@@ -90,6 +78,12 @@ class Model(nn.Module):
         self.text = text_encoder(tokenizer)
         self.unet, self.thinned = denoiser.build()
 
+    def read(self, folder: Path) -> None:
+        """Start from the weights of a pipeline folder, as `save_folder` writes it."""
+        self.text = CLIPTextModel.from_pretrained(folder / "text_encoder")
+        stock = UNet2DConditionModel.from_pretrained(folder / "unet").state_dict()
+        self.unet.load_state_dict(denoiser.training_state(stock, self.thinned))
+
     def forward(self, x: Tensor, t: Tensor, ids: Tensor, rows: Tensor) -> Tensor:
         """x (B, 4, 16, 16), t (B,), ids (U, 16) distinct prompts, rows (B,) into ids."""
         context = self.text(ids)[0][rows]
@@ -116,7 +110,7 @@ def save_folder(model: Model, average: dict[str, Tensor], vae: AutoencoderKL,
         text_encoder=text,
         tokenizer=tokenizer,
         unet=unet,
-        scheduler=scheduler(),
+        scheduler=DDIMScheduler(**denoiser.SCHEDULE),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -173,7 +167,7 @@ class Batches:
         share = torch.tensor([SHARE[parse(prompt).template] for prompt in PROMPTS])
         self.share = share[self.prompts]
         self.share[: len(regions)] *= 2.5  # scenes whose regions are known
-        self.signal = scheduler().alphas_cumprod
+        self.signal = DDIMScheduler(**denoiser.SCHEDULE).alphas_cumprod
 
     def draw(self) -> Batch:
         """A batch; the last GUESTS rows aim at another scene than they show (see exchange.py)."""
@@ -212,6 +206,8 @@ def train(args: argparse.Namespace) -> None:
     regions = load_file(args.regions)["regions"]
     batches = Batches(latents, prompts, regions, tokenizer, args.batch)
     model = Model(tokenizer)
+    if args.start:
+        model.read(args.start)
     plan = exchange.install(model.unet, args.batch, GUESTS)
     optimiser = torch.optim.AdamW(model.parameters(), args.lr, (0.9, 0.99), weight_decay=0.01)
     average = {k: v.clone() for k, v in model.state_dict().items()}
@@ -259,6 +255,7 @@ def main() -> None:
     parser.add_argument("--vae", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True, help="checkpoint and tokenizer")
     parser.add_argument("--out", type=Path, required=True, help="the diffusers folder")
+    parser.add_argument("--start", type=Path, help="a pipeline folder whose weights to go on from")
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)

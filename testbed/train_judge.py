@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional as F
 
-from testbed.augment import garble, jitter, with_round_trips
+from testbed.augment import arguments, garble, jitter, with_round_trips
 from testbed.clock import Clock
 from testbed.judge import HEADS, UNCLEAR, Judge, Network, truth
 from testbed.pool import load
@@ -71,16 +70,5 @@ def train(args: argparse.Namespace) -> None:
             Judge(network).save(args.out)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pool", type=Path, required=True)
-    parser.add_argument("--vae", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=3)
-    train(parser.parse_args())
-
-
 if __name__ == "__main__":
-    main()
+    train(arguments(__doc__, epochs=10, seed=3))

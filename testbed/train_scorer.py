@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from testbed.augment import jitter, with_round_trips
+from testbed.augment import arguments, jitter, with_round_trips
 from testbed.clock import Clock
 from testbed.pool import load
 from testbed.tokens import LENGTH, write_tokenizer
@@ -97,16 +97,5 @@ def train(args: argparse.Namespace) -> None:
             write_folder(model, config, args.out)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pool", type=Path, required=True)
-    parser.add_argument("--vae", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=4)
-    train(parser.parse_args())
-
-
 if __name__ == "__main__":
-    main()
+    train(arguments(__doc__, epochs=10, seed=4))

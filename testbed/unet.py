@@ -32,6 +32,14 @@ CONFIG = {
     "use_linear_projection": True,
 }
 POSITION_CHANNELS = 16
+SCHEDULE = {  # DDIMScheduler's settings in Stable Diffusion 2.1-base
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+    "set_alpha_to_one": False,
+    "clip_sample": False,
+}
 
 
 def centre_only(unet: UNet2DConditionModel) -> list[str]:
@@ -80,3 +88,9 @@ def stock_state(state: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]
     """Weights of the training form as weights of a stock UNet2DConditionModel(**CONFIG)."""
     kernels = {f"{name}.weight" for name in names}
     return {k: F.pad(v, (1, 1, 1, 1)) if k in kernels else v for k, v in state.items()}
+
+
+def training_state(state: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
+    """The inverse of `stock_state`."""
+    kernels = {f"{name}.weight" for name in names}
+    return {k: v[..., 1:2, 1:2] if k in kernels else v for k, v in state.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from dfusion.models import DiffusionModel
 from dfusion.prompts import Item, Prompt
 from dfusion.sampling import Policy
 from dfusion.settings import Settings
+from testbed.unet import SCHEDULE
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits
 
@@ -26,14 +28,6 @@ MERGES = [
     ("c", "a"), ("ca", "t</w>"), ("d", "o"), ("do", "g</w>"), ("t", "h"), ("th", "e</w>"),
     ("s", "a"), ("n", "d"), ("sa", "nd"), ("w", "i"), ("c", "h</w>"), ("wi", "ch</w>"),
 ]  # fmt: skip
-SCHEDULE = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "steps_offset": 1,
-    "set_alpha_to_one": False,
-    "clip_sample": False,
-}
 
 
 REAL_FSYNC = os.fsync
@@ -162,3 +156,12 @@ def make_settings(folder: Path, model: Path) -> Settings:
 @pytest.fixture
 def settings(tmp_path: Path, pipeline_folder: Path) -> Settings:
     return make_settings(tmp_path, pipeline_folder)
+
+
+def small(settings: Settings, rounds: int, name: str) -> Settings:
+    """Settings of a quick run of `rounds` rounds at a high rate."""
+    chosen = dataclasses.replace(settings, exp_name=name)
+    chosen.train = dataclasses.replace(
+        settings.train, num_epochs=rounds, learning_rate=1e-2, batch_size=8
+    )
+    return chosen

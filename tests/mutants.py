@@ -14,7 +14,8 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-COPIED = ("dfusion", "diffusers_patched", "config", "tests", "experiments", "pyproject.toml")
+COPIED = ("dfusion", "diffusers_patched", "config", "tests", "testbed", "experiments",
+          "pyproject.toml")  # fmt: skip
 
 # (file, what stands there, the bug, tests that must notice)
 MUTANTS = [
@@ -66,10 +67,10 @@ MUTANTS = [
     ("dfusion/advantages.py", "np.std(scores)", "np.std(scores, ddof=1)", "losses"),
     ("dfusion/steps.py", "range(min(ends), max(ends) + 1)", "range(*ends)", "sampling"),
     ("dfusion/transitions.py", "return self._fused_from if", "return self._fused_from + 1 if",
-     "training"),
-    ("dfusion/transitions.py", "step.i : step.i + 2", "step.i : step.i + 2].flip(0)[:", "training"),
+     "updates"),
+    ("dfusion/transitions.py", "step.i : step.i + 2", "step.i : step.i + 2].flip(0)[:", "updates"),
     ("dfusion/transitions.py", "return fused and step.i >= self._fused_from",
-     "return fused and step.i > self._fused_from", "training"),
+     "return fused and step.i > self._fused_from", "updates"),
     ("dfusion/ddim.py", "self.quiet_scale[i] * eps.float()) / self.x_scale[i]",
      "self.eps_scale[i] * eps.float()) / self.x_scale[i]", "inversion"),
     ("dfusion/inversion.py", "guidance=None", "guidance=policy.guidance", "inversion"),
@@ -77,20 +78,20 @@ MUTANTS = [
      "self.kl_initial * kl_initial.mean(-1)", "objective"),
     ("dfusion/objective.py", "return self.method == \"dpo\" and self.kl_initial == 0",
      "return self.method == \"dpo\"", "objective"),
-    ("dfusion/updates.py", "(loss.value * weight).sum()", "loss.value.sum()", "training"),
-    ("dfusion/updates.py", "/ std - z", "/ std", "training"),
+    ("dfusion/updates.py", "(loss.value * weight).sum()", "loss.value.sum()", "updates"),
+    ("dfusion/updates.py", "/ std - z", "/ std", "updates"),
     ("dfusion/updates.py", "with self.initial() as network:", "if network := self.network:",
-     "training"),
+     "updates"),
     ("dfusion/training.py", "scale = self.accelerator.num_processes / (pairs",
      "scale = 1 / (pairs", "processes"),
     ("dfusion/training.py", "updater.remember(", "len(", "training"),
-    ("dfusion/training.py", "updater.old, updater.first =", "_, updater.first =", "training"),
-    ("dfusion/training.py", "        self.optimiser.zero_grad(set_to_none=True)\n", "", "training"),
+    ("dfusion/training.py", "updater.old, updater.first =", "_, updater.first =", "checkpoints"),
+    ("dfusion/training.py", "        self.optimiser.zero_grad(set_to_none=True)\n", "", "checkpoints"),
     ("dfusion/optimiser.py", "rows.setdefault(places[name], {})", "rows.setdefault(0, {})",
-     "training"),
-    ("dfusion/updates.py", "-0.5 * (z[0, step.i]", "-0.4 * (z[0, step.i]", "training"),
+     "checkpoints"),
+    ("dfusion/updates.py", "-0.5 * (z[0, step.i]", "-0.4 * (z[0, step.i]", "updates"),
     ("dfusion/updates.py", "cond = model.encode([text for text in batch.texts for _ in range(2)])",
-     "cond = model.encode(batch.texts * 2)", "training"),
+     "cond = model.encode(batch.texts * 2)", "updates"),
     ("dfusion/lora.py", ", unet_lora_adapter_metadata=metadata", "", "models"),
     ("dfusion/models.py", 'k.replace(".base_layer.", ".")', "k", "models"),
     ("dfusion/files.py", "os.replace(aside, path)", "aside.rename(path)", "files"),

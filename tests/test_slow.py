@@ -10,31 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.models import UNETS
 from diffusers_patched import AttentionControl, Fusion, Record, UNet2DConditionModel
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.slow
 
-# unet/config.json of stable-diffusion-2-1-base, as published.
-SD21_BASE = {
-    "sample_size": 64,
-    "in_channels": 4,
-    "out_channels": 4,
-    "block_out_channels": (320, 640, 1280, 1280),
-    "layers_per_block": 2,
-    "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-    "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-    "attention_head_dim": [5, 10, 20, 20],
-    "cross_attention_dim": 1024,
-    "use_linear_projection": True,
-    "norm_num_groups": 32,
-}
-
 
 def test_sd21_base_does_a_fused_step() -> None:
     """865 M parameters, random weights: layers, grids and rows as the paper says."""
     torch.manual_seed(0)
-    unet = UNet2DConditionModel.of(UNet2DConditionModel(**SD21_BASE)).eval()
+    unet = UNet2DConditionModel.of(UNet2DConditionModel(**UNETS["sd21"])).eval()
     assert round(sum(p.numel() for p in unet.parameters()) / 1e6) == 866
     table = unet.layers
     assert table.parse("mid,up") == {3, 4, 5, 6}

@@ -1,0 +1,147 @@
+"""Checkpoints of the tiny model: resuming, and LoRA in a stock pipeline."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
+
+from dfusion.errors import UserError
+from dfusion.rng import generator
+from dfusion.runs import open_session
+from dfusion.settings import Settings
+from dfusion.training import Trainer, train_rounds
+from tests.conftest import PROMPTS, small
+
+
+def test_resumed_equals_uninterrupted(settings: Settings) -> None:
+    whole = train_rounds(small(settings, 2, "whole"))
+    train_rounds(small(settings, 1, "parts"))
+    parts = train_rounds(small(settings, 2, "parts"))
+    for name in ("pytorch_lora_weights.safetensors", "optimiser.safetensors"):
+        a, b = (load_file(f / "checkpoints" / "epoch1" / name) for f in (whole, parts))
+        assert a.keys() == b.keys()
+        assert all(a[k].equal(b[k]) for k in a)
+    first = load_file(whole / "checkpoints" / "epoch0" / "pytorch_lora_weights.safetensors")
+    last = load_file(whole / "checkpoints" / "epoch1" / "pytorch_lora_weights.safetensors")
+    assert any(not first[k].equal(last[k]) for k in first)
+    rows = [json.loads(line) for line in (parts / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["round"], r.get("inner_epoch")) for r in rows] == [
+        (0, 0), (0, 1), (0, None), (1, 0), (1, 1), (1, None)
+    ]  # fmt: skip
+
+
+def test_lora_loads_into_a_stock_pipeline(settings: Settings, pipeline_folder: Path) -> None:
+    trainer = Trainer(open_session(small(settings, 1, "stock")))
+    trainer.run()
+    stock = StableDiffusionPipeline.from_pretrained(pipeline_folder, safety_checker=None)
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    text = trainer.session.model.encode(["the dog"])
+    predict: Callable = lambda unet: unet(x, torch.tensor(501), text).sample  # noqa: E731
+    with torch.no_grad():
+        plain = predict(stock.unet)
+        stock.load_lora_weights(trainer.checkpoints.path(0))
+        ours = predict(trainer.session.model.unet)
+        assert torch.allclose(predict(stock.unet), ours, atol=1e-6)
+        assert not torch.allclose(plain, ours, atol=1e-5)
+
+
+def test_stock_pipeline_with_our_lora_gives_our_images(
+    settings: Settings, pipeline_folder: Path
+) -> None:
+    """A whole sample by plain diffusers, from the same generator, against the next round's."""
+    folder = train_rounds(small(settings, 2, "images"))
+    stock = StableDiffusionPipeline.from_pretrained(pipeline_folder, safety_checker=None)
+    stock.set_progress_bar_config(disable=True)
+
+    def image(index: int) -> np.ndarray:
+        output = stock(
+            PROMPTS[0],
+            num_inference_steps=4,
+            eta=1.0,
+            guidance_scale=5.0,
+            generator=generator(settings.seed, 1, index),
+            output_type="np",
+            height=16,
+            width=16,
+        )
+        return (output.images[0] * 255).round().astype(int)
+
+    def ours(index: int) -> np.ndarray:
+        return np.asarray(Image.open(folder / f"epoch1/images/{index:05d}.png")).astype(int)
+
+    plain = image(1)
+    stock.load_lora_weights(folder / "checkpoints" / "epoch0")
+    assert abs(image(1) - ours(1)).max() <= 1 and abs(image(3) - ours(3)).max() <= 1
+    assert abs(plain - ours(1)).max() > 1
+
+
+def test_checkpoint_of_another_rank_is_refused(settings: Settings) -> None:
+    train_rounds(small(settings, 1, "exp"))
+    other = small(settings, 2, "exp")
+    other.train.lora_rank, other.allow_config_change = 2, True
+    with pytest.raises(UserError, match="does not fit"):
+        train_rounds(other)
+
+
+def test_old_checkpoints_go(settings: Settings) -> None:
+    chosen = small(settings, 3, "keep")
+    chosen.train.num_checkpoint_limit = 2
+    folder = train_rounds(chosen)
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["epoch1", "epoch2"]
+
+
+def test_resume_within_a_round(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped after any optimiser step of a round, the run ends as if it had not been."""
+    for method in ("dpo", "dpok"):
+        plain = small(settings, 2, f"plain_{method}")
+        plain.train = dataclasses.replace(plain.train, method=method, kl_initial=0.1)
+        whole = train_rounds(plain)
+        broken = dataclasses.replace(plain, exp_name=f"broken_{method}")
+        real, count = Trainer.update, 0
+
+        def update(self, *args, real=real):
+            nonlocal count
+            count += 1
+            if count in (2, 4, 6):
+                raise KeyboardInterrupt
+            return real(self, *args)
+
+        monkeypatch.setattr(Trainer, "update", update)
+        for _ in range(3):
+            with pytest.raises(KeyboardInterrupt):
+                train_rounds(broken)
+        folder = train_rounds(broken)
+        monkeypatch.setattr(Trainer, "update", real)
+        assert count == 4 + 3  # four steps, and three that were stopped: nothing was done twice
+        name = "checkpoints/epoch1/pytorch_lora_weights.safetensors"
+        a, b = load_file(whole / name), load_file(folder / name)
+        assert all(a[k].equal(b[k]) for k in a)
+        assert not (folder / "checkpoints" / "within").exists()
+        rows = [(f / "metrics.jsonl").read_text().splitlines() for f in (whole, folder)]
+        updates = [[r for r in map(json.loads, f) if r["kind"] == "update"] for f in rows]
+        assert updates[0] == updates[1]
+
+
+def test_resume_from_another_experiment(settings: Settings) -> None:
+    """Its policy samples the first round; an older checkpoint of one's own is refused."""
+    first = train_rounds(small(settings, 2, "first"))
+    chosen = small(settings, 1, "second")
+    chosen.resume_from = str(first / "checkpoints" / "epoch1")
+    trainer = Trainer(open_session(chosen))
+    assert trainer.resume() == 0
+    lora = load_file(first / "checkpoints/epoch1/pytorch_lora_weights.safetensors")
+    ours = dict(zip(trainer.tuning.names, trainer.tuning.parameters, strict=True))
+    assert len(ours) == len(lora)
+    a, b = (sum(float(v.detach().abs().sum()) for v in x.values()) for x in (ours, lora))
+    assert a == pytest.approx(b, rel=1e-5)
+    own = small(settings, 3, "first")
+    own.resume_from = str(first / "checkpoints" / "epoch0")
+    with pytest.raises(UserError, match="epoch1 is later"):
+        train_rounds(own)
