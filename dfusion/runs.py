@@ -47,15 +47,20 @@ class Session:
 
     def policy(self, number: int) -> Policy:
         """How the samples of round `number` are made."""
-        sample = self.settings.sample
-        return Policy(
-            model=self.model,
-            ddim=self.ddim,
-            guidance=sample.guidance_scale if sample.cfg else None,
-            seed=self.settings.seed,
-            round=number,
-            store_dtype=STORE_DTYPES[sample.store_dtype],
-        )
+        return policy_of(self.settings, self.model, self.ddim, number)
+
+
+def policy_of(settings: Settings, model: DiffusionModel, ddim: DDIM, number: int) -> Policy:
+    """How settings have the samples of round `number` made."""
+    sample = settings.sample
+    return Policy(
+        model=model,
+        ddim=ddim,
+        guidance=sample.guidance_scale if sample.cfg else None,
+        seed=settings.seed,
+        round=number,
+        store_dtype=STORE_DTYPES[sample.store_dtype],
+    )
 
 
 def open_session(settings: Settings) -> Session:

@@ -1,0 +1,146 @@
+"""One pair to look at closely: a base and a reference of any prompt, by seed or by score."""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from PIL import Image
+
+from config.config import PRESETS
+from dfusion.errors import UserError
+from dfusion.fusion import FusionPlan, Source, fuse
+from dfusion.inputs import check, load_prompts, plan_of
+from dfusion.models import DiffusionModel, pick_device, pick_dtype, quiet_libraries, set_tf32
+from dfusion.rewards import Reward, load_reward
+from dfusion.runs import policy_of
+from dfusion.sampling import Policy, sample
+from dfusion.settings import Settings
+
+RESULTS = Path(__file__).parent / "results"
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class ChosenPair:
+    """A pair, how it was made and what fusing it gives. indices: base's and reference's."""
+
+    settings: Settings
+    policy: Policy
+    plan: FusionPlan
+    reward: Reward
+    source: Source
+    indices: tuple[int, int]
+
+    @property
+    def images(self) -> tuple[np.ndarray, np.ndarray]:
+        """Base and reference, uint8 (H, W, 3)."""
+        states = [t.latents[-1] for t in (self.source.base, self.source.reference)]
+        base, reference = self.policy.model.decode(torch.stack(states)).numpy()
+        return base, reference
+
+    def targets(self, plans: Sequence[FusionPlan]) -> list[np.ndarray]:
+        """The target of every plan, uint8 (H, W, 3)."""
+        states = [fuse(self.policy, plan, [self.source])[0].latents[-1] for plan in plans]
+        return list(self.policy.model.decode(torch.stack(states)).numpy())
+
+    def score(self, image: np.ndarray) -> float:
+        return float(self.reward([Image.fromarray(image)], [self.source.prompt.text])[0])
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The flags of every experiment on one pair."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--preset", default="testbed", choices=sorted(PRESETS))
+    made.add_argument("--model", help="a folder, file or hub id; default: the preset's")
+    made.add_argument("--prompt", help="default: a star wearing a hat, or a cat playing chess")
+    made.add_argument("--items", help="comma list of words, e.g. cat,chess")
+    made.add_argument("--threshold", help="of all items: a number or auto; default: the preset's")
+    made.add_argument("--seed", type=int, default=42)
+    made.add_argument("--base", type=int, help="number of the base; default: lowest score")
+    made.add_argument("--reference", type=int, help="default: highest score")
+    made.add_argument("--images", type=int, default=16, help="images to choose from by score")
+    made.add_argument("--device", default="auto")
+    made.add_argument("--out", type=Path, default=RESULTS)
+    return made
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """The preset with this experiment's prompt; checked."""
+    settings = PRESETS[args.preset]()
+    settings.prompt_file = settings.item_idx_file = settings.mask_thr_file = ""
+    if args.preset == "testbed":
+        settings.prompt, settings.item_idx = "a star wearing a hat", "star,hat"
+    if bool(args.prompt) != bool(args.items):
+        raise UserError("--prompt and --items: give both, e.g. --items cat,chess, or neither")
+    settings.prompt = args.prompt or settings.prompt
+    settings.item_idx = args.items or settings.item_idx
+    settings.mask_thr = args.threshold or settings.mask_thr
+    settings.pretrained.model = args.model or settings.pretrained.model
+    settings.seed, settings.device = args.seed, args.device
+    check(settings)
+    return settings
+
+
+def choose(args: argparse.Namespace) -> ChosenPair:
+    """Sample the images in question and take the pair that was asked for.
+
+    Bad input ends the program with one line.
+    """
+    try:
+        return _choose(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _choose(args: argparse.Namespace) -> ChosenPair:
+    settings = settings_of(args)
+    (prompt,) = load_prompts(settings)
+    device = pick_device(settings.device, settings.dev_id)
+    quiet_libraries()
+    set_tf32(settings.allow_tf32)
+    dtype = pick_dtype(settings.mixed_precision, device)
+    model = DiffusionModel.load(settings.pretrained, device, dtype)
+    plan, mask_layers = plan_of(settings, model.layers)
+    ddim = model.sampler(settings.sample.num_steps, settings.sample.eta)
+    policy = policy_of(settings, model, ddim, number=0)
+    reward = load_reward(settings.eval, device)
+    asked = [i for i in (args.base, args.reference) if i is not None]
+    numbers = asked if len(asked) == 2 else sorted({*range(args.images), *asked})
+    batches = [numbers[i : i + BATCH] for i in range(0, len(numbers), BATCH)]
+    made = [t for b in batches for t in sample(policy, b, [prompt] * len(b), mask_layers)]
+    found = dict(zip(numbers, made, strict=True))
+    pictures = model.decode(torch.stack([t.latents[-1] for t in made])).numpy()
+    scores = reward([Image.fromarray(p) for p in pictures], [prompt.text] * len(numbers))
+    order = [n for _, n in sorted(zip(scores, numbers, strict=True))]
+    base = order[0] if args.base is None else args.base
+    reference = order[-1] if args.reference is None else args.reference
+    source = Source(base, prompt, found[base], found[reference])
+    return ChosenPair(settings, policy, plan, reward, source, (base, reference))
+
+
+def show(axes: Axes, image: np.ndarray, title: str) -> None:
+    """One picture with a title and without ticks."""
+    axes.imshow(image)
+    axes.set_title(title, fontsize=8)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def save(figure: plt.Figure, args: argparse.Namespace, name: str, pair: ChosenPair) -> Path:
+    """Write the figure under a name that says what it shows."""
+    words = re.sub(r"[^a-z0-9]+", "_", pair.source.prompt.text.lower()).strip("_")
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / f"{name}_{args.preset}_{words}.png"
+    figure.savefig(path, dpi=130)
+    return path
