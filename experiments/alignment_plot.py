@@ -1,53 +1,91 @@
-"""Alignment curves (the paper's Fig. 5 and 7) of the runs in results/alignment_*.json.
+"""Alignment curves (the paper's Fig. 5, 7 and 11) of the runs in results/alignment/.
 
-python -m experiments.alignment_plot    writes experiments/results/alignment.png
+    python -m experiments.alignment_plot    writes results/alignment.png, prints a table
+
+Lines are means over seeds of images made with the same noise at every point; bands go from the
+lowest to the highest seed.
 """
 
 import json
+from collections import defaultdict
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 
 from experiments.alignment import RESULTS
+from experiments.intervals import said
 
-# Okabe and Ito's colours, which the colour-blind can tell apart.
+# Okabe and Ito's colours, which the colour-blind can tell apart; markers for print without colour.
 STYLES = {
-    "dpo_dfusion": ("DPO + D-Fusion", "#0072B2", "o"),
-    "dpo_naive": ("naive DPO", "#E69F00", "s"),
-    "ddpo_dfusion": ("DDPO + D-Fusion", "#009E73", "^"),
-    "dpok_dfusion": ("DPOK + D-Fusion", "#CC79A7", "D"),
+    "dpo_dfusion": ("DPO + D-Fusion", "#0072B2", "o", "-"),
+    "dpo_naive": ("naive DPO", "#E69F00", "s", "--"),
+    "ddpo_dfusion": ("DDPO + D-Fusion", "#009E73", "^", "-"),
+    "ddpo_naive": ("DDPO", "#56B4E9", "v", "--"),
+    "dpok_dfusion": ("DPOK + D-Fusion", "#CC79A7", "D", "-"),
+    "dpok_naive": ("DPOK", "#D55E00", "P", "--"),
+    "dpo_inversion": ("DPO, inverted trajectories", "#000000", "X", ":"),
 }
 MEASURES = {"scorer": "mean score (the reward)", "judge": "right, by the judge"}
+Runs = dict[int, dict[str, list[dict]]]  # template -> method_pairs -> one run a seed
 
 
-def curve(axes: Axes, figures: dict, measure: str, label: str, colour: str, marker: str) -> None:
-    """Same noise before and after as a line; each round's own samples as pale points."""
-    same = figures["same_noise"]
-    axes.plot([row["rounds"] for row in same], [row[measure] for row in same], color=colour,
-              marker=marker, label=label)  # fmt: skip
-    rounds = figures["rounds"]
-    axes.plot([row["round"] for row in rounds], [row[measure] for row in rounds], color=colour,
-              marker=marker, linestyle="none", alpha=0.35)  # fmt: skip
+def load() -> Runs:
+    """Every run whose name says method, pairs, template and seed."""
+    runs: Runs = defaultdict(lambda: defaultdict(list))
+    for path in sorted(RESULTS.glob("*_t[123]_s*.json")):
+        kind, template, _ = path.stem.rsplit("_", 2)
+        if kind in STYLES:
+            runs[int(template[1:])][kind].append(json.loads(path.read_text()))
+    return runs
+
+
+def curves(seeds: list[dict], measure: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images used up to each comparison, and the measure there: (C,), (seeds, C)."""
+    rounds = [row["rounds"] for row in seeds[0]["same_noise"]]
+    each = seeds[0]["rounds"][0]["images"]
+    values = [[row[measure] for row in run["same_noise"]] for run in seeds]
+    return np.array(rounds) * each, np.array(values)
+
+
+def draw(axes: Axes, runs: dict[str, list[dict]], measure: str) -> None:
+    for kind, (label, colour, marker, style) in STYLES.items():
+        if kind in runs:
+            used, values = curves(runs[kind], measure)
+            axes.plot(used, values.mean(0), style, color=colour, marker=marker, label=label)
+            axes.fill_between(used, values.min(0), values.max(0), color=colour, alpha=0.15)
+    axes.set_xlabel("images used")
+    axes.grid(alpha=0.3)
+
+
+def summary(kind: str, seeds: list[dict]) -> str:
+    """The last comparison against the first, images of all seeds paired by noise."""
+    first, last = ([run["same_noise"][k] for run in seeds] for k in (0, -1))
+    texts = []
+    for key in ("scores", "right"):
+        before, after = (np.concatenate([row[key] for row in rows]) for rows in (first, last))
+        texts.append(f"{key} {said(after, before)}")
+    return f"{STYLES[kind][0]:28} seeds {len(seeds)}  {'   '.join(texts)}"
 
 
 def main() -> None:
-    found = {name: RESULTS / f"alignment_{name}.json" for name in STYLES}
-    runs = {name: json.loads(path.read_text()) for name, path in found.items() if path.exists()}
-    figure, panels = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for axes, (measure, title) in zip(panels, MEASURES.items(), strict=True):
-        for name, figures in runs.items():
-            curve(axes, figures, measure, *STYLES[name])
-        axes.set_xlabel("rounds of training")
-        axes.set_title(title, fontsize=11)
-        axes.grid(alpha=0.3)
-    panels[0].legend(fontsize=9)
-    figure.suptitle(
-        "Lines: the same noise before and after; pale points: each round's own samples", fontsize=10
-    )
-    out = RESULTS / "alignment.png"
+    runs = load()
+    if not runs:
+        raise SystemExit(f"no runs in {RESULTS}; run experiments.alignment first")
+    size = (5 * len(runs), 7.5)
+    figure, grid = plt.subplots(2, len(runs), figsize=size, layout="constrained", squeeze=False)
+    for column, (template, kinds) in enumerate(sorted(runs.items())):
+        for row, (measure, title) in enumerate(MEASURES.items()):
+            draw(grid[row][column], kinds, measure)
+            grid[row][column].set_title(f"template {template}: {title}", fontsize=10)
+        grid[0][column].legend(fontsize=8)
+        print(f"template {template}")
+        for kind in (k for k in STYLES if k in kinds):
+            print(f"  {summary(kind, kinds[kind])}")
+    out = RESULTS.parent / "alignment.png"
     figure.savefig(out, dpi=130)
     print(f"Wrote {out}.")
 

@@ -15,6 +15,11 @@ def ssim_outside(a: np.ndarray, b: np.ndarray, inside: np.ndarray) -> float:
     return float(ssim.mean(-1)[outside].mean()) if outside.any() else float("nan")
 
 
+def ssim(a: np.ndarray, b: np.ndarray) -> float:
+    """SSIM of two whole images."""
+    return ssim_outside(a, b, np.zeros(a.shape[:2], bool))
+
+
 def region(mask: Tensor, size: tuple[int, int]) -> np.ndarray:
     """A mask, (gh, gw) bool, as (H, W) pixels."""
     grid = mask.numpy()

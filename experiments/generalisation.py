@@ -1,0 +1,145 @@
+"""Unseen prompts before and after training (the paper's Table 1), for runs of `alignment`.
+
+    python -m experiments.generalisation --names dpo_naive,dpo_dfusion --template 1
+
+Every model samples the same prompts of the template's test list from the same noise; differences to
+the base model are paired by image. Run again, it only makes what is missing.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dfusion.checkpoints import Checkpoints
+from dfusion.errors import UserError
+from dfusion.files import read_json, write_json
+from dfusion.inputs import load_prompts, plan_of
+from dfusion.models import DiffusionModel, pick_device, pick_dtype, quiet_libraries
+from dfusion.progress import Progress
+from dfusion.prompts import Prompt
+from dfusion.rewards import load_reward
+from dfusion.runs import policy_of
+from dfusion.sampling import sample
+from dfusion.settings import Settings
+from experiments.alignment import DATA, RESULTS
+from experiments.intervals import gain
+from experiments.similarity import ssim
+from testbed.evaluate import WEIGHTS
+from testbed.judge import Judge
+
+NUMBER = 2_000_000  # stands in for a round's number in the noise: no training round has it
+BATCH = 16
+
+
+def settings_of(name: str, data: Path, template: int) -> Settings:
+    """The settings of a run, with the test list's prompts and the run's last LoRA."""
+    folder = data / name
+    last = Checkpoints(folder / "checkpoints").latest()
+    if last is None:
+        raise UserError(f"--names {name}: no checkpoint in {folder}; run experiments.alignment")
+    settings = Settings.of(read_json(folder / "config.json")["settings"])
+    lora = str(Checkpoints(folder / "checkpoints").path(last))
+    listed = f"config/prompt/testbed{template}"
+    return replace(
+        settings,
+        pretrained=replace(settings.pretrained, lora=lora),
+        prompt_file=f"{listed}_test.json",
+        item_idx_file=f"{listed}_item.json",
+    )
+
+
+def model_of(settings: Settings) -> DiffusionModel:
+    device = pick_device(settings.device, settings.dev_id)
+    dtype = pick_dtype(settings.mixed_precision, device)
+    return DiffusionModel.load(settings.pretrained, device, dtype)
+
+
+def images_of(settings: Settings, model: DiffusionModel, prompts: Sequence[Prompt]) -> np.ndarray:
+    """One image for each prompt, uint8 (N, H, W, 3), from noise that only the seed decides."""
+    ddim = model.sampler(settings.sample.num_steps, settings.sample.eta)
+    policy = policy_of(settings, model, ddim, NUMBER)
+    _, layers = plan_of(settings, model.layers)
+    progress, pictures = Progress("sampling", len(prompts)), []
+    for start in range(0, len(prompts), BATCH):
+        part = list(prompts[start : start + BATCH])
+        made = sample(policy, range(start, start + len(part)), part, layers)
+        pictures.append(model.decode(torch.stack([t.latents[-1] for t in made])).numpy())
+        progress.advance(len(part))
+    return np.concatenate(pictures)
+
+
+def diversity(images: np.ndarray, texts: Sequence[str]) -> float:
+    """Mean of 1 - SSIM over the pairs of images of the same prompt."""
+    groups: dict[str, list[int]] = {}
+    for i, text in enumerate(texts):
+        groups.setdefault(text, []).append(i)
+    pairs = [pair for group in groups.values() for pair in combinations(group, 2)]
+    return float(np.mean([1 - ssim(images[a], images[b]) for a, b in pairs]))
+
+
+def measured(
+    settings: Settings, model: DiffusionModel, prompts: Sequence[Prompt], judge: Judge
+) -> dict[str, Any]:
+    """Score and judgement of every image, and how much images of a prompt differ."""
+    images, texts = images_of(settings, model, prompts), [p.text for p in prompts]
+    reward = load_reward(settings.eval, model.device)
+    scores = [float(s) for s in reward([Image.fromarray(i) for i in images], texts)]
+    right = [bool(r) for r in judge.satisfied(images, texts)]
+    return {
+        "weights": model.fingerprint(),
+        "scores": [round(s, 4) for s in scores],
+        "right": [int(r) for r in right],
+        "diversity": round(diversity(images, texts), 4),
+    }
+
+
+def line(name: str, figures: dict[str, Any], base: dict[str, Any]) -> str:
+    """One model as text, with what it gained on the base model."""
+    score, right = np.mean(figures["scores"]), np.mean(figures["right"])
+    text = f"{name:24} score {score:.4f}  right {right:.1%}  diversity {figures['diversity']:.3f}"
+    if figures is base:
+        return text
+    more, wide = gain(figures["scores"], base["scores"])
+    often, range_ = gain(figures["right"], base["right"])
+    return f"{text}  score {more:+.4f} ± {wide:.4f}, right {often:+.1%} ± {range_:.1%}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--names", required=True, help="runs of experiments.alignment")
+    parser.add_argument("--template", type=int, default=1, choices=(1, 2, 3))
+    parser.add_argument("--images", type=int, default=16, help="of each prompt")
+    parser.add_argument("--data", type=Path, default=DATA)
+    args = parser.parse_args()
+    quiet_libraries()
+    torch.manual_seed(0)
+    names = [name.strip() for name in args.names.split(",") if name.strip()]
+    every = {name: settings_of(name, args.data, args.template) for name in names}
+    first = next(iter(every.values()))
+    every = {"base": replace(first, pretrained=replace(first.pretrained, lora="")), **every}
+    prompts = [p for p in load_prompts(first) for _ in range(args.images)]
+    about = {"template": args.template, "images per prompt": args.images}
+    out = RESULTS.parent / f"generalisation_t{args.template}.json"
+    saved = json.loads(out.read_text()) if out.exists() else {**about, "models": {}}
+    if any(saved[key] != value for key, value in about.items()):
+        raise SystemExit(f"{out}: made with other prompts or images; move it away first")
+    judge = Judge.load(WEIGHTS / "judge" / "model.safetensors")
+    for name, settings in every.items():
+        model = model_of(settings)
+        if saved["models"].get(name, {}).get("weights") != model.fingerprint():
+            saved["models"][name] = measured(settings, model, prompts, judge)
+            write_json(out, saved)
+        print(line(name, saved["models"][name], saved["models"]["base"]), flush=True)
+    print(f"Figures are in {out}")
+
+
+if __name__ == "__main__":
+    main()

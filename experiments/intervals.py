@@ -1,0 +1,19 @@
+"""Gains with their uncertainty."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+Values = Sequence[float] | np.ndarray
+
+
+def gain(after: Values, before: Values) -> tuple[float, float]:
+    """Mean of paired differences, and half the width of its 95 % interval (normal)."""
+    difference = np.asarray(after) - np.asarray(before)
+    return float(difference.mean()), 1.96 * float(difference.std(ddof=1)) / len(difference) ** 0.5
+
+
+def said(after: Values, before: Values) -> str:
+    """0.700 -> 0.750 (+0.050 ± 0.010)"""
+    more, wide = gain(after, before)
+    return f"{np.mean(before):.3f} -> {np.mean(after):.3f} ({more:+.3f} ± {wide:.3f})"
