@@ -1,10 +1,11 @@
-"""One alignment run on the testbed: train, then measure with the same noise before and after.
+"""One alignment run: train, then measure with the same noise before and after.
 
     python -m experiments.alignment --pairs naive --template 1 --seed 42
+    python -m experiments.alignment --preset paper --pairs dfusion --template 1 --seed 42
 
-The scorer's mean and the judge's accuracy (the truth, which training never sees) are taken of each
-round's samples and of comparisons made with the same noise. Run again, it goes on where it was.
-Results are in results/alignment/, one file a run.
+The scorer's mean and, on the testbed, the judge's accuracy (the truth, which training never sees)
+are taken of each round's samples and of comparisons made with the same noise. Run again, it goes on
+where it was. Results are in results/<preset>/alignment/, one file a run.
 """
 
 import argparse
@@ -17,17 +18,20 @@ import numpy as np
 import torch
 from PIL import Image
 
-from config.config import testbed
-from dfusion.files import write_json
+from config.config import PRESETS
+from dfusion.files import write_bytes, write_json
 from dfusion.settings import Settings
 from dfusion.store import Experiment, Round
 from dfusion.training import train_rounds
 from experiments.shared_start import borrow
-from testbed.evaluate import WEIGHTS
 from testbed.judge import Judge
 
-RESULTS = Path(__file__).parent / "results" / "alignment"
+RESULTS = Path(__file__).parent / "results"
 DATA = Path("data/alignment")
+SIZES: dict[str, dict[str, int]] = {
+    "testbed": {"prompts": 4, "images": 32, "rounds": 6, "compare": 64, "compare_every": 3},
+    "paper": {"rounds": 40, "compare": 4, "compare_every": 5},
+}
 
 
 def name_of(args: argparse.Namespace) -> str:
@@ -35,20 +39,19 @@ def name_of(args: argparse.Namespace) -> str:
     return args.name or f"{args.method}_{args.pairs}_t{args.template}_s{args.seed}"
 
 
-def settings_of(args: argparse.Namespace, folder: Path) -> Settings:
-    """The testbed preset with this run's method, on the first prompts of a template."""
-    settings = testbed()
-    name = f"config/prompt/testbed{args.template}"
-    prompts = json.loads(Path(f"{name}_train.json").read_text())
-    chosen = prompts[:: max(1, len(prompts) // args.prompts)][: args.prompts]
-    folder.mkdir(parents=True, exist_ok=True)
-    listed = folder / f"template{args.template}_{args.prompts}.json"
-    listed.write_text(json.dumps(chosen))
-    settings.prompt_file = str(listed)
-    settings.item_idx_file = f"{name}_item.json"
-    settings.save_path, settings.exp_name, settings.seed = str(folder), name_of(args), args.seed
+def settings_of(args: argparse.Namespace) -> Settings:
+    """The preset with this run's method, on a template's training prompts."""
+    settings, data = PRESETS[args.preset](), DATA / args.preset
+    files = f"config/prompt/{'testbed' if args.preset == 'testbed' else 'template'}{args.template}"
+    settings.prompt_file = str(_prompts(args, f"{files}_train.json", data))
+    settings.item_idx_file = f"{files}_item.json"
+    if args.preset != "testbed":
+        settings.mask_thr_file = f"{files}_mask.json"
+    settings.pretrained.model = args.model or settings.pretrained.model
+    settings.save_path, settings.exp_name, settings.seed = str(data), name_of(args), args.seed
     settings.eval.in_process, settings.device = True, args.device
-    settings.sample.batch_size, settings.sample.num_batches_per_epoch = args.images, 1
+    if args.images:
+        settings.sample.batch_size, settings.sample.num_batches_per_epoch = args.images, 1
     given = {
         "method": args.method,
         "pairs": args.pairs,
@@ -63,23 +66,34 @@ def settings_of(args: argparse.Namespace, folder: Path) -> Settings:
     return settings
 
 
-def measured(round_: Round, judge: Judge, each: bool = False) -> dict[str, Any]:
+def _prompts(args: argparse.Namespace, listed: str, data: Path) -> Path:
+    """The list, or --prompts of it, spread evenly, as a file of its own."""
+    if not args.prompts:
+        return Path(listed)
+    texts = json.loads(Path(listed).read_text())
+    chosen = texts[:: max(1, len(texts) // args.prompts)][: args.prompts]
+    path = data / f"template{args.template}_{args.prompts}.json"
+    write_bytes(path, json.dumps(chosen).encode())
+    return path
+
+
+def measured(round_: Round, judge: Judge | None, each: bool = False) -> dict[str, Any]:
     """Scorer mean and judge accuracy of a round's samples; each: of every image too."""
     texts, scores = round_.texts_to_score("images"), round_.scores("images")
     images = np.stack([np.asarray(Image.open(round_.image("images", i))) for i in scores])
-    right = judge.satisfied(images, [texts[i] for i in scores])
-    means = {
+    listed = [texts[i] for i in scores]
+    right = judge.satisfied(images, listed).float().tolist() if judge else []
+    means: dict[str, Any] = {
         "images": len(scores),
         "scorer": float(np.mean(list(scores.values()))),
-        "judge": float(right.float().mean()),
+        "judge": float(np.mean(right)) if right else None,
     }
     if not each:
         return means
-    one_by_one = {"scores": [*map(float, scores.values())], "right": right.int().tolist()}
-    return {**means, **one_by_one}
+    return {**means, "scores": [*map(float, scores.values())], "right": [*map(int, right)]}
 
 
-def measure(experiment: Experiment, judge: Judge) -> dict[str, Any]:
+def measure(experiment: Experiment, judge: Judge | None) -> dict[str, Any]:
     """Figures of every round and comparison on disk."""
     path = experiment.folder / "metrics.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -99,35 +113,49 @@ def measure(experiment: Experiment, judge: Judge) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def result_of(args: argparse.Namespace) -> Path:
+    """Where a run's figures are once it is done."""
+    return RESULTS / args.preset / "alignment" / f"{name_of(args)}.json"
+
+
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
+    """The flags, with the sizes of their preset."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", default="testbed", choices=("testbed", "paper"))
+    parser.add_argument("--model", help="a folder, file or hub id; default: the preset's")
     parser.add_argument("--name", help="default: <method>_<pairs>_t<template>_s<seed>")
     parser.add_argument("--method", default="dpo", choices=("dpo", "ddpo", "dpok"))
     parser.add_argument("--pairs", default="dfusion", choices=("dfusion", "naive", "inversion"))
     parser.add_argument("--template", type=int, default=1, choices=(1, 2, 3))
-    parser.add_argument("--prompts", type=int, default=4)
-    parser.add_argument("--images", type=int, default=32, help="of each prompt and round")
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--compare", type=int, default=64, help="images of each prompt")
-    parser.add_argument("--compare-every", type=int, default=3)
+    parser.add_argument("--prompts", type=int, help="of the list; testbed: 4, paper: all 40")
+    parser.add_argument("--images", type=int, help="of each prompt and round; testbed: 32")
+    parser.add_argument("--rounds", type=int, help="testbed: 6, paper: 40")
+    parser.add_argument("--compare", type=int, help="images of each prompt; testbed: 64, paper: 4")
+    parser.add_argument("--compare-every", type=int, help="rounds; testbed: 3, paper: 5")
     parser.add_argument("--learning-rate", type=float, help="default: the preset's")
     parser.add_argument("--updates", type=int, help="optimiser steps a pass; default: the preset's")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--device", default="auto")
-    args = parser.parse_args()
+    parser.set_defaults(**SIZES[parser.parse_args(given).preset])
+    return parser.parse_args(given)
+
+
+def main() -> None:
+    args = arguments()
     torch.manual_seed(0)
-    settings = settings_of(args, DATA)
+    settings = settings_of(args)
     if other := borrow(settings):
         print(f"The samples before any training are those of {other}.")
     folder = train_rounds(settings)
-    judge = Judge.load(WEIGHTS / "judge" / "model.safetensors")
+    judge = Judge.load() if args.preset == "testbed" else None
     figures = measure(Experiment(folder), judge)
-    out = RESULTS / f"{name_of(args)}.json"
+    out = result_of(args)
     write_json(out, {"settings": settings.to_dict(), **figures})
     for row in figures["same_noise"]:
+        right = "" if row["judge"] is None else f", judge {row['judge']:.1%}"
         print(
-            f"after {row['rounds']} rounds: scorer {row['scorer']:.3f}, "
-            f"judge {row['judge']:.1%} of {row['images']} images"
+            f"after {row['rounds']} rounds: scorer {row['scorer']:.3f}{right} "
+            f"of {row['images']} images"
         )
     print(f"Figures are in {out}")
 

@@ -1,13 +1,17 @@
-"""Alignment curves (the paper's Fig. 5, 7 and 11) of the runs in results/alignment/.
+"""Alignment curves (the paper's Fig. 5, 7 and 11) of the runs in results/<preset>/alignment/.
 
-    python -m experiments.alignment_plot    writes results/alignment.png, prints a table
+    python -m experiments.alignment_plot [--preset testbed]
+
+Writes results/<preset>/alignment.png and prints a table.
 
 Lines are means over seeds of images made with the same noise at every point; bands go from the
 lowest to the highest seed.
 """
 
+import argparse
 import json
 from collections import defaultdict
+from pathlib import Path
 
 import matplotlib
 
@@ -33,10 +37,10 @@ MEASURES = {"scorer": "mean score (the reward)", "judge": "right, by the judge"}
 Runs = dict[int, dict[str, list[dict]]]  # template -> method_pairs -> one run a seed
 
 
-def load() -> Runs:
+def load(folder: Path) -> Runs:
     """Every run whose name says method, pairs, template and seed."""
     runs: Runs = defaultdict(lambda: defaultdict(list))
-    for path in sorted(RESULTS.glob("*_t[123]_s*.json")):
+    for path in sorted(folder.glob("*_t[123]_s*.json")):
         kind, template, _ = path.stem.rsplit("_", 2)
         if kind in STYLES:
             runs[int(template[1:])][kind].append(json.loads(path.read_text()))
@@ -48,7 +52,7 @@ def curves(seeds: list[dict], measure: str) -> tuple[np.ndarray, np.ndarray]:
     rounds = [row["rounds"] for row in seeds[0]["same_noise"]]
     each = seeds[0]["rounds"][0]["images"]
     values = [[row[measure] for row in run["same_noise"]] for run in seeds]
-    return np.array(rounds) * each, np.array(values)
+    return np.array(rounds) * each, np.array(values, float)
 
 
 def draw(axes: Axes, runs: dict[str, list[dict]], measure: str) -> None:
@@ -65,16 +69,19 @@ def summary(kind: str, seeds: list[dict]) -> str:
     """The last comparison against the first, images of all seeds paired by noise."""
     first, last = ([run["same_noise"][k] for run in seeds] for k in (0, -1))
     texts = []
-    for key in ("scores", "right"):
+    for key in ("scores", "right") if seeds[0]["same_noise"][0]["right"] else ("scores",):
         before, after = (np.concatenate([row[key] for row in rows]) for rows in (first, last))
         texts.append(f"{key} {said(after, before)}")
     return f"{STYLES[kind][0]:28} seeds {len(seeds)}  {'   '.join(texts)}"
 
 
 def main() -> None:
-    runs = load()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", default="testbed", choices=("testbed", "paper"))
+    folder = RESULTS / parser.parse_args().preset
+    runs = load(folder / "alignment")
     if not runs:
-        raise SystemExit(f"no runs in {RESULTS}; run experiments.alignment first")
+        raise SystemExit(f"no runs in {folder / 'alignment'}; run experiments.alignment first")
     size = (5 * len(runs), 7.5)
     figure, grid = plt.subplots(2, len(runs), figsize=size, layout="constrained", squeeze=False)
     for column, (template, kinds) in enumerate(sorted(runs.items())):
@@ -85,7 +92,7 @@ def main() -> None:
         print(f"template {template}")
         for kind in (k for k in STYLES if k in kinds):
             print(f"  {summary(kind, kinds[kind])}")
-    out = RESULTS.parent / "alignment.png"
+    out = folder / "alignment.png"
     figure.savefig(out, dpi=130)
     print(f"Wrote {out}.")
 

@@ -70,7 +70,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--reference", type=int, help="default: highest score")
     made.add_argument("--images", type=int, default=16, help="images to choose from by score")
     made.add_argument("--device", default="auto")
-    made.add_argument("--out", type=Path, default=RESULTS)
+    made.add_argument("--out", type=Path, help="default: experiments/results/<preset>")
     return made
 
 
@@ -140,7 +140,8 @@ def show(axes: Axes, image: np.ndarray, title: str) -> None:
 def save(figure: plt.Figure, args: argparse.Namespace, name: str, pair: ChosenPair) -> Path:
     """Write the figure under a name that says what it shows."""
     words = re.sub(r"[^a-z0-9]+", "_", pair.source.prompt.text.lower()).strip("_")
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f"{name}_{args.preset}_{words}.png"
+    folder = args.out or RESULTS / args.preset
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}_{words}.png"
     figure.savefig(path, dpi=130)
     return path

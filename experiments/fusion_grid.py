@@ -4,7 +4,7 @@
     python -m experiments.fusion_grid --final         the preset as it stands, on train prompts
 
 Pairs are the pipeline's own (scorer, Algorithm 1). Each cell fuses the same pairs again; results
-go to experiments/results/ after every cell, and cells that are there are not made again.
+go to results/testbed/ after every cell, and cells that are there are not made again.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from experiments.fusion_pairs import (
 )
 from testbed.judge import Judge as TestbedJudge
 
-RESULTS = Path("experiments/results")
+RESULTS = Path(__file__).parent / "results" / "testbed"
 TEMPLATES = (1, 2, 3)
 
 

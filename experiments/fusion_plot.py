@@ -1,6 +1,6 @@
 """The fusion grid as a picture: layers down, steps across, one column of panels per template.
 
-python -m experiments.fusion_plot    reads and writes experiments/results/fusion_grid.*
+python -m experiments.fusion_plot    reads and writes results/testbed/fusion_grid.*
 """
 
 import json

@@ -30,9 +30,8 @@ from dfusion.runs import policy_of
 from dfusion.sampling import sample
 from dfusion.settings import Settings
 from experiments.alignment import DATA, RESULTS
-from experiments.intervals import gain
+from experiments.intervals import said
 from experiments.similarity import ssim
-from testbed.evaluate import WEIGHTS
 from testbed.judge import Judge
 
 NUMBER = 2_000_000  # stands in for a round's number in the noise: no training round has it
@@ -47,7 +46,7 @@ def settings_of(name: str, data: Path, template: int) -> Settings:
         raise UserError(f"--names {name}: no checkpoint in {folder}; run experiments.alignment")
     settings = Settings.of(read_json(folder / "config.json")["settings"])
     lora = str(Checkpoints(folder / "checkpoints").path(last))
-    listed = f"config/prompt/testbed{template}"
+    listed = f"config/prompt/{'testbed' if data.name == 'testbed' else 'template'}{template}"
     return replace(
         settings,
         pretrained=replace(settings.pretrained, lora=lora),
@@ -86,30 +85,26 @@ def diversity(images: np.ndarray, texts: Sequence[str]) -> float:
 
 
 def measured(
-    settings: Settings, model: DiffusionModel, prompts: Sequence[Prompt], judge: Judge
+    settings: Settings, model: DiffusionModel, prompts: Sequence[Prompt], judge: Judge | None
 ) -> dict[str, Any]:
     """Score and judgement of every image, and how much images of a prompt differ."""
     images, texts = images_of(settings, model, prompts), [p.text for p in prompts]
     reward = load_reward(settings.eval, model.device)
     scores = [float(s) for s in reward([Image.fromarray(i) for i in images], texts)]
-    right = [bool(r) for r in judge.satisfied(images, texts)]
+    right = judge.satisfied(images, texts).int().tolist() if judge else []
     return {
         "weights": model.fingerprint(),
         "scores": [round(s, 4) for s in scores],
-        "right": [int(r) for r in right],
+        "right": right,
         "diversity": round(diversity(images, texts), 4),
     }
 
 
 def line(name: str, figures: dict[str, Any], base: dict[str, Any]) -> str:
     """One model as text, with what it gained on the base model."""
-    score, right = np.mean(figures["scores"]), np.mean(figures["right"])
-    text = f"{name:24} score {score:.4f}  right {right:.1%}  diversity {figures['diversity']:.3f}"
-    if figures is base:
-        return text
-    more, wide = gain(figures["scores"], base["scores"])
-    often, range_ = gain(figures["right"], base["right"])
-    return f"{text}  score {more:+.4f} ± {wide:.4f}, right {often:+.1%} ± {range_:.1%}"
+    keys = ("scores", "right") if base["right"] else ("scores",)
+    texts = [f"{key} {said(figures[key], base[key])}" for key in keys]
+    return f"{name:24} {'  '.join(texts)}  diversity {figures['diversity']:.3f}"
 
 
 def main() -> None:
@@ -117,21 +112,21 @@ def main() -> None:
     parser.add_argument("--names", required=True, help="runs of experiments.alignment")
     parser.add_argument("--template", type=int, default=1, choices=(1, 2, 3))
     parser.add_argument("--images", type=int, default=16, help="of each prompt")
-    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--preset", default="testbed", choices=("testbed", "paper"))
     args = parser.parse_args()
     quiet_libraries()
     torch.manual_seed(0)
     names = [name.strip() for name in args.names.split(",") if name.strip()]
-    every = {name: settings_of(name, args.data, args.template) for name in names}
+    every = {name: settings_of(name, DATA / args.preset, args.template) for name in names}
     first = next(iter(every.values()))
     every = {"base": replace(first, pretrained=replace(first.pretrained, lora="")), **every}
     prompts = [p for p in load_prompts(first) for _ in range(args.images)]
     about = {"template": args.template, "images per prompt": args.images}
-    out = RESULTS.parent / f"generalisation_t{args.template}.json"
+    out = RESULTS / args.preset / f"generalisation_t{args.template}.json"
     saved = json.loads(out.read_text()) if out.exists() else {**about, "models": {}}
     if any(saved[key] != value for key, value in about.items()):
         raise SystemExit(f"{out}: made with other prompts or images; move it away first")
-    judge = Judge.load(WEIGHTS / "judge" / "model.safetensors")
+    judge = Judge.load() if args.preset == "testbed" else None
     for name, settings in every.items():
         model = model_of(settings)
         if saved["models"].get(name, {}).get("weights") != model.fingerprint():

@@ -1,0 +1,130 @@
+"""Every experiment of the paper, one after the other; stop it and start it again at will.
+
+    python -m experiments.all --preset testbed
+    python -m experiments.all --preset paper --model path/to/sd21-base --list
+
+Each is a command of its own (--list prints them with the UNet evaluations they take), goes on where
+it was stopped, and does nothing twice. The time left is that of the evaluations left.
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from dfusion.estimate import evaluations
+from dfusion.progress import clock
+from experiments import alignment
+
+METHODS = [
+    *(("dpo", "naive", template) for template in (1, 2, 3)),
+    *(("dpo", "dfusion", template) for template in (1, 2, 3)),
+    *((method, pairs, 1) for method in ("ddpo", "dpok") for pairs in ("naive", "dfusion")),
+    ("dpo", "inversion", 1),
+]
+RUN = "experiments.alignment"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A command, by module and flags. result: the file that is there when it is done, if any."""
+
+    module: str
+    flags: tuple[str, ...]
+    evaluations: float = 0.0
+    result: Path | None = None
+
+    @property
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", self.module, *self.flags]
+
+    def __str__(self) -> str:
+        return shlex.join(["python", "-m", self.module, *self.flags])
+
+
+def training(args: argparse.Namespace) -> list[Stage]:
+    """Fig. 5, 7 and 11: every method, template and seed."""
+    stages = []
+    for seed in args.seeds:
+        for method, pairs, template in METHODS:
+            flags = [f"--preset={args.preset}", f"--method={method}", f"--pairs={pairs}",
+                     f"--template={template}", f"--seed={seed}"]  # fmt: skip
+            flags += [f"--model={args.model}"] if args.model else []
+            run = alignment.arguments(flags)
+            listed = json.loads(Path(alignment.settings_of(run).prompt_file).read_text())
+            counted = sum(evaluations(alignment.settings_of(run), len(listed)).values())
+            result = alignment.result_of(run)
+            stages.append(Stage(RUN, tuple(flags), counted, result))
+    return stages
+
+
+def stages(args: argparse.Namespace) -> list[Stage]:
+    """All of them, in order."""
+    preset = f"--preset={args.preset}"
+    chosen = [preset, *([f"--model={args.model}"] if args.model else [])]
+    figures = [
+        Stage(f"experiments.{name}", tuple(chosen))
+        for name in ("attention_control", "steps_layers", "cross_maps")
+    ]
+    grids = [
+        Stage("experiments.fusion_grid", ()),
+        Stage("experiments.fusion_plot", ()),
+        Stage("experiments.fusion_grid", ("--final",)),
+    ]
+    unseen = []
+    for t in (1, 2, 3):
+        names = ",".join(f"dpo_{pairs}_t{t}_s{args.seeds[0]}" for pairs in ("naive", "dfusion"))
+        flags = (preset, f"--template={t}", f"--names={names}")
+        unseen.append(Stage("experiments.generalisation", flags))
+    curves = Stage("experiments.alignment_plot", (preset,))
+    measured = grids if args.preset == "testbed" else []
+    return [*figures, *measured, *training(args), curves, *unseen]
+
+
+def run(wanted: list[Stage]) -> None:
+    """Run what is missing; training, which takes nearly all of the time, tells how long is left."""
+    left = sum(stage.evaluations for stage in wanted if not _done(stage))
+    spent = made = 0.0
+    for number, stage in enumerate(wanted, 1):
+        if _done(stage):
+            continue
+        guess = f", about {clock(left * spent / made)} left" if made else ""
+        print(f"== {number}/{len(wanted)}{guess}: {stage}", flush=True)
+        started = time.monotonic()
+        subprocess.run(stage.command, check=True)
+        if stage.evaluations:
+            spent, made = spent + time.monotonic() - started, made + stage.evaluations
+            left -= stage.evaluations
+    print(f"Results are in {alignment.RESULTS}")
+
+
+def _done(stage: Stage) -> bool:
+    return stage.result is not None and stage.result.exists()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", default="testbed", choices=("testbed", "paper"))
+    parser.add_argument("--model", help="a folder, file or hub id; default: the preset's")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
+    parser.add_argument("--list", action="store_true", help="print the commands and end")
+    args = parser.parse_args()
+    wanted = stages(args)
+    if args.list:
+        for stage in wanted:
+            cost = f"{stage.evaluations:12,.0f}" if stage.evaluations else f"{'':12}"
+            print(f"{cost}  {'done ' if _done(stage) else '     '}{stage}")
+        print(f"{sum(s.evaluations for s in wanted):12,.0f}  UNet evaluations of training in all")
+        return
+    try:
+        run(wanted)
+    except subprocess.CalledProcessError as error:
+        raise SystemExit(error.returncode) from None
+
+
+if __name__ == "__main__":
+    main()
