@@ -142,7 +142,7 @@ def main() -> None:
     if args.final:
         out, cells, split = args.out / "fusion_final.json", [preset_cell()], "train"
     else:
-        out, cells, split = args.out / "fusion_grid.json", GRID + MASKS + EXTENT, "test"
+        out, cells, split = args.out / "fusion_grid.json", EXTENT + MASKS + GRID, "test"
     figures = run(cells, split, args.prompts, args.images, args.data, out)
     for cell in cells:
         print(line(cell.name, figures[cell.name]))
