@@ -11,13 +11,13 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from dfusion.errors import UserError
-from dfusion.settings import Settings
+from dfusion.errors import UserError, one_line
+from dfusion.settings import Settings, settings_of
 
 # What a disk, a mount or permissions can do to a run.
 DISK = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
-    *(errno.ENOENT, errno.ENOTDIR, errno.EFBIG, errno.ESTALE),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EFBIG, errno.ESTALE, errno.ENAMETOOLONG),
 }
 GO_ON = "Stopped. Run the same command again to go on."
 
@@ -35,15 +35,15 @@ def _run(verb: Callable[[Settings], object], config: ConfigDict, argv: list[str]
         _fail(f"'{argv[1]}' is no flag; flags look like --config.exp_name test")
     logging.set_verbosity(logging.WARNING)  # open_clip tells the root logger all it does
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
-    settings = Settings.of(config.to_dict())
     try:
+        settings = settings_of(config.to_dict(), "--config")
         verb(settings)
     except UserError as error:
         _fail(str(error))
     except OSError as error:
         if error.errno not in DISK:
             raise
-        where = error.filename or settings.save_path
+        where = error.filename or config.save_path
         _fail(f"{where}: {error.strerror}; once that is mended, the same command goes on", 1)
     except KeyboardInterrupt as stop:
         print(f"\n{stop}" if str(stop) else f"\n{GO_ON}", flush=True)
@@ -68,5 +68,5 @@ def _one_line() -> Iterator[None]:
 
 
 def _fail(text: str, code: int = 2) -> NoReturn:
-    print(f"error: {text}", file=sys.stderr)
+    print(f"error: {one_line(text)}", file=sys.stderr)
     sys.exit(code)

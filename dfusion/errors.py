@@ -1,5 +1,30 @@
-"""The one exception a user is meant to read."""
+"""The exceptions that a user is meant to read, and how their text stays one plain line."""
+
+LONGEST = 600
 
 
 class UserError(Exception):
-    """Bad input. The message is one line: the flag or file, what is wrong, what to do."""
+    """Bad input. The message is one line: the flag or file, what is wrong, what to do.
+
+    It quotes what was given, so whatever does not print is shown as an escape, and the middle of a
+    text that is too long is left out.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(one_line(text))
+
+
+class NotFiniteError(ArithmeticError):
+    """A tensor holds NaN or Inf. index: of the first row that does."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__(f"row {index} is NaN or infinite")
+        self.index = index
+
+
+def one_line(text: str, longest: int = LONGEST) -> str:
+    """The text without line breaks, terminal codes and other characters that do not print."""
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    if len(plain) <= longest:
+        return plain
+    return f"{plain[: longest // 2]} … {plain[-longest // 2 :]}"

@@ -1,10 +1,12 @@
 """Files that appear whole or not at all: written aside, synced, renamed. Nothing is pickled."""
 
+import contextlib
 import hashlib
 import io
 import json
 import os
 import socket
+import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +26,9 @@ from dfusion.errors import UserError
 SCHEMA = 1
 CHECKSUM = "sha256"
 WRITERS = 8  # a file is mostly waiting for the disk
+JSON_BYTES = 2**28
+MOST_PIXELS = 2**26  # 8192 x 8192
+REBUILT = "delete it to have it rebuilt"
 
 
 class Writer:
@@ -72,14 +77,19 @@ def write_bytes(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
+        _sync(path.parent)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder itself may be gone
+            aside.unlink(missing_ok=True)
         raise OSError(error.errno, error.strerror, str(path)) from error
-    folder = os.open(path.parent, os.O_RDONLY)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 def sweep(folder: Path) -> None:
@@ -108,17 +118,51 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     write_bytes(path, (text + "\n").encode())
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def load_json(path: Path) -> Any:
+    """Any JSON file.
+
+    Raises OSError, and ValueError for what is no ordinary file, no JSON, larger than JSON_BYTES,
+    nested too deep, or has a name twice in one object.
+    """
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise ValueError("no ordinary file")
+    if about.st_size > JSON_BYTES:
+        raise ValueError(f"{about.st_size} bytes, more than {JSON_BYTES}")
+    text = path.read_text(encoding="utf-8-sig")
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"'{twice}' stands there twice")
+    return found
+
+
+def read_json(path: Path, remedy: str = REBUILT) -> dict[str, Any]:
     """Read what write_json wrote. Raises UserError for damage or another schema version."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path}: not valid JSON ({error}); delete it to have it rebuilt"
-        ) from error
-    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
-        raise UserError(f"{path}: not of schema version {SCHEMA}; written by other software")
+        value = load_json(path)
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); {remedy}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not written by this software; {remedy}")
+    _check_schema(path, value.get("schema"))
     return value
+
+
+def _check_schema(path: Path, found: object, wanted: object = SCHEMA) -> None:
+    if isinstance(found, bool) or found != wanted:
+        raise UserError(
+            f"{path}: of schema version {found}, not {SCHEMA}; use the version of this software "
+            "that wrote it, or choose another --config.exp_name"
+        )
 
 
 def write_png(path: Path, pixels: np.ndarray) -> None:
@@ -129,37 +173,84 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
     write_bytes(path, buffer.getvalue())
 
 
+def read_picture(path: Path) -> Image.Image:
+    """A decoded PNG, and no other format. Raises UserError for damage and for absurd sizes.
+
+    The size is looked at before anything is decoded.
+    """
+    try:
+        _check_size(path)
+        with Image.open(path, formats=["PNG"]) as image:
+            image.load()
+            return image
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: damaged ({error}); {REBUILT}") from error
+
+
+def _check_size(path: Path) -> None:
+    """Refuse a PNG of absurd size by the first bytes of its header."""
+    with open(path, "rb") as file:
+        head = file.read(24)
+    width, height = int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"{width} x {height} pixels")
+
+
 def read_png(path: Path) -> np.ndarray:
     """Read what write_png wrote. Raises UserError for a damaged, edited or foreign file."""
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image)
-            expected = image.info.get(CHECKSUM)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: damaged ({error}); delete it to have it rebuilt") from error
-    if expected != _digest([pixels.tobytes()]):
-        raise UserError(f"{path}: not as it was written (checksum); delete it to have it rebuilt")
+    image = read_picture(path)
+    pixels = np.asarray(image)
+    if image.info.get(CHECKSUM) != _digest([pixels.tobytes()]):
+        raise UserError(f"{path}: not as it was written (checksum); {REBUILT}")
     return pixels
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     """Write tensors as safetensors, with a checksum; metadata values are kept as JSON."""
-    plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     header = {k: json.dumps(v) for k, v in {"schema": SCHEMA, **metadata}.items()}
+    write_weights(path, tensors, header)
+
+
+def write_weights(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
+    """As write_tensors, with the header that another library wants to find."""
+    plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     write_bytes(path, save(plain, {**header, CHECKSUM: _digest(_parts(plain))}))
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path, remedy: str = REBUILT) -> dict[str, Tensor]:
     """Read what write_tensors wrote. Raises UserError for a damaged, edited or foreign file."""
+    tensors, header = _load(path, remedy)
+    if CHECKSUM in header:
+        _check_schema(path, header.get("schema"), str(SCHEMA))
+    if header.get(CHECKSUM) != _digest(_parts(tensors)):
+        raise UserError(f"{path}: not as it was written (checksum); {remedy}")
+    return tensors
+
+
+def read_weights(path: Path, remedy: str) -> dict[str, Tensor]:
+    """Read any safetensors file; the checksum counts where there is one. Raises UserError."""
+    tensors, header = _load(path, remedy)
+    if header.get(CHECKSUM, "") not in ("", _digest(_parts(tensors))):
+        raise UserError(f"{path}: not as it was written (checksum); {remedy}")
+    return tensors
+
+
+def read_rows(path: Path, name: str, rows: slice) -> Tensor:
+    """Some rows of one tensor; nothing else of the file is read. Raises UserError for damage."""
+    try:
+        with safe_open(path, "pt") as file:
+            return file.get_slice(name)[rows]
+    except SafetensorError as error:
+        raise UserError(f"{path}: damaged ({error}); {REBUILT}") from error
+
+
+def _load(path: Path, remedy: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            expected = (file.metadata() or {}).get(CHECKSUM)
+            return tensors, file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: damaged ({error}); delete it to have it rebuilt") from error
-    if expected != _digest(_parts(tensors)):
-        raise UserError(f"{path}: not as it was written (checksum); delete it to have it rebuilt")
-    return tensors
+        raise UserError(f"{path}: damaged ({error}); {remedy}") from error
 
 
 def _parts(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:

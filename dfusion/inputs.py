@@ -1,11 +1,8 @@
-"""Prompt, item and mask files; and checks of every flag before a model loads."""
+"""Checks of every flag before a model loads."""
 
-import json
 import math
 import re
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from dfusion.errors import UserError
 from dfusion.fusion import FusionPlan
@@ -14,114 +11,51 @@ from dfusion.losses import RATIOS
 from dfusion.masks import MERGES
 from dfusion.objective import METHODS, REFERENCES, parse_weights
 from dfusion.pairing import ADOPTIONS, RULES
-from dfusion.prompts import Prompt, join, occurrences
+from dfusion.plain import at_least, check_text, check_type, finite, one_of
+from dfusion.prompt_files import load_prompts
 from dfusion.sampling import STORE_DTYPES
-from dfusion.settings import Settings
+from dfusion.settings import Settings, flat
 from dfusion.steps import parse_steps
 from dfusion.tracking import TRACKERS
 from dfusion.transitions import SOURCES
 from dfusion.tuning import TUNES
 from diffusers_patched import PARTS, LayerTable
 
-_NAME = re.compile(r"^[A-Za-z0-9][\w.+-]*$")
-
-
-def load_prompts(settings: Settings) -> tuple[Prompt, ...]:
-    """The prompts of a run with items and thresholds. Raises UserError naming the flag."""
-    if settings.prompt_file:
-        texts = _prompt_list(settings.prompt_file)
-    else:
-        texts = [settings.prompt]
-    if settings.item_idx_file:
-        flag = f"--config.item_idx_file {settings.item_idx_file}"
-        items = _by_prompt(flag, settings.item_idx_file, (str, int))
-    elif settings.prompt_file:
-        raise UserError("--config.item_idx_file: needed with --config.prompt_file; name the items")
-    else:
-        flag = "--config.item_idx"
-        names = [name.strip() for name in settings.item_idx.strip("()[]").split(",")]
-        items = {settings.prompt: [int(n) if n.isdigit() else n for n in names if n]}
-    if settings.mask_thr_file:
-        mask_flag = f"--config.mask_thr_file {settings.mask_thr_file}"
-        thresholds: Any = _by_prompt(mask_flag, settings.mask_thr_file, (int, float, type(None)))
-    else:
-        thresholds = _threshold(settings.mask_thr)
-    prompts = join(texts, items, thresholds, flag)
-    for prompt in prompts:
-        for item in prompt.items:
-            occurrences(prompt.text, item.name)  # raises where the prompt lacks it
-    return prompts
-
-
-def _read(flag: str, path: str) -> Any:
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{flag}: cannot be read ({error.strerror}); give a JSON file") from error
-    except ValueError as error:
-        raise UserError(f"{flag}: not valid JSON ({error})") from error
-
-
-def _prompt_list(path: str) -> list[str]:
-    flag = f"--config.prompt_file {path}"
-    texts = _read(flag, path)
-    good = isinstance(texts, list) and texts and all(isinstance(t, str) and t for t in texts)
-    if not good:
-        raise UserError(f"{flag}: must be a JSON list of prompts, at least one, none empty")
-    twice = sorted({t for t in texts if texts.count(t) > 1})
-    if twice:
-        raise UserError(f"{flag}: '{twice[0]}' is listed twice; list each prompt once")
-    return texts
-
-
-def _by_prompt(flag: str, path: str, kinds: tuple[type, ...]) -> dict[str, list]:
-    value = _read(flag, path)
-    if not isinstance(value, dict):
-        raise UserError(f"{flag}: must be a JSON object {{prompt: [...]}}")
-    for prompt, row in value.items():
-        plain = isinstance(row, list) and all(
-            isinstance(v, kinds) and not isinstance(v, bool) for v in row
-        )
-        if not plain:
-            raise UserError(f"{flag}: '{prompt}' must have a list, one entry for each item")
-    return value
-
-
-def _threshold(text: str) -> float | None:
-    if text == "auto":
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise UserError(f"--config.mask_thr '{text}': give a number, or auto") from None
+_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
+LONGEST_NAME = 255  # bytes, of a file or folder
+DAY = 86400  # seconds
+__all__ = ["check", "check_names", "load_prompts", "plan_of"]
 
 
 def check(settings: Settings) -> None:
     """Refuse what can be refused without a model. Raises UserError naming the flag."""
     s = settings
-    _one_of("device", s.device, ("auto", "cpu", "cuda", "mps"))
-    _one_of("mixed_precision", s.mixed_precision, ("auto", "no", "fp16", "bf16"))
-    _one_of("sample.store_dtype", s.sample.store_dtype, STORE_DTYPES)
-    _one_of("mask.merge", s.mask.merge, MERGES)
-    _one_of("pair.rule", s.pair.rule, RULES)
-    _one_of("pair.adoption", s.pair.adoption, ADOPTIONS)
-    _at_least("seed", s.seed, 0)
-    _at_least("dev_id", s.dev_id, 0)
-    _at_least("sample.num_steps", s.sample.num_steps, 1)
-    _at_least("sample.batch_size", s.sample.batch_size, 1)
-    _at_least("sample.num_batches_per_epoch", s.sample.num_batches_per_epoch, 1)
-    _at_least("fusion.batch_size", s.fusion.batch_size, 1)
-    _at_least("eval.batch_size", s.eval.batch_size, 1)
-    _at_least("train.begin_epoch", s.train.begin_epoch, 0)
-    _at_least("train.num_epochs", s.train.num_epochs, s.train.begin_epoch + 1)
-    _one_of("train.method", s.train.method, METHODS)
-    _one_of("train.pairs", s.train.pairs, SOURCES)
-    _one_of("train.ratio", s.train.ratio, RATIOS)
+    _check_each(s)
+    one_of("device", s.device, ("auto", "cpu", "cuda", "mps"))
+    one_of("mixed_precision", s.mixed_precision, ("auto", "no", "fp16", "bf16"))
+    one_of("sample.store_dtype", s.sample.store_dtype, STORE_DTYPES)
+    one_of("mask.merge", s.mask.merge, MERGES)
+    one_of("pair.rule", s.pair.rule, RULES)
+    one_of("pair.adoption", s.pair.adoption, ADOPTIONS)
+    at_least("seed", s.seed, 0, most=2**63 - 1)
+    at_least("dev_id", s.dev_id, 0)
+    at_least("sample.num_steps", s.sample.num_steps, 1, most=1000)
+    at_least("sample.batch_size", s.sample.batch_size, 1)
+    at_least("sample.num_batches_per_epoch", s.sample.num_batches_per_epoch, 1)
+    at_least("fusion.batch_size", s.fusion.batch_size, 1)
+    at_least("eval.batch_size", s.eval.batch_size, 1)
+    at_least("train.begin_epoch", s.train.begin_epoch, 0)
+    at_least("train.num_epochs", s.train.num_epochs, s.train.begin_epoch + 1)
+    one_of("train.method", s.train.method, METHODS)
+    one_of("train.pairs", s.train.pairs, SOURCES)
+    one_of("train.ratio", s.train.ratio, RATIOS)
     _check_training(s)
     if not 0 < s.sample.eta <= 1:
         raise UserError(f"--config.sample.eta {s.sample.eta}: must be above 0 and at most 1")
-    if s.eval.poll_seconds <= 0:
-        raise UserError(f"--config.eval.poll_seconds {s.eval.poll_seconds}: must be above 0")
+    if not 0 < s.eval.poll_seconds <= DAY:
+        raise UserError(
+            f"--config.eval.poll_seconds {s.eval.poll_seconds}: must be above 0 and at most {DAY}"
+        )
     if s.images_per_prompt < 2:
         raise UserError(
             "--config.sample.num_batches_per_epoch: one image per prompt makes no pair; ask for "
@@ -132,32 +66,40 @@ def check(settings: Settings) -> None:
     except ValueError as error:
         raise UserError(f"--config.fusion.steps: {error}") from error
     for part in _parts(s.fusion.parts):
-        _one_of("fusion.parts", part, PARTS)
+        one_of("fusion.parts", part, PARTS)
     if not _parts(s.fusion.parts):
         raise UserError(f"--config.fusion.parts: name at least one of {', '.join(PARTS)}")
-    for name, value in (
-        ("sample.guidance_scale", s.sample.guidance_scale),
-        ("pair.adoption_threshold", s.pair.adoption_threshold),
-        ("train.dpok_alpha", s.train.dpok_alpha),
-        ("train.dpok_beta", s.train.dpok_beta),
-    ):
-        if not math.isfinite(value):
-            raise UserError(f"--config.{name} {value}: must be a finite number")
+    finite("sample.guidance_scale", s.sample.guidance_scale)
+    finite("pair.adoption_threshold", s.pair.adoption_threshold)
+    finite("train.dpok_alpha", s.train.dpok_alpha)
+    finite("train.dpok_beta", s.train.dpok_beta)
+
+
+def _check_each(s: Settings) -> None:
+    """Every flag by itself: of its default's type, and plain text."""
+    defaults = flat(Settings().to_dict())
+    for name, value in flat(s.to_dict()).items():
+        check_type(f"--config.{name}", value, defaults[name])
+        if isinstance(value, str):
+            check_text(f"--config.{name}", value)
+    for name, place in (("save_path", s.save_path), ("resume_from", s.resume_from)):
+        if any(len(part.encode()) > LONGEST_NAME for part in Path(place).parts):
+            raise UserError(f"--config.{name} '{place}': no disk has so long a name; shorten it")
 
 
 def _check_training(s: Settings) -> None:
     """The flags that only training reads."""
     train = s.train
-    _one_of("tracker", s.tracker, TRACKERS)
-    _one_of("train.tune", train.tune, TUNES)
-    _one_of("train.reference", train.reference, REFERENCES)
+    one_of("tracker", s.tracker, TRACKERS)
+    one_of("train.tune", train.tune, TUNES)
+    one_of("train.reference", train.reference, REFERENCES)
     counts = (
         *("num_inner_epochs", "updates_per_inner_epoch", "batch_size", "lora_rank", "lora_alpha"),
         *("compare_every", "num_checkpoint_limit"),
     )
     for name in counts:
-        _at_least(f"train.{name}", getattr(train, name), 1)
-    _at_least("train.compare_images", train.compare_images, 0)
+        at_least(f"train.{name}", getattr(train, name), 1)
+    at_least("train.compare_images", train.compare_images, 0)
     for name in ("learning_rate", "beta", "max_grad_norm", "adv_clip_max", "adam_epsilon"):
         if not 0 < getattr(train, name) < math.inf:
             raise UserError(f"--config.train.{name} {getattr(train, name)}: must be above 0")
@@ -194,7 +136,7 @@ def check_names(settings: Settings, several: bool = False) -> list[str]:
     if not several and len(names) != 1:
         raise UserError("--config.exp_name: name the experiment, e.g. --config.exp_name test")
     for name in names:
-        if not _NAME.match(name):
+        if not _NAME.fullmatch(name) or len(name) > LONGEST_NAME:
             raise UserError(
                 f"--config.exp_name '{name}': it names a folder; use letters, digits and . _ + -"
             )
@@ -227,13 +169,3 @@ def plan_of(settings: Settings, layers: LayerTable) -> tuple[FusionPlan, frozens
 
 def _parts(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _one_of(flag: str, value: str, choices: Iterable[str]) -> None:
-    if value not in choices:
-        raise UserError(f"--config.{flag} '{value}': choose from {', '.join(choices)}")
-
-
-def _at_least(flag: str, value: int, low: int) -> None:
-    if value < low:
-        raise UserError(f"--config.{flag} {value}: must be at least {low}")

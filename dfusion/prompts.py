@@ -84,7 +84,7 @@ def occurrences(text: str, name: str | int) -> list[list[int]]:
         if wanted and words[i : i + len(wanted)] == wanted
     ]
     if which:
-        if not which.isdigit() or not 1 <= int(which) <= len(found):
+        if which not in map(str, range(1, len(found) + 1)):
             raise UserError(f"item '{name}': the prompt '{text}' has {len(found)} of them")
         return [found[int(which) - 1]]
     if not found:

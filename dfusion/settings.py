@@ -6,6 +6,9 @@ Flags are these names: `--config.sample.num_steps 20`. Presets are in config/con
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from dfusion.errors import UserError
+from dfusion.plain import check_type
+
 
 @dataclass
 class Pretrained:
@@ -215,3 +218,20 @@ def flat(settings: dict) -> dict[str, Any]:
         else:
             flags[name] = value
     return flags
+
+
+def settings_of(values: Any, source: str) -> Settings:
+    """Settings from nested plain values; those not given have their defaults.
+
+    source: where they come from. Raises UserError for an unknown name, or a value of another type.
+    """
+    known = flat(Settings().to_dict())
+    for name, default in Settings().to_dict().items():
+        group = isinstance(values, dict) and values.get(name, default)
+        if not isinstance(values, dict) or isinstance(group, dict) != isinstance(default, dict):
+            raise UserError(f"{source}: '{name}' is not laid out as settings are; use its flag")
+    for name, value in flat(values).items():
+        if name not in known:
+            raise UserError(f"{source}: there is no setting '{name}'; remove it")
+        check_type(f"{source}: {name}", value, known[name])
+    return Settings.of(values)

@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 
 from dfusion import pairing
 from dfusion.errors import UserError
-from dfusion.files import read_json, read_png, read_tensors
-from dfusion.settings import Settings
+from dfusion.files import REBUILT, read_json, read_png, read_tensors
+from dfusion.settings import Settings, settings_of
 from dfusion.steps import first_fused
 from dfusion.store import SCORED, Experiment, Round
 
@@ -29,7 +29,7 @@ FOLDERS = {
     **dict.fromkeys(("trajectories", "targets", "inversions"), ".safetensors"),
 }
 FILES = {"manifest.json", "pairs.json", "adoption.json"}
-REBUILT = "delete it to have it rebuilt"
+RENEW = "delete it, and the same command as before writes it again"
 
 
 def verify(folder: Path) -> list[str]:
@@ -38,9 +38,10 @@ def verify(folder: Path) -> list[str]:
     if not experiment.config_file.exists():
         return [f"{experiment.config_file}: missing; is this an experiment's folder?"]
     try:
-        settings = Settings.of(read_json(experiment.config_file)["settings"])
-    except (UserError, KeyError, TypeError) as error:
-        return [f"{experiment.config_file}: unreadable ({error}); restore it"]
+        config = str(experiment.config_file)
+        settings = settings_of(read_json(experiment.config_file, RENEW).get("settings"), config)
+    except UserError as error:
+        return [str(error)]
     problems = []
     for round_ in experiment.rounds().values():
         problems += _guarded(round_.folder, partial(_round, round_, settings))
