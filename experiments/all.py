@@ -106,13 +106,17 @@ def _done(stage: Stage) -> bool:
     return stage.result is not None and stage.result.exists()
 
 
-def main() -> None:
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="testbed", choices=("testbed", "paper"))
     parser.add_argument("--model", help="a folder, file or hub id; default: the preset's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
     parser.add_argument("--list", action="store_true", help="print the commands and end")
-    args = parser.parse_args()
+    return parser.parse_args(given)
+
+
+def main() -> None:
+    args = arguments()
     wanted = stages(args)
     if args.list:
         for stage in wanted:

@@ -25,10 +25,10 @@ from dfusion.inputs import load_prompts, plan_of
 from dfusion.models import DiffusionModel, pick_device, pick_dtype, quiet_libraries
 from dfusion.progress import Progress
 from dfusion.prompts import Prompt
-from dfusion.rewards import load_reward
+from dfusion.rewards import Reward, load_reward
 from dfusion.runs import policy_of
 from dfusion.sampling import sample
-from dfusion.settings import Settings
+from dfusion.settings import Eval, Settings
 from experiments.alignment import DATA, RESULTS
 from experiments.intervals import said
 from experiments.similarity import ssim
@@ -85,24 +85,30 @@ def diversity(images: np.ndarray, texts: Sequence[str]) -> float:
 
 
 def measured(
-    settings: Settings, model: DiffusionModel, prompts: Sequence[Prompt], judge: Judge | None
+    settings: Settings,
+    model: DiffusionModel,
+    prompts: Sequence[Prompt],
+    judge: Judge | None,
+    second: Reward | None,
 ) -> dict[str, Any]:
     """Score and judgement of every image, and how much images of a prompt differ."""
     images, texts = images_of(settings, model, prompts), [p.text for p in prompts]
     reward = load_reward(settings.eval, model.device)
-    scores = [float(s) for s in reward([Image.fromarray(i) for i in images], texts)]
+    pictures = [Image.fromarray(image) for image in images]
+    scores = [float(s) for s in reward(pictures, texts)]
     right = judge.satisfied(images, texts).int().tolist() if judge else []
     return {
         "weights": model.fingerprint(),
         "scores": [round(s, 4) for s in scores],
         "right": right,
+        "second": [] if second is None else [float(s) for s in second(pictures, texts)],
         "diversity": round(diversity(images, texts), 4),
     }
 
 
 def line(name: str, figures: dict[str, Any], base: dict[str, Any]) -> str:
     """One model as text, with what it gained on the base model."""
-    keys = ("scores", "right") if base["right"] else ("scores",)
+    keys = [key for key in ("scores", "right", "second") if base[key]]
     texts = [f"{key} {said(figures[key], base[key])}" for key in keys]
     return f"{name:24} {'  '.join(texts)}  diversity {figures['diversity']:.3f}"
 
@@ -113,7 +119,9 @@ def main() -> None:
     parser.add_argument("--template", type=int, default=1, choices=(1, 2, 3))
     parser.add_argument("--images", type=int, default=16, help="of each prompt")
     parser.add_argument("--preset", default="testbed", choices=("testbed", "paper"))
+    parser.add_argument("--second", help="another scorer, package.module:function")
     args = parser.parse_args()
+    second = load_reward(Eval(reward=args.second), torch.device("cpu")) if args.second else None
     quiet_libraries()
     torch.manual_seed(0)
     names = [name.strip() for name in args.names.split(",") if name.strip()]
@@ -130,7 +138,7 @@ def main() -> None:
     for name, settings in every.items():
         model = model_of(settings)
         if saved["models"].get(name, {}).get("weights") != model.fingerprint():
-            saved["models"][name] = measured(settings, model, prompts, judge)
+            saved["models"][name] = measured(settings, model, prompts, judge, second)
             write_json(out, saved)
         print(line(name, saved["models"][name], saved["models"]["base"]), flush=True)
     print(f"Figures are in {out}")

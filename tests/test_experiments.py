@@ -1,0 +1,120 @@
+"""What the experiments compute, apart from the runs themselves."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import stats
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+)
+
+from dfusion.settings import Settings
+from dfusion.store import Experiment
+from dfusion.training import train_rounds
+from experiments import alignment, pickscore
+from experiments import all as every
+from experiments.generalisation import diversity
+from experiments.intervals import gain
+from experiments.shared_start import borrow
+from tests.conftest import make_tokenizer, small
+
+
+def test_gain_is_the_paired_normal_interval() -> None:
+    rng = np.random.default_rng(0)
+    before, after = rng.normal(size=400), rng.normal(0.3, 1, size=400)
+    mean, half = gain(after, before)
+    test = stats.ttest_rel(after, before).confidence_interval(0.95)
+    assert mean == pytest.approx((test.high + test.low) / 2)
+    assert half == pytest.approx((test.high - test.low) / 2, rel=0.01)  # t is near to normal
+
+
+def test_diversity_compares_images_of_one_prompt_only() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    assert diversity(np.stack([a, a, b, b]), ["x", "x", "y", "y"]) == pytest.approx(0)
+    assert diversity(np.stack([a, b]), ["x", "x"]) > 0.5
+
+
+def test_pickscore_pairs_each_image_with_its_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = make_tokenizer(tmp_path / "tokens")
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "projection_dim": 8}
+    ids = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
+    config = CLIPConfig(
+        text_config={**tower, **heads, **ids, "vocab_size": len(tokenizer),
+                     "max_position_embeddings": 16},
+        vision_config={**tower, **heads, "image_size": 32, "patch_size": 16},
+        projection_dim=8,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = CLIPModel(config).eval()
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    processor = CLIPProcessor(CLIPImageProcessor(**size), tokenizer)
+    model.save_pretrained(tmp_path / "pick")
+    processor.save_pretrained(tmp_path / "pick")
+    monkeypatch.setenv("PICKSCORE", str(tmp_path / "pick"))
+    monkeypatch.setattr(pickscore, "BATCH", 2)
+    pickscore.load.cache_clear()
+
+    rng = np.random.default_rng(1)
+    images = [Image.fromarray(a) for a in rng.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)]
+    prompts = ["a cat", "the dog", "a sandwich"]
+    got = pickscore.score(images, prompts)
+    pickscore.load.cache_clear()
+    for image, prompt, value in zip(images, prompts, got, strict=True):
+        inputs = processor(images=image, text=[prompt], return_tensors="pt")
+        with torch.no_grad():
+            output = model(**inputs)
+        cosine = torch.cosine_similarity(output.image_embeds, output.text_embeds)
+        assert float(value) == pytest.approx(float(cosine * model.logit_scale.detach().exp()), abs=1e-4)
+
+
+def test_a_run_borrows_only_a_beginning_like_its_own(settings: Settings) -> None:
+    first = small(settings, 1, "first")
+    first.train.compare_images = 1
+    train_rounds(first)
+    other = small(first, 1, "other")
+    other.train.method, other.train.pairs, other.train.compare_images = "ddpo", "naive", 1
+    assert borrow(other) == "first"
+    copied = Experiment(Path(other.save_path) / "other")
+    made = {p: p.stat().st_mtime_ns for p in copied.folder.rglob("*") if p.is_file()}
+    assert copied.round(0).pairs() is None
+    train_rounds(other)
+    assert all_same(made)  # nothing was sampled again
+    assert borrow(other) is None
+
+    alone = small(other, 1, "alone")
+    alone.train.compare_images = 1
+    train_rounds(alone)
+    a, b = (Experiment(Path(alone.save_path) / name) for name in ("alone", "other"))
+    assert a.round(0).scores("images") == b.round(0).scores("images")
+    weights = "checkpoints/epoch0/pytorch_lora_weights.safetensors"
+    assert (a.folder / weights).read_bytes() == (b.folder / weights).read_bytes()
+
+    reseeded = small(other, 1, "reseeded")
+    reseeded.seed += 1
+    assert borrow(reseeded) is None
+
+
+def all_same(made: dict[Path, int]) -> bool:
+    return all(path.stat().st_mtime_ns == time for path, time in made.items())
+
+
+@pytest.mark.parametrize("preset", ["testbed", "paper"])
+def test_every_training_run_has_a_name_of_its_own(
+    preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alignment, "DATA", tmp_path)
+    args = every.arguments([f"--preset={preset}", "--seeds", "1", "2"])
+    stages = every.stages(args)
+    results = [stage.result for stage in stages if stage.result]
+    assert len(set(results)) == len(results) == 2 * len(every.METHODS)
+    assert all(stage.evaluations > 0 for stage in stages if stage.result)
