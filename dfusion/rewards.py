@@ -12,6 +12,8 @@ from torch import Tensor
 from dfusion.errors import UserError
 from dfusion.settings import Eval
 
+HUMAN = "human"  # scores that people give in the browser: dfusion.view
+
 # (images, prompts) -> one number each, as a tensor, array or list; higher is better.
 Reward = Callable[[Sequence[Image.Image], Sequence[str]], Tensor | np.ndarray | Sequence[float]]
 
@@ -28,6 +30,11 @@ def load_reward(settings: Eval, device: torch.device) -> Reward:
 
     Such a function takes (images, prompts) and returns one score each. Raises UserError.
     """
+    if settings.reward == HUMAN:
+        raise UserError(
+            "--config.eval.reward human: people give these scores in the browser; type "
+            "python -m dfusion.view data, and leave --config.eval.in_process away"
+        )
     if settings.reward in REWARDS:
         return REWARDS[settings.reward](settings, device)
     module_name, _, function_name = settings.reward.partition(":")

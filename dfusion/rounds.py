@@ -20,7 +20,7 @@ from dfusion.files import Writer, read_tensors, write_bytes, write_png, write_te
 from dfusion.fusion import FusionPlan, Source, Target, fuse
 from dfusion.progress import Progress, Stopwatch, clock
 from dfusion.prompts import Prompt
-from dfusion.rewards import Reward, reward_name
+from dfusion.rewards import HUMAN, Reward, reward_name
 from dfusion.sampling import Policy, Trajectory, sample
 from dfusion.scoring import score_missing, scorer_alive, scorer_lock
 from dfusion.settings import Settings
@@ -169,6 +169,8 @@ class RoundRunner:
 
     def _scorer_hint(self) -> str:
         folder = self.experiment.folder
+        if self.settings.eval.reward == HUMAN:
+            return f"rate them in the browser:\n    {scorer_command(self.settings)}"
         if scorer_alive(folder.parent, folder.name):
             return ""
         command = scorer_command(self.settings)
@@ -268,6 +270,8 @@ class RoundRunner:
 
 def scorer_command(settings: Settings) -> str:
     """The command that scores this experiment: what it must say, and what is not the default."""
+    if settings.eval.reward == HUMAN:
+        return f"python3 -m dfusion.view {shlex.quote(settings.save_path)}"
     given, default = settings.to_dict(), Settings().to_dict()
     flags = {"exp_name": settings.exp_name}
     for key in ("save_path", "device", "dev_id"):

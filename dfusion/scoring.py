@@ -15,10 +15,10 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from dfusion.errors import UserError
-from dfusion.files import write_bytes
+from dfusion.files import read_json, write_bytes
 from dfusion.lock import Lock
 from dfusion.progress import Progress
-from dfusion.rewards import Reward
+from dfusion.rewards import HUMAN, Reward
 from dfusion.store import SCORED, Experiment, Round
 
 BEAT_SECONDS = 5.0
@@ -112,6 +112,9 @@ def _score_all(
         if not folder.is_dir():
             problems.append(f"{folder}: not there (yet); check --config.exp_name")
             continue
+        if _rated_by_people(folder):
+            problems.append(f"{folder}: people give its scores, in python -m dfusion.view")
+            continue
         lock = locks.setdefault(folder, scorer_lock(folder))
         if not lock.acquire():
             problems.append(f"{folder}: scored by {lock.owner()}")
@@ -123,6 +126,16 @@ def _score_all(
             except UserError as error:
                 problems.append(str(error))
     return total, problems
+
+
+def _rated_by_people(folder: Path) -> bool:
+    """Whether the experiment waits for scores that no model may give."""
+    config = Experiment(folder).config_file
+    try:
+        settings = read_json(config)["settings"] if config.exists() else {}
+        return settings.get("eval", {}).get("reward") == HUMAN
+    except (UserError, KeyError, AttributeError):
+        return False  # nothing there says so
 
 
 def scorer_lock(folder: Path) -> Lock:

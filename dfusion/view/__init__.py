@@ -1,0 +1,1 @@
+"""The local web app: runs, pairs, comparisons, thresholds and ratings in the browser."""

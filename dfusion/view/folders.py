@@ -1,0 +1,94 @@
+"""What a request may name: experiments, rounds and images of the data folder, and nothing else."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dfusion.errors import UserError
+from dfusion.files import read_json
+from dfusion.settings import Settings
+from dfusion.store import Experiment, Round
+
+KINDS = ("images", "base_images", "reference_images", "target_images", "masks")
+_NAME = re.compile(r"[A-Za-z0-9][\w.+-]*(/[A-Za-z0-9][\w.+-]*)?")
+_ROUND = re.compile(r"(compare/)?epoch(\d{1,9})")
+_PNG = re.compile(r"(\d{5,})\.png")
+
+
+class NotThereError(UserError):
+    """What was asked for is not on disk (yet)."""
+
+
+class Data:
+    """A data folder: experiments lie in it, or one folder deeper ("alignment/dpo")."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self._known: dict[Path, tuple[tuple[int, int], Any]] = {}
+
+    def names(self) -> list[str]:
+        """Experiments, by name."""
+        found = [*self.root.glob("*/config.json"), *self.root.glob("*/*/config.json")]
+        names = [path.parent.relative_to(self.root).as_posix() for path in found]
+        return sorted(name for name in names if _NAME.fullmatch(name))
+
+    def experiment(self, name: str) -> Experiment:
+        """Raises NotThereError for what is no experiment's name."""
+        if not _NAME.fullmatch(name):
+            raise NotThereError(f"'{name}': no experiment's name")
+        experiment = Experiment(self.root / name)
+        if not self.inside(experiment.config_file).is_file():
+            raise NotThereError(f"'{name}': no such experiment in {self.root}")
+        return experiment
+
+    def settings(self, name: str) -> Settings:
+        """The settings of an experiment. Raises UserError where config.json is not readable."""
+        path = self.experiment(name).config_file
+        try:
+            return Settings.of(self.read(path, read_json)["settings"])
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path}: not the settings of a run ({error})") from error
+
+    def round(self, name: str, which: str) -> Round:
+        """which: "epoch3", or "compare/epoch3". Raises NotThereError."""
+        match = _ROUND.fullmatch(which)
+        if not match:
+            raise NotThereError(f"'{which}': no round; rounds are called epoch3 or compare/epoch3")
+        experiment, number = self.experiment(name), int(match[2])
+        round_ = experiment.comparison(number) if match[1] else experiment.round(number)
+        if not self.inside(round_.folder).is_dir():
+            raise NotThereError(f"{name}: no round {which}")
+        return round_
+
+    def image(self, name: str, which: str, kind: str, index: int) -> Path:
+        """A PNG of a round. Raises NotThereError where it is not there (yet)."""
+        if kind not in KINDS:
+            raise NotThereError(f"'{kind}': choose from {', '.join(KINDS)}")
+        path = self.inside(self.round(name, which).image(kind, index))
+        if not path.is_file():
+            raise NotThereError(f"{name}: no image {index} of {kind} in {which}")
+        return path
+
+    def inside(self, path: Path) -> Path:
+        """The path itself; raises NotThereError where links lead out of the data folder."""
+        if not path.resolve().is_relative_to(self.root):
+            raise NotThereError(f"{path.name}: a link that leads out of {self.root}")
+        return path
+
+    def read(self, path: Path, read: Callable[[Path], Any]) -> Any:
+        """read(path), remembered until the file changes. Files here are replaced, never edited."""
+        self.inside(path)
+        stat = path.stat()
+        stamp = (stat.st_mtime_ns, stat.st_size)
+        known = self._known.get(path)
+        if known is None or known[0] != stamp:
+            known = self._known[path] = (stamp, read(path))
+        return known[1]
+
+
+def present(folder: Path) -> set[int]:
+    """Indices of the PNGs in a folder; empty where there is none."""
+    if not folder.is_dir():
+        return set()
+    return {int(m[1]) for path in folder.iterdir() if (m := _PNG.fullmatch(path.name))}

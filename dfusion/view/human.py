@@ -1,0 +1,161 @@
+"""Human scores instead of CLIP's: for runs with --config.eval.reward human.
+
+People rate every image of a waiting round from 1 to 5; handed in, the means over raters become the
+round's scores, and the sampler goes on. Until then nothing is written into the experiment.
+"""
+
+import hashlib
+import random
+from pathlib import Path
+from typing import Any
+
+from dfusion.errors import UserError
+from dfusion.rewards import HUMAN
+from dfusion.scoring import scorer_lock
+from dfusion.store import SCORED, Round
+from dfusion.view import ratings
+from dfusion.view.folders import Data, present
+
+SCALE = (1, 2, 3, 4, 5)
+
+
+def waiting(data: Data) -> list[dict[str, Any]]:
+    """What runs wait for: rounds and comparisons with images that have no scores yet."""
+    found = []
+    for name in data.names():
+        try:
+            if data.settings(name).eval.reward == HUMAN:
+                found += _waiting(data, name)
+        except UserError as error:
+            found.append({"name": name, "problem": str(error)})
+    return found
+
+
+def _waiting(data: Data, name: str) -> list[dict[str, Any]]:
+    experiment = data.experiment(name)
+    jobs = [(f"compare/epoch{k}", r, "images") for k, r in experiment.comparisons().items()]
+    jobs += [(f"epoch{k}", r, kind) for k, r in experiment.rounds().items() for kind in SCORED]
+    found = []
+    for which, round_, kind in jobs:
+        total, there = len(round_.texts_to_score(kind)), len(present(round_.folder / kind))
+        if there and len(round_.scores(kind)) < total:
+            raters = _raters(round_, kind, _given(data, name, which, kind))
+            row = {"name": name, "round": which, "kind": kind}
+            found.append({**row, "there": there, "total": total, "raters": raters})
+    return found
+
+
+def task(data: Data, name: str, which: str, kind: str, rater: str) -> dict[str, Any]:
+    """The images that are there, in the rater's order, with the rater's scores so far.
+
+    Prompts are shuffled, and images within each prompt: to compare images of one prompt is easier.
+    """
+    round_ = data.round(name, which)
+    texts = _texts(round_, kind)
+    given = _given(data, name, which, kind)
+    here = [i for i in sorted(present(round_.folder / kind)) if i < len(texts)]
+    mix = random.Random(f"{name} {which} {kind} {rater}")
+    places = {text: mix.random() for text in dict.fromkeys(texts)}
+    here.sort(key=lambda i: (places[texts[i]], mix.random()))
+    return {
+        "items": [
+            {
+                "i": i,
+                "prompt": texts[i],
+                "mine": given.get((rater, i, digest(data, round_, kind, i))),
+            }
+            for i in here
+        ],
+        "total": len(texts),
+        "raters": _raters(round_, kind, given),
+        "scored": len(round_.scores(kind)) == len(texts),
+    }
+
+
+def rate(
+    data: Data, name: str, which: str, kind: str, index: int, rater: str, score: object
+) -> None:
+    """Note one rating; a later one of the same image replaces it. Raises UserError."""
+    if score not in SCALE or isinstance(score, bool):
+        raise UserError(f"score {score}: give a whole number from 1 to 5")
+    round_ = data.round(name, which)
+    if not 0 <= index < len(_texts(round_, kind)):
+        raise UserError(f"{name}, {which}: no image {index} of {kind}")
+    row = {
+        "name": name,
+        "round": which,
+        "kind": kind,
+        "index": index,
+        "image": digest(data, round_, kind, index),
+        "rater": rater,
+        "score": score,
+    }
+    ratings.append(_file(data), row)
+
+
+def hand_in(data: Data, name: str, which: str, kind: str) -> int:
+    """Write the means over raters as the scores that the run waits for; returns how many.
+
+    Raises UserError while an image is missing or unrated, where the scores were used already, and
+    where a scorer has taken the experiment on.
+    """
+    experiment, round_ = data.experiment(name), data.round(name, which)
+    if data.settings(name).eval.reward != HUMAN:
+        raise UserError(f"{name}: its scores do not come from people; nothing was written")
+    texts, given = _texts(round_, kind), _given(data, name, which, kind)
+    scores = {}
+    for i in range(len(texts)):
+        of_image = digest(data, round_, kind, i) if round_.image(kind, i).exists() else None
+        values = [s for (_, j, image), s in given.items() if j == i and image == of_image]
+        if not values:
+            raise UserError(f"{name}, {which}: image {i} has no rating yet; rate all of them")
+        scores[i] = sum(values) / len(values)
+    lock = scorer_lock(experiment.folder)
+    if not lock.acquire():
+        raise UserError(f"{name}: scored by {lock.owner()}; stop that scorer")
+    try:
+        if len(round_.scores(kind, HUMAN)) == len(texts):
+            raise UserError(f"{name}, {which}: the scores were handed in already")
+        round_.write_scores(kind, HUMAN, scores)
+    finally:
+        lock.release()
+    return len(scores)
+
+
+def digest(data: Data, round_: Round, kind: str, index: int) -> str:
+    """Of the image's file: a rating is of this very image, whatever is made there later."""
+    path = round_.image(kind, index)
+    if not path.is_file():
+        raise UserError(f"{path}: not there (yet)")
+    return data.read(path, lambda p: hashlib.sha256(p.read_bytes()).hexdigest()[:32])
+
+
+def _given(data: Data, name: str, which: str, kind: str) -> dict[tuple[str, int, str], int]:
+    """The last score by (rater, index, image)."""
+    path = _file(data)
+    rows = data.read(path, ratings.rows) if path.exists() else []
+    asked = {"name": name, "round": which, "kind": kind}
+    return {
+        (row["rater"], row["index"], row["image"]): row["score"]
+        for row in rows
+        if asked.items() <= row.items()
+    }
+
+
+def _raters(round_: Round, kind: str, given: dict[tuple[str, int, str], int]) -> dict[str, int]:
+    """How many images each rater has rated."""
+    here = present(round_.folder / kind)
+    rated = {(rater, index) for rater, index, _ in given if index in here}
+    return {
+        who: sum(r == who for r, _ in rated) for who in dict.fromkeys(r for r, _ in sorted(rated))
+    }
+
+
+def _texts(round_: Round, kind: str) -> list[str]:
+    if kind not in SCORED:
+        raise UserError(f"'{kind}': choose from {', '.join(SCORED)}")
+    return round_.texts_to_score(kind)
+
+
+def _file(data: Data) -> Path:
+    return data.inside(data.root / "ratings" / "human.jsonl")

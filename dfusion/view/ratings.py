@@ -1,0 +1,57 @@
+"""data/ratings/*.jsonl: one line for every answer of a person, on disk before it counts as given.
+
+The last line about the same thing by the same rater stands. A crash can tear the line it was
+writing and no other; a torn line is passed over.
+"""
+
+import json
+import os
+import re
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from dfusion.errors import UserError
+
+_RATER = re.compile(r"\w[\w .@+'-]{0,39}")
+_appending = threading.Lock()
+
+
+def rater_name(text: object) -> str:
+    """A rater's name, trimmed. Raises UserError for one that is empty or odd."""
+    name = " ".join(str(text or "").split())
+    if not _RATER.fullmatch(name):
+        raise UserError("the rater's name: 1 to 40 letters, digits, spaces or . @ + ' -")
+    return name
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    """Add a line with the time and wait until the disk has it."""
+    stamped = {**row, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    line = json.dumps(stamped, ensure_ascii=False).encode() + b"\n"
+    with _appending:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a+b") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":  # torn by a crash
+                    line = b"\n" + line
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """All whole lines, in order; empty where there are none."""
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_bytes().splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            found.append(row)
+    return found

@@ -1,0 +1,105 @@
+// Before and after: images of the same noise under any checkpoints, side by side.
+
+import { blank, get, h, image, lazily, number, openDialog, select } from "./dom.js";
+
+export async function show(root, params, remember) {
+  const found = (await get("catalogue")).filter((e) => e.comparisons.length);
+  const all = found.flatMap((e) => e.comparisons.map((k) => ({ name: e.name, k, id: `${e.name}|compare/epoch${k}` })));
+  root.append(h("h1", {}, "Before and after"));
+  if (!all.length) {
+    root.append(blank("Nothing to compare yet", "run_train.py samples the same noise before, during and after training (--config.train.compare_images)."));
+    return null;
+  }
+  const asked = params.getAll("source").filter((s) => all.some((a) => a.id === s));
+  const of = all.filter((a) => a.name === (params.get("exp") ?? all.at(-1).name));
+  const own = of.length ? of : all;
+  let chosen = asked.length ? asked : [...new Set([own[0].id, own.at(-1).id])];
+  let prompt = params.get("prompt") ?? "", sort = params.get("sort") ?? "order", data, stop = null, rows = [];
+  const list = h("div", { class: "grid" }), bar = h("div", { class: "bar" });
+  const head = h("div", { class: "gridhead" }), count = h("p", { class: "dim count", role: "status" });
+  const label = (id) => { const a = all.find((one) => one.id === id); return [a.name, a.k ? `after ${a.k} round${a.k > 1 ? "s" : ""}` : "before training"]; };
+
+  const boxes = h("details", { class: "sources", open: true }, h("summary", {}, "Checkpoints"),
+    found.map((e) => h("fieldset", {}, h("legend", {}, e.name), e.comparisons.map((k) => {
+      const id = `${e.name}|compare/epoch${k}`;
+      return h("label", { class: "check" }, h("input", { type: "checkbox", checked: chosen.includes(id), onchange: (event) => {
+        chosen = event.target.checked ? [...chosen, id] : chosen.filter((c) => c !== id);
+        chosen.sort((a, b) => all.findIndex((s) => s.id === a) - all.findIndex((s) => s.id === b));
+        load();
+      } }), k ? `after ${k}` : "before");
+    }))));
+
+  async function load() {
+    data = chosen.length ? await get("comparisons", { source: chosen }) : { columns: [], rows: [] };
+    const prompts = [...new Set(data.rows.map((r) => r.prompt))];
+    if (!prompts.includes(prompt)) prompt = "";
+    bar.replaceChildren(
+      select("Prompt", [["", "all prompts"], ...prompts.map((p) => [p, p])], prompt, (v) => { prompt = v; draw(); }),
+      select("Sort", [["order", "by prompt"], ["gain", "most gained"], ["loss", "most lost"]], sort, (v) => { sort = v; draw(); }));
+    draw();
+  }
+
+  const change = (row) => {
+    const scores = row.cells.map((c) => c?.score).filter((s) => s !== null && s !== undefined);
+    return scores.length > 1 ? scores.at(-1) - scores[0] : 0;
+  };
+
+  function draw() {
+    remember({ source: chosen, prompt, sort });
+    stop?.();
+    rows = data.rows.filter((r) => !prompt || r.prompt === prompt);
+    if (sort !== "order") rows.sort((a, b) => (sort === "gain" ? 1 : -1) * (change(b) - change(a)));
+    for (const part of [list, head]) part.style.setProperty("--columns", Math.max(1, chosen.length));
+    head.replaceChildren(...chosen.map((id, c) => {
+      const scores = rows.map((r) => r.cells[c]?.score).filter((s) => s !== null && s !== undefined);
+      const mean = scores.length ? scores.reduce((a, b) => a + b, 0) / scores.length : null;
+      return h("div", {}, h("b", {}, label(id)[0]), h("span", {}, label(id)[1]), h("span", { class: "dim num" }, `mean ${number(mean)}`));
+    }));
+    list.replaceChildren();
+    count.textContent = `${rows.length} noises`;
+    stop = lazily(list, rows, row, 16);
+    if (!rows.length) list.append(blank("Choose checkpoints", "Tick two or more above."));
+  }
+
+  function row(r, at) {
+    return h("article", { class: "same" }, h("h3", {}, h("button", { class: "open", onclick: () => open(at) }, r.prompt)),
+      h("div", { class: "cells" }, r.cells.map((cell, c) => h("figure", {},
+        h("div", { class: "pic" }, cell?.there
+          ? h("img", { src: src(c, cell), loading: "lazy", alt: `${r.prompt}, ${label(chosen[c]).join(" ")}` })
+          : h("div", { class: "none" }, cell ? "not yet" : "other noise")),
+        h("figcaption", { class: "num" }, number(cell?.score))))));
+  }
+
+  const src = (c, cell) => image(...chosen[c].split("|"), "images", cell.i);
+
+  // Large, one at a time in the same place: changes jump to the eye.
+  function open(from) {
+    let at = from, c = 0;
+    const picture = h("img", { class: "large" }), says = h("p", { class: "num center" });
+    const strip = h("div", { class: "flip", role: "group", "aria-label": "Checkpoints" });
+    const { heading } = openDialog("", h("div", { class: "flipbody" }, strip, picture, says,
+      h("p", { class: "dim keys" }, "Keys: ← → checkpoint, j k next and previous noise, Esc closes.")), { keys });
+    function keys(e) {
+      const act = { ArrowLeft: [0, -1], ArrowRight: [0, 1], j: [1, 0], k: [-1, 0] }[e.key];
+      if (!act) return;
+      e.preventDefault();
+      at = (at + act[0] + rows.length) % rows.length;
+      c = (c + act[1] + chosen.length) % chosen.length;
+      paint();
+    }
+    function paint() {
+      const r = rows[at], cell = r.cells[c];
+      heading.replaceChildren(r.prompt);
+      strip.replaceChildren(...chosen.map((id, n) => h("button", { "aria-pressed": String(n === c), onclick: () => { c = n; paint(); } }, label(id).join(", "))));
+      if (cell?.there) picture.src = src(c, cell); else picture.removeAttribute("src");
+      picture.alt = `${r.prompt}, ${label(chosen[c]).join(" ")}`;
+      says.textContent = `score ${number(cell?.score)}`;
+    }
+    paint();
+    strip.querySelector("button").focus();
+  }
+
+  await load();
+  root.append(boxes, bar, count, head, list);
+  return () => stop?.();
+}

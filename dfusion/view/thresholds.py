@@ -1,0 +1,189 @@
+"""Thresholds by eye: item maps of a prompt's samples, the masks they give, and the mask file."""
+
+import base64
+import json
+import threading
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dfusion.errors import UserError
+from dfusion.files import read_tensors, write_bytes
+from dfusion.masks import fusion_mask, otsu
+from dfusion.prompts import Prompt
+from dfusion.settings import Settings
+from dfusion.steps import parse_steps
+from dfusion.store import Round
+from dfusion.view.folders import Data, NotThereError
+from dfusion.view.pairs import prompt_of, word
+
+SHOWN = 16  # samples of a prompt
+BINS = 60  # of an item's histogram
+_saving = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Item maps of a prompt's samples. values: (N, T, I, gh, gw) float32."""
+
+    prompt: Prompt
+    indices: tuple[int, ...]
+    values: Tensor
+
+
+def maps_of(round_: Round, text: str) -> Maps:
+    """Maps of a prompt's first samples. Raises NotThereError where there are none yet."""
+    prompt, indices = prompt_of(round_, text)
+    there = [i for i in indices if round_.trajectory(i).is_file()][:SHOWN]
+    if prompt is None or not there:
+        raise NotThereError(f"{round_.folder.name}: no sample of '{text}' with maps yet")
+    return _read(round_.folder, prompt, tuple(there))
+
+
+@lru_cache(maxsize=16)
+def _read(folder: Path, prompt: Prompt, indices: tuple[int, ...]) -> Maps:
+    round_ = Round(folder)
+    values = [read_tensors(round_.trajectory(i))["maps"].float() for i in indices]
+    return Maps(prompt, indices, torch.stack(values))
+
+
+def item_view(data: Data, name: str, which: str, text: str) -> dict[str, Any]:
+    """Items of a prompt with thresholds, ranges and histograms; maps of its samples as bytes.
+
+    A map's bytes are base64 of uint8 (T, I, gh, gw), each item over its own range of all samples.
+    """
+    round_, settings = data.round(name, which), data.settings(name)
+    maps, scores = maps_of(round_, text), round_.scores("images")
+    saved = _saved(mask_file(data, name, settings)).get(text)
+    low = maps.values.amin((0, 1, 3, 4), keepdim=True)
+    high = maps.values.amax((0, 1, 3, 4), keepdim=True)
+    scaled = ((maps.values - low) / (high - low).clamp(min=1e-12) * 255).round().to(torch.uint8)
+    steps = maps.values.shape[1]
+    return {
+        "prompt": text,
+        "grid": list(maps.values.shape[-2:]),
+        "steps": steps,
+        "fused": sorted(parse_steps(settings.fusion.steps, settings.sample.num_steps)),
+        "merge": settings.mask.merge,
+        "file": shown_path(mask_file(data, name, settings)),
+        "in_config": bool(settings.mask_thr_file),
+        "saved": saved,
+        "items": [
+            {
+                "word": word(text, item.name),
+                "threshold": item.threshold,
+                **_histogram(maps.values[:, :, i].numpy()),
+            }
+            for i, item in enumerate(maps.prompt.items)
+        ],
+        "samples": [
+            {"i": i, "score": scores.get(i), "maps": _text(scaled[n])}
+            for n, i in enumerate(maps.indices)
+        ],
+    }
+
+
+def _histogram(values: np.ndarray) -> dict[str, Any]:
+    """low, high: of the values, both above 0; counts of BINS bins of equal ratio between them."""
+    high = max(float(values.max()), 1e-9)
+    positive = values[values > 0]
+    low = max(float(positive.min()) if len(positive) else high / 10, high * 1e-6)
+    low = min(low, high / 1.01)
+    edges = np.geomspace(low, high, BINS + 1)
+    counts, _ = np.histogram(values.clip(low, high), edges)
+    return {"low": low, "high": high, "counts": counts.tolist()}
+
+
+def masks(
+    data: Data, name: str, which: str, text: str, thresholds: list[float | None], t: int | None
+) -> dict[str, Any]:
+    """Masks of a prompt's samples under these thresholds (None: Otsu's), by dfusion.masks.
+
+    t: a step, or None for the mean over the fused steps. Bytes are base64 of uint8 (gh, gw).
+    otsu: per item, the mean of Otsu's thresholds at those steps.
+    """
+    round_, settings = data.round(name, which), data.settings(name)
+    maps = maps_of(round_, text)
+    steps, items = maps.values.shape[1], maps.values.shape[2]
+    if len(thresholds) != items:
+        raise UserError(f"{len(thresholds)} thresholds for {items} items; give one for each")
+    if t is not None and not 1 <= t <= steps:
+        raise UserError(f"step {t}: steps are {steps} … 1")
+    chosen = [t] if t else sorted(parse_steps(settings.fusion.steps, steps)) or [steps // 2]
+    values = maps.values[:, [steps - k for k in chosen]]
+    share = fusion_mask(values, thresholds, settings.mask.merge).float().mean(1)  # (N, gh, gw)
+    return {
+        "masks": [_text((m * 255).round().to(torch.uint8)) for m in share],
+        "coverage": [float(m.mean()) for m in share],
+        "otsu": otsu(values).mean((0, 1, 3, 4)).tolist(),
+    }
+
+
+def mask_file(data: Data, name: str, settings: Settings) -> Path:
+    """The run's own mask file, or the one that is begun for a run without."""
+    if settings.mask_thr_file:
+        return Path(settings.mask_thr_file)
+    return data.root / "thresholds" / f"{name.replace('/', '.')}.json"
+
+
+def shown_path(path: Path) -> str:
+    """As a flag would name it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def save(
+    data: Data, name: str, which: str, text: str, thresholds: list[float | None]
+) -> dict[str, Any]:
+    """Set a prompt's thresholds in the mask file; all other prompts keep theirs.
+
+    A file that is begun here lists every prompt of the round with the thresholds it was made with.
+    Raises UserError for a number of thresholds other than of items, or a file of another kind.
+    """
+    round_, settings = data.round(name, which), data.settings(name)
+    prompt, _ = prompt_of(round_, text)
+    if prompt is None:
+        raise NotThereError(f"{name}: no prompt '{text}' in {which}")
+    if len(thresholds) != len(prompt.items):
+        raise UserError(f"{len(thresholds)} thresholds for the {len(prompt.items)} items")
+    path = mask_file(data, name, settings)
+    with _saving:
+        rows = _saved(path)
+        if not path.exists():
+            if settings.mask_thr_file:
+                raise UserError(f"{path}: the run's mask file is not there; restore it")
+            rows = {p.text: list(p.thresholds) for p in round_.sample_prompts()}
+        rows[text] = thresholds
+        spread = path.exists() and "[\n" in path.read_text(encoding="utf-8")
+        write_bytes(path, _as_text(rows, spread).encode())
+    return {"file": shown_path(path), "in_config": bool(settings.mask_thr_file)}
+
+
+def _saved(path: Path) -> dict[str, list[float | None]]:
+    """Contents of a mask file; empty where there is none. Raises UserError for another kind."""
+    if not path.exists():
+        return {}
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); mend or remove it") from error
+    if not isinstance(rows, dict) or not all(isinstance(row, list) for row in rows.values()):
+        raise UserError(f"{path}: not a mask file {{prompt: [thresholds]}}; nothing was written")
+    return rows
+
+
+def _as_text(rows: dict[str, list[float | None]], spread: bool) -> str:
+    """One line a prompt; spread: one line a number, where the file had it so."""
+    if spread:
+        return json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
+    lines = [f" {json.dumps(k, ensure_ascii=False)}: {json.dumps(v)}" for k, v in rows.items()]
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _text(values: Tensor) -> str:
+    return base64.b64encode(values.contiguous().numpy().tobytes()).decode()

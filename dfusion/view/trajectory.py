@@ -1,0 +1,161 @@
+"""Stored trajectories as pictures, without loading a model.
+
+Two things stand in for the network and the VAE. The x̂_0 that the network predicted at a step
+follows from two neighbouring states and the noise between them, which the seed gives again. And a
+latent, its neighbours and its products become a patch of pixels by least squares, fitted to the
+round's own final latents and PNGs.
+"""
+
+import io
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dfusion.ddim import DDIM
+from dfusion.errors import UserError
+from dfusion.files import read_tensors
+from dfusion.rng import noises
+from dfusion.store import SCORED, Round
+from dfusion.view.folders import NotThereError, present
+
+TILE = 128  # pixels of a step's picture, at most (unless the latent itself is larger)
+FITTED = 16  # samples that the decoder is fitted to
+RIDGE = 1e-3
+
+
+def strip(round_: Round, kind: str, index: int) -> bytes:
+    """JPEG of x̂_0 at every step, t = T … 1 from left to right; of the states x_{t-1} where the
+    noise cannot be found again.
+
+    kind: "images" (trajectory of a sample) or "target_images". Raises NotThereError.
+    """
+    if kind not in SCORED:
+        raise NotThereError(f"'{kind}': trajectories are of {', '.join(SCORED)}")
+    path = round_.trajectory(index) if kind == "images" else round_.target(index)
+    if not path.is_file():
+        raise NotThereError(f"{path.name}: no trajectory there (yet)")
+    latents = read_tensors(path)["latents"]
+    sample = index
+    if kind != "images":
+        pairs = round_.pairs() or ()
+        if index >= len(pairs):
+            raise NotThereError(f"{path.name}: no such pair")
+        sample = pairs[index].base
+    shown = predictions(round_, latents, sample)
+    tiles = decoder(round_)(latents[1:].float() if shown is None else shown)
+    buffer = io.BytesIO()
+    Image.fromarray(np.concatenate(list(tiles), axis=1)).save(buffer, "JPEG", quality=92)
+    return buffer.getvalue()
+
+
+def predictions(round_: Round, latents: Tensor, sample: int) -> Tensor | None:
+    """x̂_0 (T, C, h, w) that the network predicted at each step, or None.
+
+    latents: (T+1, C, h, w). None where the manifest's schedule is not Stable Diffusion's, or the
+    trajectory does not begin with the noise of its seed.
+    """
+    made = (round_.manifest() or {"made_with": {}})["made_with"]
+    found = schedule(made.get("timesteps", []), made.get("sigmas", []))
+    if found is None:
+        return None
+    ddim, a_t = found
+    steps, shape = len(latents) - 1, tuple(latents.shape[1:])
+    x_T, z = noises(made["seed"], made["round"], sample, steps, shape)
+    if len(ddim) != steps or not x_T.to(latents.dtype).equal(latents[0]):
+        return None
+    x, x_next = latents[:-1].double(), latents[1:].double()
+
+    def column(table: Tensor) -> Tensor:
+        return table.double().reshape(-1, 1, 1, 1)
+
+    mean = x_next - column(ddim.std) * z.double()
+    eps = (mean - column(ddim.x_scale) * x) / column(ddim.eps_scale)
+    a = column(a_t)
+    return ((x - (1 - a).sqrt() * eps) / a.sqrt()).float()
+
+
+def schedule(timesteps: list[int], sigmas: list[float]) -> tuple[DDIM, Tensor] | None:
+    """Stable Diffusion's schedule and alphas_cumprod at its steps, if it has these sigmas."""
+    if not timesteps or len(timesteps) != len(sigmas):
+        return None
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
+    alphas, t = (1 - betas).cumprod(0), torch.tensor(timesteps)
+    if int(t.max()) >= len(alphas) or int(t.min()) < 0:
+        return None
+    largest = torch.tensor(sigmas).max()
+    for final in (float(alphas[0]), 1.0):
+        whole = DDIM(alphas, t, final, eta=1.0)
+        eta = min(1.0, float(largest / whole.std.max()))
+        ddim = DDIM(alphas, t, final, eta)
+        if (ddim.std - torch.tensor(sigmas)).abs().max() < 1e-4 and (ddim.eps_scale != 0).all():
+            return ddim, alphas[t]
+    return None
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A latent as RGB: the features of each place, times `weights`, are a patch of f x f pixels.
+
+    weights: (F, 3 f f).
+    """
+
+    weights: np.ndarray
+    factor: int
+
+    def __call__(self, latents: Tensor) -> np.ndarray:
+        """(N, C, h, w) -> uint8 (N, f h, f w, 3)."""
+        n, _, h, w = latents.shape
+        f = self.factor
+        patches = (features(latents) @ self.weights).reshape(n, h, w, f, f, 3)
+        pixels = patches.transpose(0, 1, 3, 2, 4, 5).reshape(n, h * f, w * f, 3)
+        return (pixels.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def features(latents: Tensor) -> np.ndarray:
+    """(N, C, h, w) -> (N h w, F): a latent with its eight neighbours, its products, and a one."""
+    padded = torch.nn.functional.pad(latents.float(), (1, 1, 1, 1), mode="replicate")
+    columns = torch.nn.functional.unfold(padded, 3).transpose(1, 2).flatten(0, 1)
+    centre = latents.float().permute(0, 2, 3, 1).flatten(0, 2)
+    i, j = torch.triu_indices(centre.shape[1], centre.shape[1])
+    products = centre[:, i] * centre[:, j]
+    return torch.cat([columns, products, torch.ones(len(columns), 1)], 1).numpy()
+
+
+def decoder(round_: Round) -> Decoder:
+    """Fitted to samples of this round. Raises NotThereError where it has none yet."""
+    there = sorted(present(round_.folder / "images"))
+    there = [i for i in there if round_.trajectory(i).is_file()]
+    if not there:
+        raise NotThereError(f"{round_.folder.name}: no sample with a trajectory yet")
+    # Fitted again when the number of samples doubles, until there are enough.
+    count = min(FITTED, 1 << (len(there).bit_length() - 1))
+    if count == FITTED:
+        there = [there[i * len(there) // FITTED] for i in range(FITTED)]
+    return _fitted(round_.folder, tuple(there[:count]))
+
+
+@lru_cache(maxsize=8)
+def _fitted(folder: Path, indices: tuple[int, ...]) -> Decoder:
+    round_ = Round(folder)
+    latents, pictures = [], []
+    for i in indices:
+        latents.append(read_tensors(round_.trajectory(i))["latents"][-1].float())
+        try:
+            with Image.open(round_.image("images", i)) as image:
+                pictures.append(image.convert("RGB"))
+        except OSError as error:
+            raise UserError(f"{round_.image('images', i)}: unreadable ({error})") from error
+    x = torch.stack(latents)
+    _, _, h, w = x.shape
+    factor = max(1, min(pictures[0].width // w, TILE // w))
+    size = w * factor, h * factor
+    small = [np.asarray(p.resize(size, Image.Resampling.BOX), np.float64) / 255 for p in pictures]
+    y = np.stack(small).reshape(len(x), h, factor, w, factor, 3).transpose(0, 1, 3, 2, 4, 5)
+    a, b = features(x).astype(np.float64), y.reshape(len(x) * h * w, -1)
+    normal = a.T @ a + RIDGE * len(a) * np.eye(a.shape[1]) * a.var()
+    return Decoder(np.linalg.solve(normal, a.T @ b), factor)
