@@ -1,0 +1,85 @@
+"""Images of the same noise before and after training (the paper's Fig. 4), for runs of `alignment`.
+
+    python -m experiments.before_after --names dpo_naive_t1_s42,dpo_dfusion_t1_s42
+
+The first images of each prompt, not chosen ones. On the testbed a bar below each says what the
+judge does: blue where it accepts, orange where it does not.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from dfusion.store import Experiment, Round
+from experiments.alignment import DATA, RESULTS
+from testbed.judge import Judge
+
+EACH = 4  # images of a prompt
+GAP, BAR, LEFT, TOP = 4, 5, 130, 26
+ACCEPTED, REJECTED = "#0072B2", "#E69F00"
+
+
+def shown(round_: Round) -> dict[str, list[int]]:
+    """The first EACH images of each prompt."""
+    groups: dict[str, list[int]] = {}
+    for index, text in enumerate(round_.texts_to_score("images")):
+        groups.setdefault(text, []).append(index)
+    return {text: indices[:EACH] for text, indices in groups.items()}
+
+
+def row(round_: Round, judge: Judge | None) -> Image.Image:
+    """The shown images of a comparison, side by side, with their bars."""
+    chosen = [(text, i) for text, indices in shown(round_).items() for i in indices]
+    images = [np.asarray(Image.open(round_.image("images", i)).convert("RGB")) for _, i in chosen]
+    size = images[0].shape[0]
+    strip = Image.new("RGB", (len(images) * (size + GAP), size + BAR + GAP), "white")
+    draw = ImageDraw.Draw(strip)
+    right = judge.satisfied(np.stack(images), [text for text, _ in chosen]) if judge else None
+    for n, image in enumerate(images):
+        x = n * (size + GAP)
+        strip.paste(Image.fromarray(image), (x, 0))
+        if right is not None:
+            colour = ACCEPTED if right[n] else REJECTED
+            draw.rectangle((x, size + 1, x + size - 1, size + BAR - 1), colour)
+    return strip
+
+
+def sheet(rows: dict[str, Image.Image], texts: list[str]) -> Image.Image:
+    """Rows with their names on the left and the prompts above."""
+    strips = list(rows.values())
+    width, height = strips[0].size
+    made = Image.new("RGB", (LEFT + width, TOP + height * len(strips)), "white")
+    draw, font = ImageDraw.Draw(made), ImageFont.load_default(13)
+    for n, text in enumerate(texts):
+        draw.text((LEFT + n * width // len(texts), 6), text, "black", font)
+    for n, (name, strip) in enumerate(rows.items()):
+        draw.multiline_text((4, TOP + n * height + 20), name, "black", font)
+        made.paste(strip, (LEFT, TOP + n * height))
+    return made
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--names", required=True, help="runs of experiments.alignment")
+    parser.add_argument("--preset", default="testbed", choices=("testbed", "paper"))
+    parser.add_argument("--out", type=Path, help="default: results/<preset>/before_after.png")
+    args = parser.parse_args()
+    runs = {n: Experiment(DATA / args.preset / n).comparisons() for n in args.names.split(",")}
+    for name, found in runs.items():
+        if len(found) < 2:
+            raise SystemExit(f"--names {name}: no comparisons; run experiments.alignment")
+    judge = Judge.load() if args.preset == "testbed" else None
+    first = next(iter(runs.values()))[0]
+    rows = {"before": row(first, judge)}
+    for name, found in runs.items():
+        last = max(found)
+        rows[f"{name}\nafter {last} rounds".replace("_", " ")] = row(found[last], judge)
+    out = args.out or RESULTS / args.preset / "before_after.png"
+    sheet(rows, list(shown(first))).save(out)
+    print(f"Wrote {out}.")
+
+
+if __name__ == "__main__":
+    main()
