@@ -1,5 +1,6 @@
 """Trackers: what reaches them, and that nothing depends on one."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,22 @@ def test_a_tracker_that_is_not_installed_is_named(settings: Settings, monkeypatc
     settings.tracker = "tensorboard"
     with pytest.raises(UserError, match="pip install tensorboard"):
         tracking.accelerator(settings, cpu=True)
+
+
+def test_tensorboard_has_the_figures_and_the_pictures(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.chdir(tmp_path)
+    settings.tracker, settings.train.num_epochs = "tensorboard", 1
+    train_rounds(settings)
+    found = {}
+    for events in (tmp_path / "log").rglob("events.out.tfevents.*"):
+        log = reader.EventAccumulator(str(events))
+        log.Reload()
+        found |= {tag: log.Scalars(tag)[-1].value for tag in log.Tags()["scalars"]}
+        found |= dict.fromkeys(log.Tags()["images"])
+    rows = [json.loads(line) for line in (tmp_path / "data/exp/metrics.jsonl").open()]
+    assert found["reward_mean"] == pytest.approx(rows[-1]["reward_mean"])
+    assert found["loss"] == pytest.approx(rows[-2]["loss"])
+    assert "pairs" in found
