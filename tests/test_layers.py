@@ -10,7 +10,18 @@ ROOT = Path(__file__).parent.parent
 EFFECTS = {
     *("checkpoints", "contact_sheet", "estimate", "files", "fusion", "inputs", "inversion", "lora"),
     "lock",
-    *("metrics", "models", "progress", "report", "rewards", "rounds", "runs", "sampling"),
+    *(
+        "metrics",
+        "model_folder",
+        "models",
+        "progress",
+        "prompt_files",
+        "report",
+        "rewards",
+        "rounds",
+        "runs",
+        "sampling",
+    ),
     *("scoring", "store", "tracking", "training", "transitions", "tuning", "updates", "verify"),
 }
 PURE = sorted({p.stem for p in (ROOT / "dfusion").glob("*.py")} - EFFECTS)
