@@ -58,12 +58,16 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Estimate:
-    """evaluations, seconds: of the whole run, by stage. gib: peak memory, and states on disk."""
+    """evaluations, seconds: of the whole run, by stage. gib: peak memory, and states on disk.
+
+    times: what was measured.
+    """
 
     evaluations: dict[str, float]
     seconds: dict[str, float]
     memory_gib: float
     disk_gib: float
+    times: "Times"
 
     @property
     def hours(self) -> float:
@@ -129,37 +133,6 @@ def _comparisons(settings: Settings) -> int:
     return sum(n % train.compare_every == 0 or n == train.num_epochs for n in after)
 
 
-def estimate(settings: Settings, adopted: float = 1.0) -> Estimate:
-    """Estimate a run of run_train.py on one process; loads its models and writes nothing.
-
-    Raises UserError for bad input.
-    """
-    check(settings)
-    prompts = load_prompts(settings)
-    device = pick_device(settings.device, settings.dev_id)
-    quiet_libraries()
-    set_tf32(settings.allow_tf32)
-    dtype = pick_dtype(settings.mixed_precision, device)
-    model = DiffusionModel.load(settings.pretrained, device, dtype)
-    counts = evaluations(settings, len(prompts), adopted)
-    sizes = Sizes.of(settings, len(prompts))
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    times = measure(settings, model)
-    shown = _comparisons(settings) * len(prompts) * settings.train.compare_images
-    sampled = sizes.rounds * sizes.images
-    fused = sizes.rounds * sizes.pairs if counts["fusing"] else 0
-    seconds = {
-        "sampling": counts["sampling"] * times.plain + sampled * times.decoding,
-        "fusing": counts["fusing"] * times.fused + fused * times.decoding,
-        "inverting": counts["inverting"] * times.plain,
-        "training": counts["training"] * times.trained,
-        "comparing": counts["comparing"] * times.plain + shown * times.decoding,
-        "scoring": (sampled + fused + shown) * times.scoring,
-    }
-    return Estimate(counts, seconds, peak_memory(), _disk(settings, sizes, model))
-
-
 @dataclass(frozen=True)
 class Times:
     """Seconds of one evaluation: plain, in a fused call, in training; of one image otherwise."""
@@ -169,6 +142,48 @@ class Times:
     trained: float
     decoding: float
     scoring: float
+
+
+def seconds(
+    settings: Settings, prompts: int, times: Times, adopted: float = 1.0
+) -> dict[str, float]:
+    """Seconds of all rounds of run_train.py, by stage, on a machine with these times."""
+    counts, sizes = evaluations(settings, prompts, adopted), Sizes.of(settings, prompts)
+    shown = _comparisons(settings) * prompts * settings.train.compare_images
+    sampled = sizes.rounds * sizes.images
+    fused = sizes.rounds * sizes.pairs if counts["fusing"] else 0
+    return {
+        "sampling": counts["sampling"] * times.plain + sampled * times.decoding,
+        "fusing": counts["fusing"] * times.fused + fused * times.decoding,
+        "inverting": counts["inverting"] * times.plain,
+        "training": counts["training"] * times.trained,
+        "comparing": counts["comparing"] * times.plain + shown * times.decoding,
+        "scoring": (sampled + fused + shown) * times.scoring,
+    }
+
+
+def estimate(settings: Settings, adopted: float = 1.0) -> Estimate:
+    """Estimate a run of run_train.py on one process; loads its models and writes nothing.
+
+    Raises UserError for bad input.
+    """
+    check(settings)
+    prompts = len(load_prompts(settings))
+    device = pick_device(settings.device, settings.dev_id)
+    quiet_libraries()
+    set_tf32(settings.allow_tf32)
+    dtype = pick_dtype(settings.mixed_precision, device)
+    model = DiffusionModel.load(settings.pretrained, device, dtype)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    times = measure(settings, model)
+    return Estimate(
+        evaluations(settings, prompts, adopted),
+        seconds(settings, prompts, times, adopted),
+        peak_memory(),
+        _disk(settings, Sizes.of(settings, prompts), model),
+        times,
+    )
 
 
 def measure(settings: Settings, model: DiffusionModel) -> Times:

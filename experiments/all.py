@@ -1,14 +1,14 @@
 """Every experiment of the paper, one after the other; stop it and start it again at will.
 
     python -m experiments.all --preset testbed
-    python -m experiments.all --preset paper --model path/to/sd21-base --list
+    python -m experiments.all --preset paper --model path/to/sd21-base --list --hours
 
-Each is a command of its own (--list prints them with the UNet evaluations they take), goes on where
-it was stopped, and does nothing twice. The time left is that of the evaluations left.
+Each is a command of its own, goes on where it was stopped, and does nothing twice. --list prints
+them with the UNet evaluations they take; --hours measures this machine and adds the hours. The time
+left is that of the evaluations left.
 """
 
 import argparse
-import json
 import shlex
 import subprocess
 import sys
@@ -16,8 +16,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfusion.estimate import evaluations
+from dfusion.errors import UserError
+from dfusion.estimate import Times, estimate, evaluations, seconds
+from dfusion.inputs import load_prompts
 from dfusion.progress import clock
+from dfusion.settings import Settings
 from experiments import alignment
 
 METHODS = [
@@ -31,12 +34,26 @@ RUN = "experiments.alignment"
 
 @dataclass(frozen=True)
 class Stage:
-    """A command, by module and flags. result: the file that is there when it is done, if any."""
+    """A command, by module and flags. Of training: its settings, and the file that it ends with."""
 
     module: str
     flags: tuple[str, ...]
-    evaluations: float = 0.0
+    settings: Settings | None = None
     result: Path | None = None
+
+    @property
+    def evaluations(self) -> float:
+        """UNet evaluations of training; the other commands take few."""
+        if self.settings is None:
+            return 0.0
+        return sum(evaluations(self.settings, len(load_prompts(self.settings))).values())
+
+    def hours(self, times: Times) -> float:
+        """Hours of training on a machine with these times."""
+        if self.settings is None:
+            return 0.0
+        prompts = len(load_prompts(self.settings))
+        return sum(seconds(self.settings, prompts, times).values()) / 3600
 
     @property
     def command(self) -> list[str]:
@@ -55,10 +72,8 @@ def training(args: argparse.Namespace) -> list[Stage]:
                      f"--template={template}", f"--seed={seed}"]  # fmt: skip
             flags += [f"--model={args.model}"] if args.model else []
             run = alignment.arguments(flags)
-            listed = json.loads(Path(alignment.settings_of(run).prompt_file).read_text())
-            counted = sum(evaluations(alignment.settings_of(run), len(listed)).values())
-            result = alignment.result_of(run)
-            stages.append(Stage(RUN, tuple(flags), counted, result))
+            settings, result = alignment.settings_of(run), alignment.result_of(run)
+            stages.append(Stage(RUN, tuple(flags), settings, result))
     return stages
 
 
@@ -102,6 +117,21 @@ def run(wanted: list[Stage]) -> None:
     print(f"Results are in {alignment.RESULTS}")
 
 
+def show(wanted: list[Stage], measured: bool) -> None:
+    """Print the commands with what each takes. Raises UserError where the model does not load."""
+    first = next(stage.settings for stage in wanted if stage.settings)
+    found = estimate(first) if measured else None
+    for stage in wanted:
+        cost = f"{stage.evaluations:14,.0f}" if stage.settings else f"{'':14}"
+        if found:
+            cost += f"{stage.hours(found.times):9.2f} h" if stage.settings else f"{'':11}"
+        print(f"{cost}  {'done ' if _done(stage) else '     '}{stage}")
+    print(f"{sum(s.evaluations for s in wanted):14,.0f} UNet evaluations of training in all")
+    if found:
+        total = sum(stage.hours(found.times) for stage in wanted)
+        print(f"{total:14,.1f} hours on this machine, {found.memory_gib:.1f} GiB of memory")
+
+
 def _done(stage: Stage) -> bool:
     return stage.result is not None and stage.result.exists()
 
@@ -112,20 +142,20 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", help="a folder, file or hub id; default: the preset's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
     parser.add_argument("--list", action="store_true", help="print the commands and end")
+    parser.add_argument("--hours", action="store_true", help="with --list: measure first")
     return parser.parse_args(given)
 
 
 def main() -> None:
     args = arguments()
     wanted = stages(args)
-    if args.list:
-        for stage in wanted:
-            cost = f"{stage.evaluations:12,.0f}" if stage.evaluations else f"{'':12}"
-            print(f"{cost}  {'done ' if _done(stage) else '     '}{stage}")
-        print(f"{sum(s.evaluations for s in wanted):12,.0f}  UNet evaluations of training in all")
-        return
     try:
-        run(wanted)
+        if args.list:
+            show(wanted, args.hours)
+        else:
+            run(wanted)
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
     except subprocess.CalledProcessError as error:
         raise SystemExit(error.returncode) from None
 
