@@ -15,6 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dfusion.models import DiffusionModel
 from dfusion.prompts import Item, Prompt
+from dfusion.runs import sample_rounds
 from dfusion.sampling import Policy
 from dfusion.settings import Settings
 from testbed.unet import SCHEDULE
@@ -165,3 +166,11 @@ def small(settings: Settings, rounds: int, name: str) -> Settings:
         settings.train, num_epochs=rounds, learning_rate=1e-2, batch_size=8
     )
     return chosen
+
+
+@pytest.fixture(scope="session")
+def view_data(tmp_path_factory: pytest.TempPathFactory, pipeline_folder: Path) -> Path:
+    """A data folder to look at: a round of the tiny model, two prompts, four images each."""
+    folder = tmp_path_factory.mktemp("view")
+    sample_rounds(make_settings(folder, pipeline_folder))
+    return folder / "data"

@@ -4,14 +4,14 @@ from typing import Any
 
 from dfusion.prompts import Prompt
 from dfusion.steps import parse_steps
-from dfusion.store import Round
+from dfusion.store import Experiment, Round
 from dfusion.view.folders import Data, present
 
 
 def catalogue(data: Data) -> list[dict[str, Any]]:
-    """Experiments with the rounds and comparisons that have begun."""
+    """Experiments with the rounds and comparisons that have begun, the latest first."""
     rows = []
-    for name in data.names():
+    for name in sorted(data.names(), key=lambda n: -_begun(data.experiment(n))):
         experiment = data.experiment(name)
         rows.append(
             {
@@ -21,6 +21,13 @@ def catalogue(data: Data) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _begun(experiment: Experiment) -> float:
+    """When its last round began; or the experiment itself, where none has."""
+    rounds = [r.folder / "manifest.json" for r in experiment.rounds().values()]
+    times = [path.stat().st_mtime for path in rounds if path.exists()]
+    return max(times, default=experiment.config_file.stat().st_mtime)
 
 
 def round_view(data: Data, name: str, which: str) -> dict[str, Any]:

@@ -89,13 +89,16 @@ def item_view(data: Data, name: str, which: str, text: str) -> dict[str, Any]:
 
 
 def _histogram(values: np.ndarray) -> dict[str, Any]:
-    """low, high: of the values, both above 0; counts of BINS bins of equal ratio between them."""
+    """low, high: of the values, both above 0; counts of BINS bins of equal ratio between them.
+
+    Values below low (a map is all but 0 in most places) are not counted.
+    """
     high = max(float(values.max()), 1e-9)
     positive = values[values > 0]
     low = max(float(positive.min()) if len(positive) else high / 10, high * 1e-6)
     low = min(low, high / 1.01)
     edges = np.geomspace(low, high, BINS + 1)
-    counts, _ = np.histogram(values.clip(low, high), edges)
+    counts, _ = np.histogram(values[values >= low], edges)
     return {"low": low, "high": high, "counts": counts.tolist()}
 
 

@@ -7,6 +7,7 @@ round's own final latents and PNGs.
 """
 
 import io
+import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +27,7 @@ from dfusion.view.folders import NotThereError, present
 TILE = 128  # pixels of a step's picture, at most (unless the latent itself is larger)
 FITTED = 16  # samples that the decoder is fitted to
 RIDGE = 1e-3
+_fitting = threading.Lock()
 
 
 def strip(round_: Round, kind: str, index: int) -> bytes:
@@ -136,7 +138,8 @@ def decoder(round_: Round) -> Decoder:
     count = min(FITTED, 1 << (len(there).bit_length() - 1))
     if count == FITTED:
         there = [there[i * len(there) // FITTED] for i in range(FITTED)]
-    return _fitted(round_.folder, tuple(there[:count]))
+    with _fitting:  # a page asks for several trajectories at once
+        return _fitted(round_.folder, tuple(there[:count]))
 
 
 @lru_cache(maxsize=8)

@@ -9,11 +9,15 @@ export async function showBlind(root, params, remember, rater) {
     ...e.rounds.map((k) => [`${e.name}|epoch${k}`, `${e.name}, samples of round ${k}`])]);
   const title = (id) => all.find(([s]) => s === id)?.[1] ?? id;
   let chosen = params.getAll("source").filter((s) => all.some(([id]) => id === s));
+  const same = found.map((e) => e.comparisons.map((k) => `${e.name}|compare/epoch${k}`)).find((of) => of.length > 1);
+  if (!chosen.length && same) chosen = [same[0], same.at(-1)];
   let state = null, last = null, who = "", busy = false;
   const setup = h("div", { class: "setup" }), stage = h("div", { class: "trial" }), results = h("section", { class: "results" });
 
   function choose() {
-    setup.replaceChildren(h("fieldset", {}, h("legend", {}, "Compare"), all.map(([id, text]) =>
+    setup.replaceChildren(
+      h("p", {}, "Which model follows its prompts best? You see an image of each for the same prompt, in random order and without names, and choose. Anybody may rate; answers are kept in ", h("code", {}, "ratings/blind.jsonl"), " at once."),
+      h("fieldset", {}, h("legend", {}, "Compare"), all.map(([id, text]) =>
       h("label", { class: "check" }, h("input", { type: "checkbox", value: id, checked: chosen.includes(id), onchange: (e) => {
         chosen = e.target.checked ? [...chosen, id] : chosen.filter((c) => c !== id);
         remember({ source: chosen });
@@ -66,7 +70,7 @@ export async function showBlind(root, params, remember, rater) {
       h("button", { onclick: back, disabled: !last }, "Undo (u)"), h("button", { onclick: end }, "Pause"));
     if (!state.trial) {
       stage.replaceChildren(bar, blank(state.total ? "All done. Thank you." : "No prompt has an image of each of these"));
-      tally();
+      count().catch((error) => say(error.message, true));
       return;
     }
     const { key, prompt } = state.trial;
@@ -80,7 +84,7 @@ export async function showBlind(root, params, remember, rater) {
       h("p", { class: "dim keys" }, `Keys: 1 to ${state.images} choose, 0 no difference, u undoes the last answer.`));
   }
 
-  const tally = () => guarded(async () => {
+  async function count() {
     const found = await get("blind/results", { source: chosen });
     results.replaceChildren(h("h2", {}, "Results"),
       h("p", { class: "dim" }, `${found.answers} answers by ${found.raters.length} rater${found.raters.length === 1 ? "" : "s"}${found.raters.length ? ` (${found.raters.join(", ")})` : ""}; no difference: ${found.ties}. Bars are 95 % intervals (Wilson).`),
@@ -88,7 +92,9 @@ export async function showBlind(root, params, remember, rater) {
       h("h3", {}, "One against another, all answers"), table(found.duels.map((d) => [`${title(d.a)} rather than ${title(d.b)}`, d.answers])),
       h("h3", {}, "One against another, paired by prompt"), table(found.duels.map((d) => [`${title(d.a)} on more prompts than ${title(d.b)}`, d.prompts])),
       h("p", { class: "dim" }, "Answers to one prompt are not independent: for what holds on new prompts, read the last table."));
-  });
+  }
+
+  const tally = () => guarded(count);
 
   function keys(e) {
     if (!state || typing(e)) return;

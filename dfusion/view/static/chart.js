@@ -1,7 +1,7 @@
 // Line charts. Lines differ by colour, dash and marker, so that no eye needs the colour.
 
 const NS = "http://www.w3.org/2000/svg";
-const WIDE = 460, HIGH = 230, LEFT = 52, RIGHT = 12, TOP = 10, BOTTOM = 30;
+const WIDE = 460, HIGH = 240, RIGHT = 14, TOP = 10, BOTTOM = 42;
 export const STYLES = [
   ["var(--c0)", "", "circle"], ["var(--c1)", "7 4", "square"], ["var(--c2)", "2 4", "triangle"],
   ["var(--c3)", "9 3 2 3", "diamond"], ["var(--c4)", "4 2", "circle"], ["var(--c5)", "1 3", "square"],
@@ -50,19 +50,20 @@ export function chart(title, xTitle, lines, { zero = false, percent = false } = 
   y0 = zero ? 0 : y0 - room;
   y1 = y1 + room;
   if (percent) y1 = Math.min(1.02, y1);
-  const x = (v) => LEFT + ((v - x0) / (x1 - x0)) * (WIDE - LEFT - RIGHT);
-  const y = (v) => HIGH - BOTTOM - ((v - y0) / (y1 - y0)) * (HIGH - TOP - BOTTOM);
   const across = ticks(x0, x1, 6), up = ticks(y0, y1, 4);
   const text = (v, digits) => (percent ? `${Math.round(v * 100)} %` : v.toFixed(digits));
+  const left = 16 + 7.8 * Math.max(...up.values.map((v) => text(v, up.digits).length));
+  const x = (v) => left + ((v - x0) / (x1 - x0)) * (WIDE - left - RIGHT);
+  const y = (v) => HIGH - BOTTOM - ((v - y0) / (y1 - y0)) * (HIGH - TOP - BOTTOM);
   const said = lines.map((l) => `${l.name}: ${l.points.map((p) => text(p[1], 3)).join(", ")}`).join(". ");
   const svg = s("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img", "aria-label": `${title} by ${xTitle}. ${said}` });
   for (const v of up.values)
     svg.append(
-      s("line", { x1: LEFT, x2: WIDE - RIGHT, y1: y(v), y2: y(v), class: "rule" }),
-      s("text", { x: LEFT - 7, y: y(v) + 4, "text-anchor": "end" }, text(v, up.digits)));
+      s("line", { x1: left, x2: WIDE - RIGHT, y1: y(v), y2: y(v), class: "rule" }),
+      s("text", { x: left - 7, y: y(v) + 4, "text-anchor": "end" }, text(v, up.digits)));
   for (const v of across.values.filter(Number.isInteger))
     svg.append(s("text", { x: x(v), y: HIGH - BOTTOM + 17, "text-anchor": "middle" }, String(v)));
-  svg.append(s("text", { x: WIDE - RIGHT, y: HIGH - 1, "text-anchor": "end", class: "title" }, xTitle));
+  svg.append(s("text", { x: (left + WIDE - RIGHT) / 2, y: HIGH - 6, "text-anchor": "middle" }, xTitle));
   for (const line of lines) {
     const [colour, dash, shape] = STYLES[line.style % STYLES.length];
     const path = line.points.map(([a, b], i) => `${i ? "L" : "M"}${x(a).toFixed(1)} ${y(b).toFixed(1)}`).join("");

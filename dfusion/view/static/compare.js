@@ -19,6 +19,12 @@ export async function show(root, params, remember) {
   const head = h("div", { class: "gridhead" }), count = h("p", { class: "dim count", role: "status" });
   const label = (id) => { const a = all.find((one) => one.id === id); return [a.name, a.k ? `after ${a.k} round${a.k > 1 ? "s" : ""}` : "before training"]; };
 
+  // As short as the choice allows: the experiment is named where there are several.
+  function brief(id) {
+    const a = all.find((one) => one.id === id), when = a.k ? `after ${a.k}` : "before";
+    return new Set(chosen.map((c) => label(c)[0])).size > 1 ? `${a.name}, ${when}` : when;
+  }
+
   const boxes = h("details", { class: "sources", open: true }, h("summary", {}, "Checkpoints"),
     found.map((e) => h("fieldset", {}, h("legend", {}, e.name), e.comparisons.map((k) => {
       const id = `${e.name}|compare/epoch${k}`;
@@ -49,14 +55,14 @@ export async function show(root, params, remember) {
     stop?.();
     rows = data.rows.filter((r) => !prompt || r.prompt === prompt);
     if (sort !== "order") rows.sort((a, b) => (sort === "gain" ? 1 : -1) * (change(b) - change(a)));
-    for (const part of [list, head]) part.style.setProperty("--columns", Math.max(1, chosen.length));
+    list.style.setProperty("--columns", Math.max(1, chosen.length));
     head.replaceChildren(...chosen.map((id, c) => {
       const scores = rows.map((r) => r.cells[c]?.score).filter((s) => s !== null && s !== undefined);
       const mean = scores.length ? scores.reduce((a, b) => a + b, 0) / scores.length : null;
       return h("div", {}, h("b", {}, label(id)[0]), h("span", {}, label(id)[1]), h("span", { class: "dim num" }, `mean ${number(mean)}`));
     }));
     list.replaceChildren();
-    count.textContent = `${rows.length} noises`;
+    count.textContent = `${rows.length} images of each, in rows of the same noise`;
     stop = lazily(list, rows, row, 16);
     if (!rows.length) list.append(blank("Choose checkpoints", "Tick two or more above."));
   }
@@ -67,7 +73,7 @@ export async function show(root, params, remember) {
         h("div", { class: "pic" }, cell?.there
           ? h("img", { src: src(c, cell), loading: "lazy", alt: `${r.prompt}, ${label(chosen[c]).join(" ")}` })
           : h("div", { class: "none" }, cell ? "not yet" : "other noise")),
-        h("figcaption", { class: "num" }, number(cell?.score))))));
+        h("figcaption", {}, h("span", { class: "dim" }, brief(chosen[c])), h("span", { class: "num" }, number(cell?.score)))))));
   }
 
   const src = (c, cell) => image(...chosen[c].split("|"), "images", cell.i);
@@ -91,12 +97,12 @@ export async function show(root, params, remember) {
       const r = rows[at], cell = r.cells[c];
       heading.replaceChildren(r.prompt);
       strip.replaceChildren(...chosen.map((id, n) => h("button", { "aria-pressed": String(n === c), onclick: () => { c = n; paint(); } }, label(id).join(", "))));
+      strip.children[c].focus(); // the one that had the focus is gone
       if (cell?.there) picture.src = src(c, cell); else picture.removeAttribute("src");
       picture.alt = `${r.prompt}, ${label(chosen[c]).join(" ")}`;
       says.textContent = `score ${number(cell?.score)}`;
     }
     paint();
-    strip.querySelector("button").focus();
   }
 
   await load();

@@ -71,6 +71,7 @@ export function openPair(view) {
     function side(name, kind, i, score, there = true) {
       if (!there) return h("figure", { class: name }, h("div", { class: "pic" }, h("div", { class: "none" }, "not yet")), h("figcaption", {}, h("b", {}, name)));
       const walk = tile(strip(kind, i), data.steps, 1, 0, 0, `${name} at this step`);
+      walk.firstChild.addEventListener("load", () => walk.classList.add("loaded"));
       const box = h("div", { class: "stack" }, h("div", { class: "pic final" }, h("img", { src: source(kind, i), alt: name })), walk);
       moving.push(walk);
       if (pair.mask) {
@@ -90,7 +91,7 @@ export function openPair(view) {
     const maps = pair.mask ? ["mask", ...prompt.items].map((name, row) => {
       const box = maskTile(source("masks", pair.n), data, pair, 1, row, name);
       moving.push(box);
-      return h("figure", { class: row ? "item" : "mask" }, box, h("figcaption", {}, h("b", {}, name)));
+      return h("figure", { class: row ? "itemmap" : "mask" }, box, h("figcaption", {}, h("b", {}, name)));
     }) : [];
     body.replaceChildren(rows, time, h("div", { class: "maps" }, maps),
       h("p", { class: "dim" }, "Steps show the image the network predicts from each state (x̂₀), decoded roughly, by least squares on this round. Item maps are the reference's."), help);

@@ -85,15 +85,17 @@ export async function show(root, params, remember) {
     const state = pair.adopted === null ? "not decided" : pair.adopted ? "adopted" : "not adopted";
     const button = h("button", { class: "open", onclick: () => open(at) }, text);
     return h("article", { class: `card ${pair.adopted ? "adopted" : ""}`, "data-pair": pair.n },
-      h("header", {}, h("h3", {}, button), h("span", { class: "badge" }, state)),
+      h("header", {}, h("h3", {}, button), h("span", { class: "marks" },
+        pair.gain === null ? null : h("span", { class: "num dim", title: "target's score less the base's" }, `gain ${signed(pair.gain)}`),
+        h("span", { class: "badge" }, state))),
       h("div", { class: "four" },
         picture("base", source("images", pair.base.i), number(pair.base.score)),
         picture("reference", source("images", pair.reference.i), number(pair.reference.score)),
         h("figure", { class: "mask" },
-          pair.mask ? maskTile(source("masks", pair.n), data, pair, middle(data.fused)) : h("div", { class: "pic none" }, "not yet"),
+          pair.mask ? maskTile(source("masks", pair.n), data, pair, middle(data.fused), 0, undefined, "lazy") : h("div", { class: "pic none" }, "not yet"),
           h("figcaption", {}, h("b", {}, "mask"), h("span", {}, `t = ${middle(data.fused)}`))),
         picture("target", pair.target.there ? source("target_images", pair.n) : null,
-          pair.gain === null ? number(pair.target.score) : `${number(pair.target.score)} (${signed(pair.gain)})`)));
+          number(pair.target.score))));
   }
 
   function open(at) {

@@ -153,7 +153,8 @@ export async function show(root, params, remember) {
 
   function footer() {
     const where = view.in_config ? [h("code", {}, view.file)] :
-      [h("code", {}, view.file), h("span", { class: "dim" }, " (this run has no mask file; begin others with ", h("code", {}, `--config.mask_thr_file ${view.file}`), ")")];
+      
+      [h("code", {}, view.file), h("span", { class: "dim" }, ". This run has no mask file; begin others with ", h("code", { class: "line" }, `--config.mask_thr_file ${view.file}`))];
     foot.replaceChildren(
       h("button", { class: "primary", onclick: save }, "Save (s)"),
       h("p", {}, dirty ? "Not saved yet. " : view.saved ? "As saved in " : "Not in the file yet: ", where));

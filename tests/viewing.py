@@ -1,0 +1,31 @@
+"""What tests of the web app share."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import PROMPTS
+
+pytest.importorskip("starlette", reason="the app's packages are missing")
+testclient = pytest.importorskip("starlette.testclient", reason="httpx is missing")
+
+from dfusion.view.app import make_app  # noqa: E402
+
+BASE = "http://127.0.0.1:8765"
+
+
+def client_of(data: Path, host: str = "127.0.0.1") -> Any:
+    """Asks an app over `data`, without a network."""
+    return testclient.TestClient(make_app(data, host), base_url=BASE)
+
+
+def copy_of(data: Path, tmp_path: Path) -> Path:
+    """A data folder that may be changed."""
+    return Path(shutil.copytree(data, tmp_path / "copy"))
+
+
+def thresholds(values: list[float | None], prompt: str = PROMPTS[1]) -> dict[str, Any]:
+    """What the page sends to save thresholds."""
+    return {"exp": "exp", "round": "epoch0", "prompt": prompt, "thresholds": values}
