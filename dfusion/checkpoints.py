@@ -10,6 +10,7 @@ state.json is written last: a folder without it is no checkpoint. Training draws
 but orders that depend on (seed, round, pass, process), so there is no generator state to keep.
 """
 
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,12 @@ from torch import Tensor
 from dfusion import optimiser as optimisers
 from dfusion.errors import UserError
 from dfusion.files import read_json, read_tensors, write_bytes, write_json, write_tensors
+from dfusion.lora import REMOVE
 from dfusion.transitions import Step
 from dfusion.tuning import Tuning
 from dfusion.updates import Known
+
+_NUMBERED = re.compile(r"epoch(\d+)")
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,8 @@ class Checkpoints:
 
     def latest(self) -> int | None:
         """The last round whose training is finished."""
-        done = [int(p.parent.name[5:]) for p in self.folder.glob("epoch*/state.json")]
-        return max(done, default=None)
+        done = [_NUMBERED.fullmatch(p.parent.name) for p in self.folder.glob("epoch*/state.json")]
+        return max((int(match[1]) for match in done if match), default=None)
 
     def save(
         self,
@@ -65,11 +69,11 @@ class Checkpoints:
         self, folder: Path, tuning: Tuning, optimiser: torch.optim.Optimizer
     ) -> dict[str, Any]:
         """Restore policy and optimiser; returns the saved state. Raises UserError for a misfit."""
-        state = read_json(folder / "state.json")
+        state = read_state(folder)
         tuning.load(folder)
         path = folder / "optimiser.safetensors"
         try:
-            optimisers.restore(optimiser, tuning.names, read_tensors(path))
+            optimisers.restore(optimiser, tuning.names, read_tensors(path, REMOVE))
         except ValueError as error:
             raise UserError(
                 f"{path}: of another optimiser or model ({error}); train with the settings it was "
@@ -94,15 +98,26 @@ class Checkpoints:
 
     def state_within(self, number: int, processes: int) -> dict[str, Any] | None:
         """The state of a checkpoint within round `number`, if there is one that can be used."""
-        path = self.within / "state.json"
-        state = read_json(path) if path.exists() else None
-        fits = state and state["round"] == number and state["processes"] == processes
+        state = read_state(self.within) if (self.within / "state.json").exists() else None
+        fits = state is not None and state["round"] == number and state["processes"] == processes
         return state if fits else None
 
     def load_known(self, rank: int) -> tuple[Known, Known]:
         """What save_known wrote: of theta_old, and of the initial model."""
-        tensors = read_tensors(self.within / f"rank{rank}.safetensors")
+        tensors = read_tensors(self.within / f"rank{rank}.safetensors", REMOVE)
         return _unpack("old", tensors), _unpack("first", tensors)
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """A checkpoint's state.json. Raises UserError for damage, and where it is another folder's."""
+    path, match = folder / "state.json", _NUMBERED.fullmatch(folder.name)
+    state = read_json(path, REMOVE)
+    wanted = {"round": int} if match else {"round": int, "processes": int, "rows": list}
+    if not all(type(state.get(name)) is kind for name, kind in wanted.items()):
+        raise UserError(f"{path}: lacks {' or '.join(wanted)}; {REMOVE}")
+    if match and state["round"] != int(match[1]):
+        raise UserError(f"{path}: is of round {state['round']}, not {match[1]}; {REMOVE}")
+    return state
 
 
 def _write(

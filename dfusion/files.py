@@ -227,10 +227,14 @@ def read_tensors(path: Path, remedy: str = REBUILT) -> dict[str, Tensor]:
     return tensors
 
 
-def read_weights(path: Path, remedy: str) -> dict[str, Tensor]:
-    """Read any safetensors file; the checksum counts where there is one. Raises UserError."""
+def read_weights(path: Path, remedy: str, must: bool = False) -> dict[str, Tensor]:
+    """Read any safetensors file. Raises UserError for damage.
+
+    The checksum counts where there is one; must: there is to be one.
+    """
     tensors, header = _load(path, remedy)
-    if header.get(CHECKSUM, "") not in ("", _digest(_parts(tensors))):
+    good = [_digest(_parts(tensors))] if must or CHECKSUM in header else [None]
+    if header.get(CHECKSUM) not in good:
         raise UserError(f"{path}: not as it was written (checksum); {remedy}")
     return tensors
 

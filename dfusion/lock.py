@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from dfusion.files import write_bytes
+from dfusion.files import load_json, write_bytes
 
 
 class Lock:
@@ -32,15 +32,24 @@ class Lock:
             return False
         since = time.strftime("%Y-%m-%d %H:%M:%S")
         owner = {"process": os.getpid(), "host": socket.gethostname(), "since": since}
-        write_bytes(self.note, json.dumps(owner).encode())
+        try:
+            write_bytes(self.note, json.dumps(owner).encode())
+        except OSError:
+            self._lock.release()
+            raise
         return True
 
     def owner(self) -> str:
         """Who holds it, in words."""
         try:
-            owner = json.loads(self.note.read_text())
+            owner = load_json(self.note)
             return f"process {owner['process']} on {owner['host']}, since {owner['since']}"
-        except (OSError, ValueError, KeyError):  # it took the lock just now, or has just left
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+        ):  # it came or left just now
             return "another process"
 
     def release(self) -> None:

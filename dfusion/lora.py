@@ -1,20 +1,22 @@
 """LoRA on a frozen UNet, by peft, in the format that diffusers pipelines load."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors.torch import load_file
 from torch import nn
 
 from dfusion.errors import UserError
+from dfusion.files import read_weights, write_weights
 from diffusers_patched import UNet2DConditionModel
 
 FILE = "pytorch_lora_weights.safetensors"
+REMOVE = "remove this checkpoint's folder; the same command goes on from the one before"
 
 
 def targets_of(text: str) -> list[str]:
@@ -59,15 +61,15 @@ def parameters(unet: UNet2DConditionModel) -> list[nn.Parameter]:
 def save(unet: UNet2DConditionModel, folder: Path) -> None:
     """Write pytorch_lora_weights.safetensors, for StableDiffusionPipeline.load_lora_weights."""
     layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
-    metadata = unet.peft_config["default"].to_dict()  # without it, alpha is taken for the rank
-    StableDiffusionPipeline.save_lora_weights(
-        folder, unet_lora_layers=layers, unet_lora_adapter_metadata=metadata
-    )
+    about = unet.peft_config["default"].to_dict()  # without it, alpha is taken for the rank
+    plain = {f"unet.{k}": sorted(v) if isinstance(v, set) else v for k, v in about.items()}
+    header = {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(plain, sort_keys=True)}
+    write_weights(folder / FILE, {f"unet.{k}": v for k, v in layers.items()}, header)
 
 
 def load(unet: UNet2DConditionModel, folder: Path) -> None:
     """Put saved weights into LoRA that `add` attached. Raises UserError where they do not fit."""
-    saved = load_file(folder / FILE)
+    saved = read_weights(folder / FILE, REMOVE)
     state = {_peft_name(name): value for name, value in saved.items()}
     wanted = get_peft_model_state_dict(unet)
     misfits = {k for k in wanted.keys() & state.keys() if wanted[k].shape != state[k].shape}

@@ -10,16 +10,38 @@ from typing import Any
 import numpy as np
 import torch
 
-from dfusion.files import read_tensors, write_bytes
+from dfusion.errors import UserError
+from dfusion.files import SCHEMA, read_tensors, write_bytes
 from dfusion.store import Round
 from dfusion.transitions import TrainingRound
 
 
 def append(path: Path, number: int, rows: list[dict[str, Any]]) -> None:
     """Add a round's rows, dropping what an interrupted run left of it."""
-    old = path.read_text().splitlines() if path.exists() else []
-    kept = [line for line in old if json.loads(line)["round"] < number]
-    write_bytes(path, "".join(f"{line}\n" for line in [*kept, *map(json.dumps, rows)]).encode())
+    kept = [row for row in read(path) if row["round"] < number]
+    new = [{"schema": SCHEMA, **row} for row in rows]
+    write_bytes(path, "".join(f"{json.dumps(row)}\n" for row in [*kept, *new]).encode())
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows so far; none without the file. Raises UserError naming a line that is no row."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    rows = []
+    for n, line in enumerate(text.splitlines(), 1):
+        try:
+            row = json.loads(line)
+            good = isinstance(row, dict) and type(row["round"]) is int
+        except (ValueError, KeyError, RecursionError):
+            good = False
+        if not good:
+            raise UserError(f"{path}: line {n} is no row of metrics; remove that line")
+        if row.get("schema", SCHEMA) != SCHEMA:
+            raise UserError(
+                f"{path}: line {n} is of schema version {row['schema']}, not {SCHEMA}; use the "
+                "version of this software that wrote it, or choose another --config.exp_name"
+            )
+        rows.append(row)
+    return rows
 
 
 def round_row(

@@ -15,18 +15,21 @@ import torch
 from torch import Tensor
 
 from dfusion import pairing
-from dfusion.errors import UserError
-from dfusion.files import Writer, read_tensors, write_bytes, write_png, write_tensors
+from dfusion.errors import NotFiniteError, UserError
+from dfusion.files import Writer, read_rows, read_tensors, write_bytes, write_png, write_tensors
 from dfusion.fusion import FusionPlan, Source, Target, fuse
+from dfusion.oddities import equal_scores, odd_masks
 from dfusion.progress import Progress, Stopwatch, clock
 from dfusion.prompts import Prompt
 from dfusion.rewards import HUMAN, Reward, reward_name
 from dfusion.sampling import Policy, Trajectory, sample
 from dfusion.scoring import score_missing, scorer_alive, scorer_lock
 from dfusion.settings import Settings
+from dfusion.steps import fused_indices
 from dfusion.store import Experiment, Round
 
 SAY_EVERY_SECONDS = 30.0
+TRY = "try --config.mixed_precision bf16 or no"
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class RoundRunner:
         round_, scores, pairs = self.prepare(number, policy)
         with self.stopwatch.stage("fusing"):
             self._fuse(round_, policy, pairs, round_.sample_prompts())
+            self._say_odd_masks(round_, len(pairs))
         targets = self._scores(round_, "target_images", len(pairs))
         self._adopt(round_, pairs, scores, targets)
         return round_
@@ -82,7 +86,9 @@ class RoundRunner:
         with self.stopwatch.stage("sampling"):
             self._sample(round_, policy, prompts)
         scores = self._scores(round_, "images", len(prompts))
-        return round_, scores, self._pairs(round_, scores)
+        pairs = self._pairs(round_, scores)
+        self._remark(equal_scores(round_.scores_by_text()))
+        return round_, scores, pairs
 
     def compare(self, number: int, policy: Policy) -> dict[int, float]:
         """Sample and score the images that show `policy`, after `number` rounds of training.
@@ -101,6 +107,17 @@ class RoundRunner:
         """Print, once for all processes."""
         if self.world.rank == 0:
             print(text, flush=True)
+
+    def _remark(self, text: str) -> None:
+        if text:
+            self.say(f"  note: {text}")
+
+    def _say_odd_masks(self, round_: Round, count: int) -> None:
+        if self.world.rank == 0 and self.plan.masked:
+            s = self.settings
+            steps = sorted(fused_indices(s.fusion.steps, s.sample.num_steps))
+            masks = [read_rows(round_.target(p), "masks", slice(None)) for p in range(count)]
+            self._remark(odd_masks([mask[steps] for mask in masks]))
 
     def _plan(self, round_: Round, number: int, policy: Policy, each: int) -> None:
         made_with = {**policy.identity(), "mask layers": sorted(self.mask_layers)}
@@ -134,6 +151,7 @@ class RoundRunner:
         progress = Progress("sampling", sum(map(len, batches)))
         with Writer() as writer:
             for batch in batches:
+                self._check_still_there()
                 trajectories = sample(policy, batch, [prompts[i] for i in batch], self.mask_layers)
                 images = _pictures(policy, trajectories, [f"sample {i}" for i in batch])
                 for i, trajectory, image in zip(batch, trajectories, images, strict=True):
@@ -216,6 +234,7 @@ class RoundRunner:
         progress = Progress("fusing", sum(map(len, batches)))
         with Writer() as writer:
             for batch in batches:
+                self._check_still_there()
                 sources = [read_source(round_, pairs[p], prompts) for p in batch]
                 targets = fuse(policy, self.plan, sources)
                 images = _pictures(policy, targets, [f"target {p}" for p in batch])
@@ -246,6 +265,15 @@ class RoundRunner:
         if round_.adoption() != rows and self.world.rank == 0:
             round_.write_adoption(rows)
 
+    def _check_still_there(self) -> None:
+        """Raises UserError where the folder vanished: nothing would ever appear in it."""
+        config = self.experiment.config_file
+        if not config.exists():
+            raise UserError(
+                f"{config}: vanished while the run went on; put the folder back (is its disk "
+                "there?), and the same command goes on"
+            )
+
     def _wait(
         self,
         done: Callable[[], int],
@@ -257,6 +285,7 @@ class RoundRunner:
         started = time.monotonic()
         said = started - SAY_EVERY_SECONDS
         while (have := done()) < total:
+            self._check_still_there()
             now = time.monotonic()
             if now - said >= SAY_EVERY_SECONDS:
                 note = hint() if hint else ""
@@ -301,10 +330,17 @@ def _pictures(policy: Policy, results: Sequence[Trajectory | Target], names: lis
         if not good.all():
             step = len(policy.ddim) - int(good.long().argmin()) + 1
             raise UserError(
-                f"round {policy.round}, {name}: NaN or Inf after step t = {step}; try "
-                "--config.mixed_precision bf16 or no"
+                f"round {policy.round}, {name}: NaN or Inf after step t = {step}; {TRY}"
             )
-    return policy.model.decode(torch.stack([r.latents[-1] for r in results]))
+        if isinstance(result, Trajectory) and not result.maps.isfinite().all():
+            raise UserError(f"round {policy.round}, {name}: NaN or Inf in its item maps; {TRY}")
+    try:
+        return policy.model.decode(torch.stack([r.latents[-1] for r in results]))
+    except NotFiniteError as error:
+        raise UserError(
+            f"round {policy.round}, {names[error.index]}: NaN or Inf in its decoded image; are the "
+            "VAE's weights whole?"
+        ) from error
 
 
 def read_trajectory(round_: Round, index: int) -> Trajectory:

@@ -16,11 +16,12 @@ from dfusion.files import read_json, sweep, write_json
 from dfusion.inputs import check, check_names, load_prompts, plan_of
 from dfusion.lock import Lock
 from dfusion.models import DiffusionModel, pick_device, pick_dtype, quiet_libraries, set_tf32
+from dfusion.prompt_files import item_flag
 from dfusion.rewards import load_reward, reward_name
 from dfusion.rounds import RoundRunner, World
 from dfusion.sampling import STORE_DTYPES, Policy
 from dfusion.scoring import heartbeat, watch
-from dfusion.settings import Settings, flat
+from dfusion.settings import RENEW, Settings, flat, settings_of
 from dfusion.store import Experiment
 
 # Settings that change how a run goes, not what it makes.
@@ -83,8 +84,11 @@ def open_session(settings: Settings) -> Session:
     set_tf32(settings.allow_tf32)
     model = DiffusionModel.load(settings.pretrained, device, dtype)
     plan, mask_layers = plan_of(settings, model.layers)
-    for prompt in prompts:
-        model.columns(prompt)  # raises for an item the text encoder does not read
+    try:
+        for prompt in prompts:
+            model.columns(prompt)  # raises for an item the text encoder does not read
+    except UserError as error:
+        raise UserError(f"{item_flag(settings)}: {error}") from error
     ddim = model.sampler(settings.sample.num_steps, settings.sample.eta)
     reward = None
     if settings.eval.in_process and world.rank == 0:
@@ -168,7 +172,9 @@ def _check_same(settings: Settings, experiment: Experiment) -> None:
     """Refuse to mix two configs in one experiment."""
     if settings.allow_config_change or not experiment.config_file.exists():
         return
-    before = _what_matters(read_json(experiment.config_file).get("settings", {}), experiment)
+    file = experiment.config_file
+    before = settings_of(read_json(file, RENEW).get("settings"), str(file)).to_dict()
+    before = _what_matters(before, experiment)
     now = _what_matters(settings.to_dict(), experiment)
     changed = [
         f"{key} ({before.get(key)} -> {now.get(key)})"

@@ -7,15 +7,15 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from dfusion.errors import UserError
-from dfusion.files import read_json, write_bytes
+from dfusion.files import load_json, read_json, read_png, write_bytes
 from dfusion.lock import Lock
 from dfusion.progress import Progress
 from dfusion.rewards import HUMAN, Reward
@@ -42,7 +42,7 @@ def score_missing(
     progress = Progress(label or f"scoring {kind}", len(pending))
     for start in range(0, len(pending), batch_size):
         batch = pending[start : start + batch_size]
-        images = [_open(round_.image(kind, i)) for i in batch]
+        images = [Image.fromarray(read_png(round_.image(kind, i))) for i in batch]
         values = _numbers(reward(images, [texts[i] for i in batch]), len(batch), name)
         for i, value in zip(batch, values, strict=True):
             if not math.isfinite(value):
@@ -58,7 +58,10 @@ def _numbers(values: object, count: int, name: str) -> list[float]:
     """What a reward returned (tensor, array or list) as plain numbers."""
     if isinstance(values, torch.Tensor):
         values = values.detach().float().cpu()
-    numbers = np.asarray(values, dtype=float).reshape(-1)
+    try:
+        numbers = np.asarray(values, dtype=float).reshape(-1)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--config.eval.reward {name}: gave no numbers ({error})") from error
     if len(numbers) != count:
         raise UserError(f"--config.eval.reward {name}: gave {len(numbers)} scores for {count}")
     return numbers.tolist()
@@ -156,14 +159,6 @@ def _folders(data: Path, experiments: list[str]) -> list[Path]:
     return sorted(p.parent for p in data.glob("*/config.json"))
 
 
-def _open(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: unreadable ({error}); delete it to have it made again") from error
-
-
 @contextmanager
 def heartbeat(data: Path, experiments: list[str]) -> Iterator[None]:
     """Tell samplers that a scorer is alive, by a small file refreshed from a thread.
@@ -175,7 +170,8 @@ def heartbeat(data: Path, experiments: list[str]) -> Iterator[None]:
 
     def beat() -> None:
         while True:
-            write_bytes(path, json.dumps({"experiments": experiments}).encode())
+            with suppress(OSError):  # a full disk ends the scoring, and says so, elsewhere
+                write_bytes(path, json.dumps({"experiments": experiments}).encode())
             if stop.wait(BEAT_SECONDS):
                 return
 
@@ -194,8 +190,8 @@ def scorer_alive(data: Path, experiment: str) -> bool:
     for path in (data / ".scorers").glob("*.json"):
         try:
             fresh = time.time() - path.stat().st_mtime < ALIVE_SECONDS
-            serves = json.loads(path.read_text())["experiments"]
-        except (OSError, ValueError, KeyError):  # it ended just now, or is no heartbeat
+            serves = load_json(path)["experiments"]
+        except (OSError, ValueError, KeyError, TypeError):  # it ended just now, or is no heartbeat
             continue
         if fresh and (not serves or experiment in serves):
             return True

@@ -9,6 +9,9 @@ from typing import Any
 from dfusion.errors import UserError
 from dfusion.plain import check_type
 
+# What to do about a config.json that cannot be read.
+RENEW = "delete it, and the same command as before writes it again"
+
 
 @dataclass
 class Pretrained:

@@ -20,6 +20,7 @@ metrics.jsonl            figures of every update and round
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from dfusion.errors import UserError
 from dfusion.files import read_json, write_json
 from dfusion.pairing import Pair
 from dfusion.prompts import Item, Prompt
+from dfusion.schema import check_adoption, check_manifest, check_pairs, check_scores
 
 _EPOCH = re.compile(r"^epoch(\d+)$")
 SCORED = ("images", "target_images")
@@ -75,7 +77,7 @@ class Round:
     def manifest(self) -> dict[str, Any] | None:
         """The manifest, or None where the round has not begun."""
         path = self.folder / "manifest.json"
-        return read_json(path) if path.exists() else None
+        return _checked(path, check_manifest) if path.exists() else None
 
     def sample_prompts(self) -> list[Prompt]:
         """The prompt of every sample; empty where the round has not begun."""
@@ -95,7 +97,9 @@ class Round:
 
     def pairs(self) -> tuple[Pair, ...] | None:
         path = self.folder / "pairs.json"
-        return tuple(Pair(**p) for p in read_json(path)["pairs"]) if path.exists() else None
+        if not path.exists():
+            return None
+        return tuple(Pair(**p) for p in _checked(path, check_pairs)["pairs"])
 
     def check_made_with(self, file: str, now: dict[str, Any], remedy: str) -> None:
         """Raise UserError where manifest.json or pairs.json was made with something else."""
@@ -123,7 +127,7 @@ class Round:
         path = self.scores_file(kind)
         if not path.exists():
             return {}
-        value = read_json(path)
+        value = _checked(path, check_scores)
         if reward is not None and value["reward"] != reward:
             raise UserError(
                 f"{path}: scored by {value['reward']}, but --config.eval asks for {reward}; "
@@ -146,7 +150,7 @@ class Round:
     def adoption(self) -> list[dict[str, Any]] | None:
         """Per pair: base, reference and target score, adopted; None where not decided."""
         path = self.folder / "adoption.json"
-        return read_json(path)["pairs"] if path.exists() else None
+        return _checked(path, check_adoption)["pairs"] if path.exists() else None
 
 
 class Experiment:
@@ -173,6 +177,13 @@ class Experiment:
     @property
     def config_file(self) -> Path:
         return self.folder / "config.json"
+
+
+def _checked(path: Path, check: Callable[[str, dict[str, Any]], None]) -> dict[str, Any]:
+    """A small file of the round, if it holds what it must. Raises UserError."""
+    value = read_json(path)
+    check(str(path), value)
+    return value
 
 
 def _numbers(folder: Path) -> list[int]:

@@ -31,6 +31,7 @@ from dfusion.updates import Updater, sampling_gap
 
 # How far a log-prob may be from the one it was sampled with, in nats per dimension.
 GAP = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+CALMER = "try --config.mixed_precision no or a lower --config.train.learning_rate"
 COMPARED = 1_000_000  # stands in for a round's number in the noise of comparisons
 
 
@@ -66,6 +67,7 @@ class Trainer:
     def run(self) -> None:
         """Train on every round up to the last one asked for, from the latest checkpoint on."""
         tracking.start(self.accelerator, self.settings)
+        metrics.read(self.session.experiment.folder / "metrics.jsonl")  # raises for damage
         first = self.resume()
         self.compare(first)  # also where only the last comparison is unfinished
         for number in range(first, self.settings.train.num_epochs):
@@ -124,6 +126,7 @@ class Trainer:
         with self.session.runner.stopwatch.stage("training"):
             data = self.data(number)
             share = list(self.session.runner.world.mine(len(data.pairs)))
+            data.check(share)
             if len(share) < self.settings.train.updates_per_inner_epoch:
                 raise UserError(
                     "fewer pairs than optimiser steps in a process; start fewer processes, lower "
@@ -216,6 +219,10 @@ class Trainer:
             updater.advance = Progress(f"training, inner epoch {inner}", len(steps)).advance
         self.optimiser.zero_grad(set_to_none=True)
         tally = updater.backward(steps)
+        where = f"round {number}, training, inner epoch {inner}"
+        broken = updater.broken()
+        if broken:
+            raise UserError(f"{where}, {broken}; {self._intact()}; {CALMER}")
         # DDP averages over processes; the loss is the mean over the pairs and all their steps.
         scale = self.accelerator.num_processes / (pairs * len(updater.policy.ddim))
         for parameter in self.tuning.parameters:
@@ -223,11 +230,13 @@ class Trainer:
                 parameter.grad.mul_(scale / self.boost)
         limit = self.settings.train.max_grad_norm
         norm = float(nn.utils.clip_grad_norm_(self.tuning.parameters, limit))
-        if not math.isfinite(norm) or norm == 0:
+        if norm == 0:
             raise UserError(
-                f"round {number}, inner epoch {inner}: the gradient's norm is {norm}; the last "
-                "checkpoint is intact; try --config.mixed_precision no or a lower learning rate"
+                f"{where}: the gradient's norm is 0, so that no pair has anything to teach (equal "
+                f"scores only?); {self._intact()}; try other prompts, or more images of each"
             )
+        if not math.isfinite(norm):
+            raise UserError(f"{where}: the gradient's norm is {norm}; {self._intact()}; {CALMER}")
         self.optimiser.step()
         row = {
             "kind": "update",
@@ -242,6 +251,10 @@ class Trainer:
             f"gradient norm {norm:.2e}"
         )
         return row
+
+    def _intact(self) -> str:
+        done = self.checkpoints.latest()
+        return "no checkpoint yet" if done is None else f"checkpoint epoch{done} is intact"
 
     def _sync(self, last: bool) -> AbstractContextManager:
         return contextlib.nullcontext() if last else self.accelerator.no_sync(self.network)
@@ -271,6 +284,8 @@ class Trainer:
             x0 = torch.stack([data.final_state(p) for p in batch])
             states = invert(policy, x0, [data.pairs[p].prompt for p in batch])
             for p, latents in zip(batch, states, strict=True):
+                if not latents.isfinite().all():
+                    raise UserError(f"round {number}, inverting pair {p}: NaN or Inf; {CALMER}")
                 write_tensors(data.round.inversion(p), {"latents": latents}, {"pair": p})
             if self.rank == 0:
                 progress.advance(len(batch))

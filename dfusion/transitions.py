@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from dfusion.advantages import normalised, statistics
+from dfusion.errors import UserError
+from dfusion.files import REBUILT, read_rows, read_tensors
 from dfusion.store import Experiment, Round
 
 SOURCES = ("dfusion", "naive", "inversion")
@@ -72,8 +74,17 @@ class TrainingRound:
 
     def final_state(self, p: int) -> Tensor:
         """(C, h, w): the target's x_0."""
-        with safe_open(self.round.target(p), "pt") as file:
-            return file.get_slice("latents")[-1]
+        return read_rows(self.round.target(p), "latents", slice(-1, None))[0]
+
+    def check(self, pairs: Sequence[int]) -> None:
+        """Read every file of these pairs that is trained on once, whole, against its checksum.
+
+        Later reads are of single steps. Raises UserError naming a damaged, edited or odd file.
+        """
+        for path in sorted({self._file(p, s) for p in pairs for s in (0, 1)}):
+            latents = read_tensors(path).get("latents")
+            if latents is None or not bool(latents.isfinite().all()):
+                raise UserError(f"{path}: its states are missing, NaN or infinite; {REBUILT}")
 
     def read(self, steps: Sequence[Step]) -> Batch:
         """Read the two states of each step, and nothing else of the trajectories."""
@@ -89,16 +100,19 @@ class TrainingRound:
 
     def _states(self, step: Step, side: int) -> Tensor:
         """(2, C, h, w): x_t and x_{t-1}."""
-        pair = self.pairs[step.pair]
+        return read_rows(self._file(step.pair, side), "latents", slice(step.i, step.i + 2))
+
+    def _file(self, p: int, side: int) -> Path:
+        """Where the states of one side of a pair are."""
+        pair = self.pairs[p]
         if side == 1:
             path = self.round.trajectory(pair.base)
-        elif self.fused[step.pair]:
-            inverted, target = self.round.inversion(step.pair), self.round.target(step.pair)
+        elif self.fused[p]:
+            inverted, target = self.round.inversion(p), self.round.target(p)
             path = inverted if self._inverted else target
         else:
             path = self.round.trajectory(pair.reference)
-        with safe_open(path, "pt") as file:
-            return file.get_slice("latents")[step.i : step.i + 2]
+        return path
 
 
 def _history(experiment: Experiment, number: int) -> dict[str, list[float]]:

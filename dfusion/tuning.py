@@ -6,11 +6,12 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from safetensors.torch import load_file
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 
 from dfusion import lora
 from dfusion.errors import UserError
+from dfusion.files import read_weights, write_weights
 from dfusion.settings import Train
 from diffusers_patched import UNet2DConditionModel
 
@@ -68,12 +69,14 @@ class FullTuning:
         self.parameters = list(unet.parameters())
 
     def save(self, folder: Path) -> None:
-        self.unet.save_pretrained(folder / "unet", safe_serialization=True)
+        self.unet.save_config(folder / "unet")
+        path = folder / "unet" / SAFETENSORS_WEIGHTS_NAME
+        write_weights(path, self.unet.state_dict(), {"format": "pt"})
 
     def load(self, folder: Path) -> None:
         saved: dict[str, Tensor] = {}
         for part in sorted((folder / "unet").glob("*.safetensors")):
-            saved |= load_file(part)
+            saved |= read_weights(part, lora.REMOVE)
         try:
             self.unet.load_state_dict(saved)
         except RuntimeError as error:

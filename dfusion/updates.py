@@ -88,6 +88,8 @@ class Updater:
     old: Known = field(default_factory=Known)
     first: Known = field(default_factory=Known)  # the initial model's
     _drawn: tuple[int, Tensor] | None = None
+    # Of each micro-batch: its steps, and (B,) whether loss and gradient at the output are finite.
+    _sound: list[tuple[Sequence[Step], Tensor, Tensor]] = field(default_factory=list)
 
     @torch.no_grad()
     def remember(self, steps: Sequence[Step]) -> None:
@@ -101,12 +103,26 @@ class Updater:
 
         Steps that `old` does not know are met for the first time: the network is theta_old.
         """
+        self._sound = []
         tally = Tally(len(self.policy.ddim))
         chunks = self._chunks(steps)
         for n, chunk in enumerate(chunks, 1):
             self._micro_batch(chunk, tally, last=n == len(chunks))
             self.advance(len(chunk))
         return tally
+
+    def broken(self) -> str:
+        """The first step of the last `backward` with NaN or Inf, in words; empty without one.
+
+        Asked once an optimiser step, so that no micro-batch waits for the device.
+        """
+        total = len(self.policy.ddim)
+        for chunk, loss, gradient in self._sound:
+            for what, good in (("loss", loss), ("gradient", gradient)):
+                if not bool(good.all()):
+                    step = chunk[int(good.long().argmin())]
+                    return f"pair {step.pair}, step t = {total - step.i}: NaN or Inf in the {what}"
+        return ""
 
     def _micro_batch(self, chunk: Sequence[Step], tally: Tally, last: bool) -> None:
         batch = self.data.read(chunk)
@@ -126,6 +142,8 @@ class Updater:
             now.eps.retain_grad()
             ((loss.value * weight).sum() * self.boost).backward()
         assert now.eps.grad is not None
+        sides = now.eps.grad.detach().flatten(1).isfinite().all(1).unflatten(0, (-1, 2)).all(1)
+        self._sound.append((chunk, loss.value.detach().isfinite(), sides))
         gradient = now.eps.grad.flatten(1).norm(dim=1).unflatten(0, (-1, 2)).mean(-1) / self.boost
         tally.add(batch.i, loss, weight, gradient, kl, far)
 

@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 
-from dfusion import pairing
+from dfusion import metrics, pairing
+from dfusion.checkpoints import read_state
 from dfusion.errors import UserError
-from dfusion.files import REBUILT, read_json, read_png, read_tensors
-from dfusion.settings import Settings, settings_of
+from dfusion.files import REBUILT, read_json, read_png, read_tensors, read_weights
+from dfusion.lora import FILE as LORA
+from dfusion.lora import REMOVE
+from dfusion.settings import RENEW, Settings, settings_of
 from dfusion.steps import first_fused
 from dfusion.store import SCORED, Experiment, Round
 
@@ -29,7 +31,6 @@ FOLDERS = {
     **dict.fromkeys(("trajectories", "targets", "inversions"), ".safetensors"),
 }
 FILES = {"manifest.json", "pairs.json", "adoption.json"}
-RENEW = "delete it, and the same command as before writes it again"
 
 
 def verify(folder: Path) -> list[str]:
@@ -49,7 +50,19 @@ def verify(folder: Path) -> list[str]:
         problems += _guarded(round_.folder, partial(_images, round_))
     for state in sorted(folder.glob("checkpoints/epoch*")):
         problems += _guarded(state, partial(_checkpoint, state))
-    return problems
+    problems += _guarded(folder, partial(_metrics, folder / "metrics.jsonl"))
+    return problems + _links(folder)
+
+
+def _metrics(path: Path) -> Iterator[str]:
+    metrics.read(path)  # raises for damage
+    yield from ()
+
+
+def _links(folder: Path) -> list[str]:
+    """Links inside the experiment: what they lead to is not kept with it."""
+    found = (p for p in sorted(folder.rglob("*")) if p.is_symlink())
+    return [f"{p}: a link to {p.readlink()}; put the file itself there" for p in found]
 
 
 def _guarded(where: Path, check: Callable[[], Iterator[str]]) -> list[str]:
@@ -181,25 +194,20 @@ def _checkpoint(folder: Path) -> Iterator[str]:
     if not (folder / "state.json").exists():
         yield f"{folder}: not finished; run the same command again"
         return
-    read_json(folder / "state.json")
-    yield from _tensors_if_there(folder / "optimiser.safetensors")
-    for path in [*folder.glob("pytorch_lora_weights.safetensors"), *folder.glob("unet/*.safet*")]:
-        try:
-            with safe_open(path, "pt") as file:
-                broken = [n for n in file.keys() if not file.get_tensor(n).isfinite().all()]  # noqa: SIM118
-            if broken:
-                yield f"{path}: '{broken[0]}' is NaN or infinite; remove this checkpoint"
-        except (SafetensorError, OSError) as error:
-            yield f"{path}: damaged ({error}); remove this checkpoint"
-    if not any(folder.rglob("*weights*.safetensors")) and not (folder / "unet").is_dir():
-        yield f"{folder}: no weights; remove this checkpoint"
+    yield from _problem(folder, read_state)
+    yield from _problem(folder / "optimiser.safetensors", lambda p: read_tensors(p, REMOVE))
+    weights = [*folder.glob(LORA), *folder.glob("unet/*.safetensors")]
+    for path in weights:
+        yield from _problem(path, _weights)
+    if not weights:
+        yield f"{folder}: no weights; {REMOVE}"
 
 
-def _tensors_if_there(path: Path) -> Iterator[str]:
-    if not path.exists():
-        yield f"{path}: missing; remove this checkpoint"
-    else:
-        yield from _problem(path, read_tensors)
+def _weights(path: Path) -> None:
+    tensors = read_weights(path, REMOVE, must=True)
+    broken = [name for name, values in tensors.items() if not values.isfinite().all()]
+    if broken:
+        raise UserError(f"{path}: '{broken[0]}' is NaN or infinite; {REMOVE}")
 
 
 def main(arguments: list[str]) -> int:

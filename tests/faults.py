@@ -1,13 +1,21 @@
-"""Kill a run at file-system operations, run it again, and compare with an undisturbed run.
+"""Kill runs at file-system operations, run them again, and compare with undisturbed runs.
 
     python -m tests.faults --points 120
+    python -m tests.faults --points 120 --part 2/4     (parts of one survey add up)
 
 Each point is a process of its own that ends by SIGKILL just before its nth operation that changes
 something under the experiment's folder (opening a file for writing, renaming, deleting, making a
-folder); n is spread evenly over all operations of sampling, scoring, fusing, training and
-reporting, two rounds long. Then the same command runs to its end, and images, scores, pairs,
-trajectories and the final LoRA must be those of a run that nobody killed.
+folder); n is spread evenly over all operations of three jobs:
+
+train      two rounds: sampling, scoring in the run, fusing, training LoRA, comparing, reporting
+inversion  one round with targets' trajectories inverted, all of the UNet trained
+scorer     a scorer of its own, over an experiment that is sampled and has no scores
+
+Then the same command runs to its end, and images, scores, pairs, trajectories and the final weights
+must be those of a run that nobody killed. The points are counted by the stage they fall in.
 """
+
+from __future__ import annotations
 
 import argparse
 import json
@@ -17,19 +25,36 @@ import signal
 import sys
 import tempfile
 import traceback
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
+from dfusion.runs import sample_rounds, score
 from dfusion.settings import Settings
 from dfusion.training import train_rounds
 from tests.conftest import make_pipeline, make_settings
 
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"}
+STAGES = {  # of the paths that have this in them
+    "compare/": "comparing",
+    "trajectories": "sampling",
+    "/images/": "sampling",
+    "manifest": "sampling",
+    "/eval": "scoring",
+    "scorer": "scoring",
+    "pairs.json": "pairing",
+    "inversions": "inverting",
+    **dict.fromkeys(("targets", "_images", "masks"), "fusing"),
+    "adoption": "adopting",
+    "checkpoints": "training",
+    "metrics": "training",
+    **dict.fromkeys(("index.html", "pairs.png"), "reporting"),
+}
 PASSING = ("seconds", "peak_memory_gib")  # differ from run to run
 NAMING = ("config.json", "index.html", "pairs.png", "README.md")  # have the name in them
 
@@ -38,19 +63,20 @@ class Killer:
     """Counts changes under a folder; kills this process before number `at` (0: never)."""
 
     def __init__(self, folder: Path, at: int) -> None:
-        self.folder, self.at, self.count = str(folder), at, 0
+        self.folder, self.at = str(folder), at
+        self.changed: list[str] = []
         sys.addaudithook(self)
 
     def __call__(self, event: str, args: tuple) -> None:
         writes = event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+")
         if not (writes or event in CHANGES) or not str(args[0]).startswith(self.folder):
             return
-        self.count += 1
-        if self.count == self.at:
+        self.changed.append(str(args[0])[len(self.folder) :])
+        if len(self.changed) == self.at:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def child(work: Callable[[], int]) -> int | None:
+def child(work: Callable[[], str]) -> str | None:
     """Run `work` in a forked process; what it returned, or None if it was killed."""
     read, write = os.pipe()
     pid = os.fork()
@@ -59,7 +85,8 @@ def child(work: Callable[[], int]) -> int | None:
         try:
             silence = os.open(os.devnull, os.O_WRONLY)
             os.dup2(silence, 1)
-            os.write(write, str(work()).encode())
+            with os.fdopen(write, "w") as pipe:
+                pipe.write(work())
             code = 0
         except BaseException:
             traceback.print_exc()
@@ -73,18 +100,19 @@ def child(work: Callable[[], int]) -> int | None:
         return None
     if os.waitstatus_to_exitcode(status):
         raise SystemExit("the run failed instead of going on; see above")
-    return int(text)
+    return text
 
 
-def run(settings: Settings, kill_at: int = 0) -> int | None:
-    """Train; how many changes it made, or None if it was killed."""
+def run(job: Job, settings: Settings, kill_at: int = 0) -> list[str] | None:
+    """Do the job; the files it changed, one a change, or None if it was killed."""
 
-    def work() -> int:
+    def work() -> str:
         killer = Killer(Path(settings.save_path) / settings.exp_name, kill_at)
-        train_rounds(settings)
-        return killer.count
+        job.do(settings)
+        return "\n".join(killer.changed)
 
-    return child(work)
+    text = child(work)
+    return None if text is None else text.splitlines()
 
 
 def contents(folder: Path) -> dict[str, Any]:
@@ -106,6 +134,14 @@ def difference(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
     return [name for name in sorted(a.keys() | b.keys()) if a.get(name) != b.get(name)]
 
 
+def stage_of(path: str) -> str:
+    """The stage that changes a file of an experiment."""
+    for part, stage in STAGES.items():
+        if part in path:
+            return stage
+    return "the experiment's own files"
+
+
 def make(folder: Path) -> Settings:
     """Two rounds on the tiny model, with everything on that writes files."""
     make_pipeline(folder).save_pretrained(folder / "model")
@@ -114,39 +150,106 @@ def make(folder: Path) -> Settings:
     return settings
 
 
-def survey(folder: Path, points: int, say: Callable[[str], object]) -> list[str]:
-    """Kill at `points` operations, spread evenly; returns what went wrong."""
+def inverted(settings: Settings) -> Settings:
+    """One round; every target is adopted, inverted, and all of the UNet trained."""
+    train = replace(
+        settings.train, num_epochs=1, pairs="inversion", tune="full", learning_rate=1e-4
+    )
+    return replace(settings, train=train, pair=replace(settings.pair, adoption="all"))
+
+
+def scored_apart(settings: Settings) -> Settings:
+    return replace(settings, eval=replace(settings.eval, once=True, batch_size=1))
+
+
+def sampled_only(settings: Settings) -> None:
+    """An experiment that waits for a scorer."""
+    folder = sample_rounds(settings)
+    for path in folder.glob("epoch*/eval/*.json"):
+        path.unlink()
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is killed. prepare: what is there before it, made without being killed."""
+
+    do: Callable[[Settings], object]
+    of: Callable[[Settings], Settings]
+    prepare: Callable[[Settings], object] | None = None
+
+
+JOBS = {
+    "train": Job(train_rounds, lambda settings: settings),
+    "inversion": Job(train_rounds, inverted),
+    "scorer": Job(score, scored_apart, sampled_only),
+}
+
+
+class Survey:
+    """One job in `folder`, done once undisturbed."""
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        self.name, self.job = name, JOBS[name]
+        self.settings = self.job.of(settings)
+        self.data = Path(settings.save_path)
+        whole = self.prepared(f"{name}-whole")
+        changed = run(self.job, whole)
+        assert changed is not None
+        self.changed = changed
+        self.expected = contents(self.data / whole.exp_name)
+
+    def prepared(self, name: str) -> Settings:
+        """The job's settings under another name, with what is to be there before it."""
+        settings, before = replace(self.settings, exp_name=name), self.data / f"{self.name}-before"
+        if self.job.prepare:
+            if not before.exists():
+                child(lambda: str(self.job.prepare(replace(settings, exp_name=before.name))))
+            shutil.copytree(before, self.data / name)
+        return settings
+
+    def kill(self, at: int) -> str:
+        """Kill before operation `at` (from 1) and go on; what differs then, or nothing."""
+        broken = self.prepared(f"{self.name}-killed{at}")
+        folder = self.data / broken.exp_name
+        if run(self.job, broken, at) is not None:
+            return "the run ended before it"
+        run(self.job, broken)
+        wrong = difference(self.expected, contents(folder))
+        shutil.rmtree(folder)
+        return f"{', '.join(wrong[:5])} differ" if wrong else ""
+
+
+def survey(folder: Path, points: int, part: int, parts: int, say: Callable[[str], object]) -> int:
+    """Kill at `points` operations over all jobs, or at this part's; returns how many failed."""
     torch.set_num_threads(1)
     settings = make(folder)
-    whole = replace(settings, exp_name="whole")
-    total = run(whole)
-    assert total is not None
-    expected = contents(folder / "data" / "whole")
-    failed = []
-    for n in range(points):
-        at = 1 + n * total // points
-        broken = replace(settings, exp_name=f"killed{at}")
-        if run(broken, at) is not None:
-            failed.append(f"operation {at}: the run ended before it")
-        run(broken)
-        wrong = difference(expected, contents(folder / "data" / broken.exp_name))
-        if wrong:
-            failed.append(f"operation {at}: {', '.join(wrong[:5])} differ")
-        shutil.rmtree(folder / "data" / broken.exp_name)
-        say(f"{n + 1}/{points} killed before operation {at} of {total}: {wrong[:3] or 'the same'}")
-    return failed
+    surveys = [Survey(name, settings) for name in JOBS]
+    places = [(s, at) for s in surveys for at in range(1, len(s.changed) + 1)]
+    chosen = [places[n * len(places) // points] for n in range(points)][part - 1 :: parts]
+    survived: Counter[str] = Counter()
+    for n, (one, at) in enumerate(chosen, 1):
+        wrong = one.kill(at)
+        path = one.changed[at - 1]
+        survived[stage_of(path)] += not wrong
+        say(f"{n}/{len(chosen)} {one.name}, operation {at} of {len(one.changed)}, {path}: "
+            f"{wrong or 'the same'}")  # fmt: skip
+    for stage, count in sorted(survived.items()):
+        say(f"{count:4d} survived in {stage}")
+    say(f"{survived.total()} of {len(chosen)} kill points survived.")
+    return len(chosen) - survived.total()
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--points", type=int, default=120)
+    parser.add_argument("--part", default="1/1", help="this part of the points, e.g. 2/4")
     args = parser.parse_args()
+    part, parts = map(int, args.part.split("/"))
     os.fsync = lambda descriptor: None  # guards against power cuts, which no kill is
     with tempfile.TemporaryDirectory() as name:
-        failed = survey(Path(name), args.points, lambda text: print(text, flush=True))
-    print("\n".join(failed))
-    print(f"{args.points - len(failed)} of {args.points} kill points survived.")
-    return bool(failed)
+        return bool(
+            survey(Path(name), args.points, part, parts, lambda text: print(text, flush=True))
+        )
 
 
 if __name__ == "__main__":

@@ -52,13 +52,13 @@ def test_what_cannot_be_scored_does_not_stop_the_others(
     broken, foreign, good = (experiment(tmp_path / name) for name in ("a", "b", "c"))
     broken.image("images", 0).write_bytes(b"not a PNG")
     foreign.write_scores("images", "clip:RN50", {0: 0.5})
-    with pytest.raises(UserError, match="unreadable"):
+    with pytest.raises(UserError, match="damaged"):
         look(tmp_path, [])  # `once` ends with what is wrong
     assert len(good.scores("images")) == 3
     said = capsys.readouterr().out
     assert "left alone" in said
     assert "scored by clip:RN50" in said
-    assert said.count("unreadable") == 1
+    assert said.count("damaged") == 1
     assert foreign.scores("images") == {0: 0.5}
 
 

@@ -1,0 +1,41 @@
+"""Rounds in which something is degenerate: what becomes of it. Each is said once a round.
+
+| what | outcome | said |
+|---|---|---|
+| all scores of a prompt are equal | paired in the order of their indices, as ties are; by Eq. 7 a target that is not worse is adopted | prompts, counted |
+| one image per prompt | refused before a model loads | the flag |
+| a mask that is empty at every fused step | the target is its base to the bit; adopted only where base and reference score the same | targets, counted |
+| a mask that covers everything at every fused step | keys and values are the reference's everywhere | targets, counted |
+| an item that the prompt lacks, or that is named twice | refused before a model loads | flag, item, prompt |
+| an item that the text encoder cuts off | refused before sampling | flag, item, prompt |
+| a pair without any gradient (equal scores under DDPO and DPOK, a target that is its base) | adds nothing to the update; where no pair has a gradient, training stops | the gradient's norm, 0 |
+| NaN or Inf in states, maps, images, scores, losses or gradients | the run stops; files and checkpoints so far stand | round, sample or pair, step t |
+"""  # noqa: E501
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+
+def equal_scores(by_prompt: Mapping[str, Sequence[float]]) -> str:
+    """Words on prompts whose images all score the same; empty where there is none."""
+    count = sum(len(set(scores)) == 1 for scores in by_prompt.values())
+    if not count:
+        return ""
+    return f"{count} of {len(by_prompt)} prompts have equal scores only: paired by index"
+
+
+def odd_masks(masks: Sequence[Tensor]) -> str:
+    """Words on targets with an empty or a full mask; empty where there is none.
+
+    masks: of each target, (fused steps, gh, gw) bool.
+    """
+    fused = [mask for mask in masks if len(mask)]
+    empty = sum(not bool(mask.any()) for mask in fused)
+    full = sum(bool(mask.all()) for mask in fused)
+    parts = []
+    if empty:
+        parts.append(f"{empty} of {len(masks)} masks are empty: these targets are their bases")
+    if full:
+        parts.append(f"{full} of {len(masks)} masks cover everything")
+    return "; ".join(parts)
