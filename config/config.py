@@ -41,16 +41,18 @@ def testbed() -> Settings:
     settings.eval.batch_size = 64
     settings.prompt_file = "config/prompt/testbed1_train.json"
     settings.item_idx_file = "config/prompt/testbed1_item.json"
-    # Chosen on the pairs of held-out prompts (experiments/results/fusion_grid.json): this model
-    # decides outlines in the first steps and just around an item, more than its map covers.
-    settings.fusion.steps, settings.mask.merge, settings.mask_thr = "20-1", "or", "1e-6"
+    settings.mask_thr_file = "config/prompt/testbed1_mask.json"
+    # Chosen on pairs of held-out prompts (experiments/results/testbed/fusion_grid.json): of all
+    # masked ways the one whose targets are adopted most often.
+    settings.fusion.steps = "20-1"
     settings.sample.batch_size = 16
     settings.sample.num_batches_per_epoch = 1
     settings.fusion.batch_size = 8
-    # Few images a round and few rounds: a higher rate, each pair once, and none of the last steps,
-    # which draw outlines crisp and have most of the gradient's variance.
+    # Few images a round and few rounds: a higher rate and more steps, chosen on naive DPO; each
+    # pair once, and none of the last steps, which draw outlines crisp and have most of the
+    # gradient's variance.
     settings.train.learning_rate = 2e-3
-    settings.train.num_inner_epochs, settings.train.updates_per_inner_epoch = 1, 2
+    settings.train.num_inner_epochs, settings.train.updates_per_inner_epoch = 1, 8
     settings.train.step_weights = ",".join(["1"] * 16 + ["0"] * 4)
     settings.train.batch_size = 8
     return settings

@@ -45,8 +45,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
     files = f"config/prompt/{'testbed' if args.preset == 'testbed' else 'template'}{args.template}"
     settings.prompt_file = str(_prompts(args, f"{files}_train.json", data))
     settings.item_idx_file = f"{files}_item.json"
-    if args.preset != "testbed":
-        settings.mask_thr_file = f"{files}_mask.json"
+    settings.mask_thr_file = f"{files}_mask.json"
     settings.pretrained.model = args.model or settings.pretrained.model
     settings.save_path, settings.exp_name, settings.seed = str(data), name_of(args), args.seed
     settings.eval.in_process, settings.device = True, args.device

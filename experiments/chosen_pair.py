@@ -80,6 +80,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
     settings.prompt_file = settings.item_idx_file = settings.mask_thr_file = ""
     if args.preset == "testbed":
         settings.prompt, settings.item_idx = "a star wearing a hat", "star,hat"
+        settings.mask_thr = "2e-4"  # most thresholds of this model's files are near
     if bool(args.prompt) != bool(args.items):
         raise UserError("--prompt and --items: give both, e.g. --items cat,chess, or neither")
     settings.prompt = args.prompt or settings.prompt

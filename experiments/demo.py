@@ -11,6 +11,7 @@ FLAGS = [
     "--config.exp_name=demo",
     "--config.prompt_file=config/prompt/demo.json",
     "--config.item_idx_file=config/prompt/demo_item.json",
+    "--config.mask_thr_file=config/prompt/demo_mask.json",
     "--config.sample.batch_size=8",
     "--config.train.num_epochs=2",
     "--config.train.compare_images=2",

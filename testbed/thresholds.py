@@ -103,7 +103,7 @@ def main() -> None:
     args = parser.parse_args()
     policy = load_policy(args.weights, args.guidance)
     torch.manual_seed(SEED)
-    overlaps = {}
+    overlaps, every = {}, dict[str, list[float]]()
     for template in TEMPLATES:
         best = {k: best_threshold(v) for k, v in collect(policy, template, args.scenes).items()}
         thresholds = {
@@ -112,10 +112,13 @@ def main() -> None:
             for claim in all_claims(template)
         }  # fmt: skip
         write_json(FOLDER / f"testbed{template}_mask.json", thresholds)
+        every |= thresholds
         overlaps[f"template{template}"] = {
             f"{word} ({place + 1})": {"threshold": threshold, "overlap": round(overlap, 3)}
             for (place, word), (threshold, overlap) in sorted(best.items())
         }
+    demo = json.loads((FOLDER / "demo.json").read_text())
+    write_json(FOLDER / "demo_mask.json", {prompt: every[prompt] for prompt in demo})
     print(json.dumps(overlaps, indent=2))
     (args.weights / "thresholds.json").write_text(json.dumps(overlaps, indent=2) + "\n")
 
