@@ -16,11 +16,15 @@ def catalogue(data: Data) -> list[dict[str, Any]]:
         rows.append(
             {
                 "name": name,
-                "rounds": [k for k, r in experiment.rounds().items() if r.manifest()],
-                "comparisons": [k for k, r in experiment.comparisons().items() if r.manifest()],
+                "rounds": [k for k, r in experiment.rounds().items() if _has_begun(r)],
+                "comparisons": [k for k, r in experiment.comparisons().items() if _has_begun(r)],
             }
         )
     return rows
+
+
+def _has_begun(round_: Round) -> bool:
+    return (round_.folder / "manifest.json").exists()
 
 
 def _begun(experiment: Experiment) -> float:

@@ -77,15 +77,17 @@ export function lazily(list, items, make, chunk = 24) {
   const end = h("div", { class: "sentinel" });
   let shown = 0;
   const more = () => {
-    list.append(...items.slice(shown, shown + chunk).map(make));
+    end.before(...items.slice(shown, shown + chunk).map(make));
     shown += chunk;
-    if (shown >= items.length) { observer.disconnect(); end.remove(); }
+    observer.unobserve(end);
+    if (shown >= items.length) end.remove();
+    else observer.observe(end); // anew: it may still be near
   };
   const observer = new IntersectionObserver((seen) => {
     if (seen.some((s) => s.isIntersecting)) more();
   }, { rootMargin: "600px" });
+  list.append(end);
   more();
-  if (shown < items.length) { list.after(end); observer.observe(end); }
   return () => { observer.disconnect(); end.remove(); };
 }
 

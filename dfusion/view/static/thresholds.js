@@ -131,7 +131,7 @@ export async function show(root, params, remember) {
   function draw(one, mask, coverage) {
     const context = one.canvas.getContext("2d"), [high, wide] = view.grid, cells = high * wide;
     const pixels = context.createImageData(wide, high), maps = chosen.look === "maps";
-    one.box.classList.toggle("maps", maps);
+    one.box.classList.toggle("heat", maps);
     const steps = chosen.t === "fused" ? view.fused : [Number(chosen.t)];
     for (let c = 0; c < cells; c++) {
       if (!maps) {
