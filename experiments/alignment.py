@@ -27,11 +27,16 @@ from experiments.shared_start import borrow
 from testbed.judge import Judge
 
 RESULTS = Path(__file__).parent / "results"
-DATA = Path("data/alignment")
+DATA = Path("data")
 SIZES: dict[str, dict[str, int]] = {
     "testbed": {"prompts": 4, "images": 32, "rounds": 6, "compare": 64, "compare_every": 3},
     "paper": {"rounds": 40, "compare": 4, "compare_every": 5},
 }
+
+
+def runs_of(preset: str) -> Path:
+    """The folder of a preset's runs."""
+    return DATA / f"alignment_{preset}"
 
 
 def name_of(args: argparse.Namespace) -> str:
@@ -41,7 +46,7 @@ def name_of(args: argparse.Namespace) -> str:
 
 def settings_of(args: argparse.Namespace) -> Settings:
     """The preset with this run's method, on a template's training prompts."""
-    settings, data = PRESETS[args.preset](), DATA / args.preset
+    settings, data = PRESETS[args.preset](), runs_of(args.preset)
     files = f"config/prompt/{'testbed' if args.preset == 'testbed' else 'template'}{args.template}"
     settings.prompt_file = str(_prompts(args, f"{files}_train.json", data))
     settings.item_idx_file = f"{files}_item.json"

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dfusion.store import Experiment, Round
-from experiments.alignment import DATA, RESULTS
+from experiments.alignment import RESULTS, runs_of
 from testbed.judge import Judge
 
 EACH = 4  # images of a prompt
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--preset", default="testbed", choices=("testbed", "paper"))
     parser.add_argument("--out", type=Path, help="default: results/<preset>/before_after.png")
     args = parser.parse_args()
-    runs = {n: Experiment(DATA / args.preset / n).comparisons() for n in args.names.split(",")}
+    runs = {n: Experiment(runs_of(args.preset) / n).comparisons() for n in args.names.split(",")}
     for name, found in runs.items():
         if len(found) < 2:
             raise SystemExit(f"--names {name}: no comparisons; run experiments.alignment")

@@ -11,7 +11,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from dfusion.rewards import Reward, load_reward
 from dfusion.runs import policy_of
 from dfusion.sampling import sample
 from dfusion.settings import Eval, Settings
-from experiments.alignment import DATA, RESULTS
+from experiments.alignment import RESULTS, runs_of
 from experiments.intervals import said
 from experiments.similarity import ssim
 from testbed.judge import Judge
@@ -38,15 +37,15 @@ NUMBER = 2_000_000  # stands in for a round's number in the noise: no training r
 BATCH = 16
 
 
-def settings_of(name: str, data: Path, template: int) -> Settings:
+def settings_of(name: str, preset: str, template: int) -> Settings:
     """The settings of a run, with the test list's prompts and the run's last LoRA."""
-    folder = data / name
+    folder = runs_of(preset) / name
     last = Checkpoints(folder / "checkpoints").latest()
     if last is None:
         raise UserError(f"--names {name}: no checkpoint in {folder}; run experiments.alignment")
     settings = Settings.of(read_json(folder / "config.json")["settings"])
     lora = str(Checkpoints(folder / "checkpoints").path(last))
-    listed = f"config/prompt/{'testbed' if data.name == 'testbed' else 'template'}{template}"
+    listed = f"config/prompt/{'testbed' if preset == 'testbed' else 'template'}{template}"
     return replace(
         settings,
         pretrained=replace(settings.pretrained, lora=lora),
@@ -125,7 +124,7 @@ def main() -> None:
     quiet_libraries()
     torch.manual_seed(0)
     names = [name.strip() for name in args.names.split(",") if name.strip()]
-    every = {name: settings_of(name, DATA / args.preset, args.template) for name in names}
+    every = {name: settings_of(name, args.preset, args.template) for name in names}
     first = next(iter(every.values()))
     every = {"base": replace(first, pretrained=replace(first.pretrained, lora="")), **every}
     prompts = [p for p in load_prompts(first) for _ in range(args.images)]
