@@ -82,13 +82,16 @@ def test_a_rating_is_of_this_very_image(tmp_path: Path, view_data: Path) -> None
     copy = copy_of(view_data, tmp_path)
     _ask_people(copy / "exp")
     client, where = client_of(copy), {"exp": "exp", "round": "epoch0", "kind": "images"}
-    client.post("/api/human/rate", json={**where, "index": 0, "rater": "Ada", "score": 4})
+    for index in range(8):
+        client.post("/api/human/rate", json={**where, "index": index, "rater": "Ada", "score": 4})
     asked = {**where, "rater": "Ada"}
     mine = {i["i"]: i["mine"] for i in client.get("/api/human/task", params=asked).json()["items"]}
     assert mine[0] == 4
     write_png(Experiment(copy / "exp").round(0).image("images", 0), np.zeros((8, 8, 3), np.uint8))
     mine = {i["i"]: i["mine"] for i in client.get("/api/human/task", params=asked).json()["items"]}
     assert mine[0] is None
+    refused = client.post("/api/human/hand-in", json=where)
+    assert refused.status_code == 400 and "image 0 has no rating" in refused.json()["error"]
 
 
 def test_people_score_a_whole_round_to_a_trained_lora(settings: Settings) -> None:
