@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from dfusion.files import read_picture
+
 SIDES = ("base", "reference", "target")
 ROWS = ("base", "reference", "mask", "target")
 MOST, COLUMNS, PANEL, GAP, LEFT, TOP, LINE, LABEL = 24, 8, 160, 8, 112, 84, 27, 58
@@ -120,7 +122,9 @@ def _draw_panel(
 def _picture(folder: Path, src: str | None) -> Image.Image | None:
     if src is None:
         return None
-    return Image.open(folder / src).convert("RGB").resize((PANEL, PANEL), Image.Resampling.LANCZOS)
+    return (
+        read_picture(folder / src).convert("RGB").resize((PANEL, PANEL), Image.Resampling.LANCZOS)
+    )
 
 
 def _mask_image(mask: dict[str, Any] | None) -> Image.Image | None:
@@ -141,8 +145,9 @@ def _score(score: float | None) -> str:
 
 def _fit(text: str, size: int, width: int) -> str:
     """The text, cut with an ellipsis where it is wider than `width` pixels."""
-    if _font(size).getlength(text) <= width:
+    if len(text) <= width and _font(size).getlength(text) <= width:
         return text
+    text = text[:width]  # hardly a letter is narrower than a pixel
     while text and _font(size).getlength(text + "…") > width:
         text = text[:-1]
     return text + "…"

@@ -1,7 +1,10 @@
 """The README.md of a checkpoint: what it is, how it was made, how to load it."""
 
+import html
+import json
 from collections.abc import Sequence
 
+from dfusion.errors import one_line
 from dfusion.settings import Settings
 
 LOADS = {
@@ -21,21 +24,24 @@ def model_card(settings: Settings, number: int, rewards: Sequence[float]) -> str
         f"| {k} | {reward:.4f} |" for k, reward in enumerate(rewards, number + 1 - len(rewards))
     ]
     table = "\n".join(["| round | mean reward |", "|---|---|", *lines]) if lines else ""
+    base, name = _plain(settings.pretrained.model), _plain(settings.exp_name)
+    prompts = _plain(settings.prompt_file or settings.prompt)
+    scorer = _plain(f"{settings.eval.reward}: {settings.eval.model} {settings.eval.pretrained}")
     return f"""---
-base_model: {settings.pretrained.model}
+base_model: {json.dumps(settings.pretrained.model)}
 library_name: diffusers
 tags: [text-to-image, d-fusion, {train.method}, {train.tune}]
 ---
-# {settings.exp_name}, round {number}
+# {name}, round {number}
 
 {what}, trained by {train.method.upper()} with D-Fusion's recipe (arXiv:2505.22002).
 
 | | |
 |---|---|
-| base model | {settings.pretrained.model} |
-| prompts | {settings.prompt_file or settings.prompt} |
+| base model | {base} |
+| prompts | {prompts} |
 | method | {train.method}, pairs {pairs} |
-| reward | {settings.eval.reward}: {settings.eval.model} {settings.eval.pretrained} |
+| reward | {scorer} |
 | images a round | {settings.images_per_prompt} of each prompt |
 | sampling | DDIM, {sample.num_steps} steps, eta {sample.eta}, guidance {sample.guidance_scale} |
 | optimiser | AdamW, learning rate {train.learning_rate}, {train.num_inner_epochs} inner epochs |
@@ -45,3 +51,8 @@ tags: [text-to-image, d-fusion, {train.method}, {train.tune}]
 
 {LOADS[train.tune]}
 """
+
+
+def _plain(text: str) -> str:
+    """The text as one table cell without markup."""
+    return html.escape(one_line(text), quote=False).replace("|", "\\|")

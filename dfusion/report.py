@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from dfusion.contact_sheet import SIDES, contact_sheet
 from dfusion.errors import UserError
-from dfusion.files import read_json, write_bytes
+from dfusion.files import read_json, read_picture, write_bytes
 from dfusion.prompts import Prompt
 from dfusion.steps import parse_steps
 from dfusion.store import Experiment, Round
@@ -195,7 +194,7 @@ def read_mask(
     Without settings, tiles are taken to be square, and steps that are not all black to be fused.
     mean: over the fused steps, one hexadecimal digit per cell. coverage: its mean, exactly.
     """
-    sheet = np.asarray(Image.open(path).convert("L"))
+    sheet = np.asarray(read_picture(path).convert("L"))
     height, width = sheet.shape
     gh = height // (items + 1)
     steps = steps or (width // gh if gh else 0)

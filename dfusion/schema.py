@@ -4,13 +4,13 @@ Numbers of samples and pairs become file names, so they are whole numbers of san
 else: no such file can name anything outside its experiment's folder.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from dfusion.errors import UserError
 
 MOST = 10**7  # samples of a round
+LARGEST = 1e300  # of a score or threshold
 REMEDY = "delete it to have it rebuilt"
 
 
@@ -86,7 +86,7 @@ def _is_index(value: object, count: int) -> bool:
 
 def _is_number(value: Any) -> bool:
     plain = isinstance(value, int | float) and not isinstance(value, bool)
-    return plain and math.isfinite(value)
+    return plain and abs(value) < LARGEST  # not so for NaN
 
 
 def _wrong(source: str, name: str, value: object) -> UserError:
