@@ -58,6 +58,24 @@ FLAGS = [
     ("train.num_checkpoint_limit", 0, "--config.train.num_checkpoint_limit 0"),
     ("tracker", "mlflow", "--config.tracker 'mlflow': choose from none, wandb, tensorboard"),
     ("resume_from", "data/nowhere", "--config.resume_from data/nowhere: no checkpoint there"),
+    ("resume_from", "x" * 300, "--config.resume_from 'xxx"),
+    ("save_path", "a/" + "x" * 300, "--config.save_path 'a/xxx"),
+    ("save_path", "a\x00b", r"--config.save_path: 'a\x00b' has the character U+0000"),
+    ("prompt", "a\ncat", r"--config.prompt: 'a\ncat' has the character U+000A"),
+    ("prompt", "x" * 5000, "--config.prompt: 'xxx"),
+    ("seed", 2**63, "--config.seed 9223372036854775808: must be at most"),
+    ("seed", "5", "--config.seed '5': must be a whole number"),
+    ("seed", 1.5, "--config.seed 1.5: must be a whole number"),
+    ("seed", True, "--config.seed True: must be a whole number"),
+    ("sample.cfg", 1, "--config.sample.cfg 1: must be True or False"),
+    ("sample.eta", "1", "--config.sample.eta '1': must be a number"),
+    ("sample.num_steps", 1001, "--config.sample.num_steps 1001: must be at most 1000"),
+    ("sample.batch_size", 10**9, "--config.sample.batch_size 1000000000: must be at most"),
+    ("sample.guidance_scale", float("inf"), "--config.sample.guidance_scale inf: must be a fin"),
+    ("eval.poll_seconds", float("nan"), "--config.eval.poll_seconds nan: must be above 0"),
+    ("eval.model", None, "--config.eval.model None: must be text"),
+    ("train.num_epochs", 10**9, "--config.train.num_epochs 1000000000: must be at most"),
+    ("train.dpok_beta", float("nan"), "--config.train.dpok_beta nan: must be a finite number"),
 ]
 
 
@@ -87,7 +105,7 @@ def test_one_image_per_prompt_makes_no_pair() -> None:
         check(settings)
 
 
-@pytest.mark.parametrize("name", ["", "a,b", "../x", "a/b", ".hidden", "a b"])
+@pytest.mark.parametrize("name", ["", "a,b", "../x", "a/b", ".hidden", "a b", "é", "a" * 300])
 def test_experiment_names(name: str) -> None:
     with pytest.raises(UserError, match="--config.exp_name"):
         check_names(Settings(exp_name=name))
@@ -115,6 +133,21 @@ FILES = [
     ("mask_thr_file", "{}", "no thresholds for 'a cat'"),
     ("mask_thr_file", '{"a cat": [0.1, 0.2]}', "2 thresholds for the 1 items"),
     ("mask_thr_file", '{"a cat": ["x"]}', "one entry for each item"),
+    ("mask_thr_file", '{"a cat": [NaN]}', "give 0 to 1"),
+    ("mask_thr_file", '{"a cat": [-0.1]}', "give 0 to 1"),
+    ("mask_thr_file", '{"a cat": [1e400]}', "give 0 to 1"),
+    ("mask_thr_file", "{" + '"a":{' * 9999, "not valid JSON"),
+    ("prompt_file", "[" * 99999, "nested too deep"),
+    ("prompt_file", '["  "]', "none empty"),
+    ("prompt_file", '["a \\u001b[2J cat"]', "has the character U.001B"),
+    ("prompt_file", '["a \\ud800 cat"]', "has the character U.D800"),
+    ("prompt_file", '["a \\u202e cat"]', "has the character U.202E"),
+    ("item_idx_file", '{"a cat": [1], "a cat": [0]}', "'a cat' stands there twice"),
+    ("item_idx_file", '{"a cat": [-1]}', "position -1 is outside"),
+    ("item_idx_file", '{"a cat": [1.0]}', "one entry for each item"),
+    ("item_idx_file", '{"a cat": [""]}', "item '' is not in the prompt"),
+    ("item_idx_file", '{"a cat": ["cat#²"]}', "has 1 of them"),
+    ("item_idx_file", '{"a cat": ["cat#2"]}', "has 1 of them"),
 ]
 
 
@@ -132,8 +165,20 @@ def test_files(tmp_path: Path, flag: str, text: str | None, message: str) -> Non
             (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=message) as caught:
         load_prompts(settings)
-    if message not in ("item 'dog' is not in the prompt", "position 2 is outside"):
-        assert f"--config.{flag}" in str(caught.value)
+    line = str(caught.value)
+    assert line.startswith(f"--config.{flag}") and line.isprintable()
+
+
+def test_an_item_named_twice_is_refused(tmp_path: Path) -> None:
+    """XOR would cancel it."""
+    with pytest.raises(UserError, match="--config.item_idx cat, 1: .* the item '1' twice"):
+        load_prompts(Settings(item_idx="cat, 1"))
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-1", "1.01", "0x1", ""])
+def test_one_threshold_for_all(text: str) -> None:
+    with pytest.raises(UserError, match="--config.mask_thr '"):
+        load_prompts(Settings(mask_thr=text))
 
 
 def test_prompt_file_needs_items(tmp_path: Path) -> None:
