@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from dfusion.training import train_rounds
 from dfusion.verify import main, verify
 from tests.conftest import make_settings
+from tests.faults import contents, difference
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +70,27 @@ def edit(change: Callable[[dict], object]) -> Callable[[Path], None]:
     return damage
 
 
+def garble(path: Path) -> None:
+    """A line that is no JSON after those that are."""
+    path.write_text(path.read_text() + "\x00\n")
+
+
+def versioned(path: Path) -> None:
+    """Rows of another schema version."""
+    path.write_text(path.read_text().replace('"schema": 1', '"schema": 2'))
+
+
+def linked(path: Path) -> None:
+    """Moved elsewhere, with a link in its place."""
+    away = path.parent.parent.parent / "away"
+    path.rename(away)
+    path.symlink_to(away)
+
+
 IMAGE, TARGET = "epoch0/images/00002.png", "epoch0/target_images/00001.png"
 STATES, FUSED = "epoch0/trajectories/00003.safetensors", "epoch0/targets/00002.safetensors"
 LORA = "checkpoints/epoch0/pytorch_lora_weights.safetensors"
+STATE, METRICS = "checkpoints/epoch0/state.json", "metrics.jsonl"
 MOMENTS = "checkpoints/epoch0/optimiser.safetensors"
 CASES = [
     *((name, damage) for name in (IMAGE, TARGET, "epoch0/masks/00000.png")
@@ -96,7 +115,28 @@ CASES = [
     ("epoch0/adoption.json", edit(lambda v: v["pairs"].pop())),
     ("config.json", edit(lambda v: v["settings"].update(unknown=1))),
     ("config.json", edit(lambda v: v.update(schema=99))),
-    ("checkpoints/epoch0/state.json", Path.unlink),
+    *((STATE, damage) for damage in (Path.unlink, truncate, empty)),
+    (STATE, edit(lambda v: v.update(round=5))),
+    (STATE, edit(lambda v: v.update(schema=2))),
+    *((LORA, damage) for damage in (flip, nudge, Path.unlink)),
+    *((f"epoch0/{side}_images/00000.png", damage) for side in ("base", "reference")
+      for damage in (truncate, repaint, empty)),
+    *((METRICS, damage) for damage in (truncate, garble, versioned)),
+    *((f"epoch0/{name}", edit(lambda v: v.update(schema=2)))
+      for name in ("manifest.json", "pairs.json", "adoption.json", "eval/images.json")),
+    ("epoch0/manifest.json", edit(lambda v: v["samples"].__setitem__(0, -1))),
+    ("epoch0/manifest.json", edit(lambda v: v.pop("prompts"))),
+    ("epoch0/manifest.json", empty),
+    ("epoch0/pairs.json", edit(lambda v: v["pairs"][0].update(base=True))),
+    ("epoch0/adoption.json", truncate),
+    ("epoch0/adoption.json", edit(lambda v: v["pairs"][1].update(target="0.5"))),
+    ("compare/epoch0/manifest.json", truncate),
+    ("compare/epoch0/eval/images.json", edit(lambda v: v["scores"].update({"0": None}))),
+    ("config.json", truncate),
+    ("config.json", empty),
+    ("config.json", edit(lambda v: v["settings"].update(seed="5"))),
+    ("epoch0/images", linked),
+    (IMAGE, linked),
 ]  # fmt: skip
 
 
@@ -151,6 +191,51 @@ def test_what_was_deleted_is_rebuilt(whole: Path, tmp_path: Path) -> None:
     train_rounds(settings)
     assert all((folder / name).read_bytes() == data for name, data in before.items())
     assert verify(folder) == []
+
+
+REBUILT = [
+    (IMAGE,), (STATES,), (FUSED,), (TARGET,), ("epoch0/masks/00000.png", FUSED),
+    ("epoch0/eval/images.json",), ("epoch0/eval/target_images.json",), ("epoch0/adoption.json",),
+    ("epoch0/pairs.json",), ("epoch0/manifest.json",), ("config.json",),
+    ("compare/epoch1/images/00000.png",), ("compare/epoch0/eval/images.json",),
+    ("compare/epoch0/manifest.json",), ("checkpoints/epoch0",),
+]  # fmt: skip
+
+
+GOES_ON = ("config", "compare/epoch1", "checkpoints")
+
+
+def test_the_remedy_says_where_training_has_passed(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "exp"
+    shutil.copytree(whole, folder)
+    truncate(folder / IMAGE)
+    (folder / STATES).unlink()
+    first, second = verify(folder)
+    assert first.endswith("delete it to have it rebuilt, and checkpoints/epoch0 and later too")
+    assert second.endswith("delete checkpoints/epoch0 and later, and run the same command again")
+    shutil.rmtree(folder / "checkpoints")
+    assert not any("checkpoints" in problem for problem in verify(folder))
+
+
+@pytest.mark.parametrize("names", REBUILT, ids=lambda names: names[0])
+def test_the_remedy_works(whole: Path, tmp_path: Path, names: tuple[str, ...]) -> None:
+    """What is deleted comes back with the same command, as it was; nothing is left to mend."""
+    settings = make_settings(tmp_path, Path(json_of(whole)["pretrained"]["model"]))
+    settings.save_path = str(tmp_path)
+    settings.train = replace(settings.train, compare_images=1, batch_size=8)
+    folder = tmp_path / "exp"
+    shutil.copytree(whole, folder)
+    if not names[0].startswith(GOES_ON):  # training has passed it
+        names = (*names, "checkpoints")
+    for name in names:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    settings.prompt_file, settings.item_idx_file = (
+        json_of(whole)[key] for key in ("prompt_file", "item_idx_file")
+    )
+    train_rounds(settings)
+    assert verify(folder) == []
+    assert difference(contents(whole), contents(folder)) == []
 
 
 def json_of(folder: Path) -> dict:

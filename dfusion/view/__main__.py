@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--results",
         type=Path,
-        default=Path("experiments/results/alignment"),
+        default=Path("experiments/results/testbed/alignment"),
         help="folder of the judge's figures, <experiment>.json",
     )
     args = parser.parse_args(arguments)

@@ -31,7 +31,7 @@ def make_app(root: Path, host: str = "127.0.0.1", results: Path | None = None) -
     host: what it is bound to. results: folder with the judge's figures, <experiment>.json.
     """
     data = Data(root)
-    judged = results or Path("experiments/results/alignment")
+    judged = results or Path("experiments/results/testbed/alignment")
     studies: dict[str, Study] = {}  # by the name that images' addresses show
 
     def study(sources: list[str]) -> Study:
