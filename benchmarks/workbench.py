@@ -10,6 +10,7 @@ from PIL import Image
 
 from benchmarks.counter import counting
 from benchmarks.table3 import RoundCount, RoundSize
+from dfusion.files import write_json
 from dfusion.inputs import plan_of
 from dfusion.models import DiffusionModel
 from dfusion.prompts import Item, Prompt
@@ -47,6 +48,7 @@ def open_workbench(model: DiffusionModel, settings: Settings) -> Session:
     """A session on a model that is loaded already."""
     plan, mask_layers = plan_of(settings, model.layers)
     experiment = Experiment(Path(settings.save_path) / settings.exp_name)
+    write_json(experiment.config_file, {"settings": settings.to_dict()})
     runner = RoundRunner(
         settings, experiment, (PROMPT,), plan, mask_layers, World(), reward=brightness
     )
