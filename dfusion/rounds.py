@@ -26,7 +26,7 @@ from dfusion.sampling import Policy, Trajectory, sample
 from dfusion.scoring import score_missing, scorer_alive, scorer_lock
 from dfusion.settings import Settings
 from dfusion.steps import fused_indices
-from dfusion.store import Experiment, Round
+from dfusion.store import PAIRED, Experiment, Round
 
 SAY_EVERY_SECONDS = 30.0
 TRY = "try --config.mixed_precision bf16 or no"
@@ -227,7 +227,8 @@ class RoundRunner:
         prompts: list[Prompt],
     ) -> None:
         def there(p: int) -> bool:
-            return round_.image("target_images", p).exists() and round_.target(p).exists()
+            pictures = all(round_.image(kind, p).exists() for kind in PAIRED)
+            return pictures and round_.target(p).exists()
 
         size = self.settings.fusion.batch_size
         batches = unfinished(self.world.mine(len(pairs)), size, there)

@@ -32,6 +32,7 @@ from dfusion.prompts import Item, Prompt
 from dfusion.schema import check_adoption, check_manifest, check_pairs, check_scores
 
 _EPOCH = re.compile(r"^epoch(\d+)$")
+PAIRED = ("base_images", "reference_images", "masks", "target_images")  # one of each a pair
 SCORED = ("images", "target_images")
 
 

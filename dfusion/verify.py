@@ -16,20 +16,20 @@ import numpy as np
 import torch
 
 from dfusion import metrics, pairing
-from dfusion.checkpoints import read_state
+from dfusion.checkpoints import Checkpoints, read_state
 from dfusion.errors import UserError
 from dfusion.files import REBUILT, read_json, read_png, read_tensors, read_weights
 from dfusion.lora import FILE as LORA
 from dfusion.lora import REMOVE
 from dfusion.settings import RENEW, Settings, settings_of
 from dfusion.steps import first_fused
-from dfusion.store import SCORED, Experiment, Round
+from dfusion.store import PAIRED, SCORED, Experiment, Round
 
-PAIRED = ("base_images", "reference_images", "target_images")
 FOLDERS = {
-    **dict.fromkeys(("images", *PAIRED, "masks"), ".png"),
+    **dict.fromkeys(("images", *PAIRED), ".png"),
     **dict.fromkeys(("trajectories", "targets", "inversions"), ".safetensors"),
 }
+AGAIN = "run the same command again"
 FILES = {"manifest.json", "pairs.json", "adoption.json"}
 
 
@@ -44,14 +44,33 @@ def verify(folder: Path) -> list[str]:
     except UserError as error:
         return [str(error)]
     problems = []
-    for round_ in experiment.rounds().values():
-        problems += _guarded(round_.folder, partial(_round, round_, settings))
-    for round_ in experiment.comparisons().values():
-        problems += _guarded(round_.folder, partial(_images, round_))
+    trained = Checkpoints(folder / "checkpoints").latest()
+    for k, round_ in experiment.rounds().items():
+        found = _guarded(round_.folder, partial(_round, round_, settings))
+        problems += _behind(found, k, trained)
+    for k, round_ in experiment.comparisons().items():
+        found = _guarded(round_.folder, partial(_images, round_))
+        problems += _behind(found, k, trained)
     for state in sorted(folder.glob("checkpoints/epoch*")):
         problems += _guarded(state, partial(_checkpoint, state))
     problems += _guarded(folder, partial(_metrics, folder / "metrics.jsonl"))
     return problems + _links(folder)
+
+
+def _behind(problems: list[str], number: int, trained: int | None) -> list[str]:
+    """The problems of round `number`, with a remedy that works where training has passed it.
+
+    trained: the last round with a checkpoint; the same command would go on after it.
+    """
+    if trained is None or number > trained:
+        return problems
+    also = f"checkpoints/epoch{number} and later"
+    return [
+        p.replace(REBUILT, f"{REBUILT}, and {also} too").replace(
+            AGAIN, f"delete {also}, and {AGAIN}"
+        )
+        for p in problems
+    ]
 
 
 def _metrics(path: Path) -> Iterator[str]:
@@ -105,7 +124,7 @@ def _round(round_: Round, settings: Settings) -> Iterator[str]:
 def _images(round_: Round) -> Iterator[str]:
     """PNG files and scores of all that is planned."""
     if round_.manifest() is None:
-        yield f"{round_.folder}/manifest.json: missing; run the same command again"
+        yield f"{round_.folder}/manifest.json: missing; {AGAIN}"
         return
     for kind in SCORED:
         count = len(round_.texts_to_score(kind))
@@ -143,6 +162,9 @@ def _targets(round_: Round, settings: Settings) -> Iterator[str]:
             continue
         problems = list(_tensors(path, "latents"))
         yield from problems
+        for picture in (round_.image(kind, p) for kind in PAIRED):
+            if not picture.exists():
+                yield f"{picture}: missing; {AGAIN}"
         base = round_.trajectory(pair.base)
         if not problems and not list(_problem(base, read_tensors)):
             a, b = read_tensors(path)["latents"], read_tensors(base)["latents"]
@@ -151,7 +173,7 @@ def _targets(round_: Round, settings: Settings) -> Iterator[str]:
         for kind, index in (("base_images", pair.base), ("reference_images", pair.reference)):
             copy, source = round_.image(kind, p), round_.image("images", index)
             if copy.exists() and source.exists() and copy.read_bytes() != source.read_bytes():
-                yield f"{copy}: not image {index}; delete it and {path} to have both rebuilt"
+                yield f"{copy}: not image {index}; {REBUILT}"
 
 
 def _adoption(round_: Round, settings: Settings) -> Iterator[str]:
@@ -173,7 +195,7 @@ def _adoption(round_: Round, settings: Settings) -> Iterator[str]:
 def _tensors(path: Path, name: str) -> Iterator[str]:
     """A file that must be there, whole and finite."""
     if not path.exists():
-        yield f"{path}: missing; run the same command again"
+        yield f"{path}: missing; {AGAIN}"
         return
     yield from _problem(path, lambda p: _finite(p, read_tensors(p), name))
 
