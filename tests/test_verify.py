@@ -195,7 +195,8 @@ def test_what_was_deleted_is_rebuilt(whole: Path, tmp_path: Path) -> None:
 
 
 REBUILT = [
-    (IMAGE,), (STATES,), (FUSED,), (TARGET,), ("epoch0/masks/00000.png",), ("epoch0/base_images/00003.png",),
+    (IMAGE,), (STATES,), (FUSED,), (TARGET,),
+    ("epoch0/masks/00000.png",), ("epoch0/base_images/00003.png",),
     ("epoch0/eval/images.json",), ("epoch0/eval/target_images.json",), ("epoch0/adoption.json",),
     ("epoch0/pairs.json",), ("epoch0/manifest.json",), ("config.json",),
     ("compare/epoch1/images/00000.png",), ("compare/epoch0/eval/images.json",),
