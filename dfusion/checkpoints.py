@@ -57,13 +57,22 @@ class Checkpoints:
         card: str,
         keep: int,
     ) -> Path:
-        """Write a checkpoint; delete those before the last `keep`, and the one within the round."""
+        """Write a checkpoint, and tidy up."""
         folder = self.path(number)
         _write(folder, tuning, optimiser, {"round": number, **state}, card)
-        self.forget_within()
+        self.tidy(number, keep)
+        return folder
+
+    def tidy(self, number: int, keep: int) -> None:
+        """Delete what round `number`, now trained on, leaves: its part, those before the last keep.
+
+        Raises UserError where the checkpoint within a round is damaged.
+        """
+        state = self.within / "state.json"
+        if not state.exists() or read_state(self.within)["round"] <= number:
+            self.forget_within()
         for old in range(number - keep + 1):
             shutil.rmtree(self.path(old), ignore_errors=True)
-        return folder
 
     def load(
         self, folder: Path, tuning: Tuning, optimiser: torch.optim.Optimizer

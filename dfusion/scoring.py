@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from dfusion.errors import UserError
-from dfusion.files import load_json, read_json, read_png, write_bytes
+from dfusion.files import load_json, read_json, read_png, sweep, write_bytes
 from dfusion.lock import Lock
 from dfusion.progress import Progress
 from dfusion.rewards import HUMAN, Reward
@@ -79,9 +79,8 @@ def watch(
     """Score whatever appears under data/<exp>/, for the named experiments or, if none, for all.
 
     An experiment that cannot be scored, or that another scorer has taken on, is named, left alone
-    and tried again later. once: return
-    when nothing is left, and raise UserError if something could not be scored; otherwise watch
-    until interrupted. Returns images scored.
+    and tried again later. once: return when nothing is left, and raise UserError if something could
+    not be scored; otherwise watch until interrupted. Returns images scored.
     """
     total = 0
     said: set[str] = set()
@@ -118,9 +117,8 @@ def _score_all(
         if _rated_by_people(folder):
             problems.append(f"{folder}: people give its scores, in python -m dfusion.view")
             continue
-        lock = locks.setdefault(folder, scorer_lock(folder))
-        if not lock.acquire():
-            problems.append(f"{folder}: scored by {lock.owner()}")
+        if not _taken_on(folder, locks):
+            problems.append(f"{folder}: scored by {scorer_lock(folder).owner()}")
             continue
         for round_, kind in _to_score(Experiment(folder)):
             label = f"{folder.name}/{round_.folder.relative_to(folder)} {kind}"
@@ -129,6 +127,18 @@ def _score_all(
             except UserError as error:
                 problems.append(str(error))
     return total, problems
+
+
+def _taken_on(folder: Path, locks: dict[Path, Lock]) -> bool:
+    """Hold an experiment, rid of what a dead scorer was writing; False if another scorer has it."""
+    if folder in locks:
+        return True
+    lock = scorer_lock(folder)
+    if not lock.acquire():
+        return False
+    sweep(folder)
+    locks[folder] = lock
+    return True
 
 
 def _rated_by_people(folder: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dfusion.errors import UserError
+from dfusion.files import write_json
 from dfusion.rng import generator
 from dfusion.runs import open_session
 from dfusion.settings import Settings
@@ -95,6 +97,17 @@ def test_old_checkpoints_go(settings: Settings) -> None:
     chosen.train.num_checkpoint_limit = 2
     folder = train_rounds(chosen)
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["epoch1", "epoch2"]
+
+
+def test_what_a_kill_after_the_last_checkpoint_leaves_goes(settings: Settings) -> None:
+    chosen = small(settings, 2, "killed")
+    checkpoints = train_rounds(chosen) / "checkpoints"
+    shutil.copytree(checkpoints / "epoch1", checkpoints / "within")
+    left = {"round": 1, "processes": 1, "rows": []}
+    write_json(checkpoints / "within" / "state.json", left)
+    chosen.train.num_checkpoint_limit = 1
+    train_rounds(chosen)
+    assert [p.name for p in checkpoints.iterdir()] == ["epoch1"]
 
 
 def test_resume_within_a_round(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from dfusion.files import sweep, write_bytes
+from dfusion.files import sweep, write_bytes, write_json
 from dfusion.rounds import unfinished
+from dfusion.scoring import watch
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,13 +28,26 @@ def test_batches_are_cut_the_same_whatever_is_missing() -> None:
     assert unfinished([1, 3, 5], 2, lambda i: True) == []
 
 
-def test_only_what_dead_processes_left_is_swept(tmp_path: Path) -> None:
-    host = socket.gethostname()
+def ended() -> int:
+    """The number of a process that is no more."""
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    left = tmp_path / "epoch0" / f".a.png.{host}.{dead.pid}.1.tmp"
+    return dead.pid
+
+
+def test_a_scorer_sweeps_what_a_dead_one_left(tmp_path: Path) -> None:
+    left = tmp_path / "a/epoch0/eval" / f".images.json.{socket.gethostname()}.{ended()}.1.tmp"
+    write_bytes(left, b"{")
+    write_json(tmp_path / "a/config.json", {"settings": {}})
+    watch(tmp_path, ["a"], lambda images, texts: [0.0] * len(images), "zero", 1, 0.01, once=True)
+    assert not left.exists()
+
+
+def test_only_what_dead_processes_left_is_swept(tmp_path: Path) -> None:
+    host, dead = socket.gethostname(), ended()
+    left = tmp_path / "epoch0" / f".a.png.{host}.{dead}.1.tmp"
     living = tmp_path / f".b.png.{host}.{os.getpid()}.1.tmp"
-    elsewhere = tmp_path / f".c.png.not-{host}.{dead.pid}.1.tmp"
+    elsewhere = tmp_path / f".c.png.not-{host}.{dead}.1.tmp"
     kept = tmp_path / "d.tmp"
     for path in (left, living, elsewhere, kept):
         write_bytes(path, b"x")
