@@ -10,6 +10,7 @@ where it was. Results are in results/<preset>/alignment/, one file a run.
 
 import argparse
 import json
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from PIL import Image
 from config.config import PRESETS
 from dfusion.files import write_bytes, write_json
 from dfusion.settings import Settings
+from dfusion.settings import settings_of as settings_from
 from dfusion.store import Experiment, Round
 from dfusion.training import train_rounds
 from experiments.shared_start import borrow
@@ -60,14 +62,28 @@ def settings_of(args: argparse.Namespace) -> Settings:
         "method": args.method,
         "pairs": args.pairs,
         "num_epochs": args.rounds,
-        "learning_rate": args.learning_rate,
-        "updates_per_inner_epoch": args.updates,
         "compare_images": args.compare,
         "compare_every": args.compare_every,
     }
     chosen_flags = {k: v for k, v in given.items() if v is not None}
     settings.train = replace(settings.train, **chosen_flags)
+    for change in args.set:
+        settings = changed(settings, change)
     return settings
+
+
+def changed(settings: Settings, change: str) -> Settings:
+    """With one setting changed, "train.beta=1.0". Raises UserError for what is no setting."""
+    flag, _, text = change.partition("=")
+    values = settings.to_dict()
+    *groups, name = flag.split(".")
+    inner = values[groups[0]] if groups and isinstance(values.get(groups[0]), dict) else values
+    value: Any = text
+    if not isinstance(inner.get(name), str):
+        with suppress(ValueError):
+            value = json.loads(text.lower())
+    inner[name] = value
+    return settings_from(values, f"--set {change}")
 
 
 def _prompts(args: argparse.Namespace, listed: str, data: Path) -> Path:
@@ -136,8 +152,8 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="testbed: 6, paper: 40")
     parser.add_argument("--compare", type=int, help="images of each prompt; testbed: 64, paper: 4")
     parser.add_argument("--compare-every", type=int, help="rounds; testbed: 3, paper: 5")
-    parser.add_argument("--learning-rate", type=float, help="default: the preset's")
-    parser.add_argument("--updates", type=int, help="optimiser steps a pass; default: the preset's")
+    parser.add_argument("--set", action="append", default=[], metavar="train.beta=1.0",
+                        help="any other setting; may be given several times")  # fmt: skip
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--device", default="auto")
     parser.set_defaults(**SIZES[parser.parse_args(given).preset])

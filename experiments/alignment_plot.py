@@ -21,7 +21,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from experiments.alignment import RESULTS
-from experiments.intervals import said
+from experiments.intervals import over_seeds, said
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; markers for print without colour.
 STYLES = {
@@ -69,10 +69,45 @@ def summary(kind: str, seeds: list[dict]) -> str:
     """The last comparison against the first, images of all seeds paired by noise."""
     first, last = ([run["same_noise"][k] for run in seeds] for k in (0, -1))
     texts = []
-    for key in ("scores", "right") if seeds[0]["same_noise"][0]["right"] else ("scores",):
+    for key in keys_of(seeds[0]):
         before, after = (np.concatenate([row[key] for row in rows]) for rows in (first, last))
-        texts.append(f"{key} {said(after, before)}")
+        texts.append(f"{key} {said(after, before)}{_over_seeds(gains(seeds, key))}")
     return f"{STYLES[kind][0]:28} seeds {len(seeds)}  {'   '.join(texts)}"
+
+
+def keys_of(run: dict) -> tuple[str, ...]:
+    """What was measured of every image: the judge's answer on the testbed only."""
+    return ("scores", "right") if run["same_noise"][0]["right"] else ("scores",)
+
+
+def gains(seeds: list[dict], key: str) -> np.ndarray:
+    """What each seed's mean gained from the first comparison to the last."""
+    means = [[np.mean(row[key]) for row in run["same_noise"]] for run in seeds]
+    return np.array([row[-1] - row[0] for row in means])
+
+
+def _over_seeds(values: np.ndarray) -> str:
+    return f", over seeds ± {over_seeds(values)[1]:.3f}" if len(values) > 1 else ""
+
+
+def against_naive(kinds: dict[str, list[dict]]) -> list[str]:
+    """What D-Fusion gains over naive pairs, paired by seed, for each method that has both."""
+    texts = []
+    for method in ("dpo", "ddpo", "dpok"):
+        pair = [
+            {run["settings"]["seed"]: run for run in kinds.get(f"{method}_{pairs}", ())}
+            for pairs in ("dfusion", "naive")
+        ]
+        shared = sorted(pair[0].keys() & pair[1].keys())
+        for key in keys_of(pair[0][shared[0]]) if shared else ():
+            fused, naive = (gains([runs[seed] for seed in shared], key) for runs in pair)
+            more = fused - naive
+            each = ", ".join(f"{value:+.3f}" for value in more)
+            texts.append(
+                f"D-Fusion more than naive {method.upper()}, {key}: {more.mean():+.3f}"
+                f"{_over_seeds(more)} (seeds {', '.join(map(str, shared))}: {each})"
+            )
+    return texts
 
 
 def main() -> None:
@@ -92,6 +127,8 @@ def main() -> None:
         print(f"template {template}")
         for kind in (k for k in STYLES if k in kinds):
             print(f"  {summary(kind, kinds[kind])}")
+        for text in against_naive(kinds):
+            print(f"  {text}")
     out = folder / "alignment.png"
     figure.savefig(out, dpi=130)
     print(f"Wrote {out}.")

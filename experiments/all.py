@@ -21,7 +21,7 @@ from dfusion.estimate import Times, estimate, evaluations, seconds
 from dfusion.inputs import load_prompts
 from dfusion.progress import clock
 from dfusion.settings import Settings
-from experiments import alignment
+from experiments import ablations, alignment
 
 METHODS = [
     *(("dpo", "naive", template) for template in (1, 2, 3)),
@@ -71,10 +71,22 @@ def training(args: argparse.Namespace) -> list[Stage]:
             flags = [f"--preset={args.preset}", f"--method={method}", f"--pairs={pairs}",
                      f"--template={template}", f"--seed={seed}"]  # fmt: skip
             flags += [f"--model={args.model}"] if args.model else []
-            run = alignment.arguments(flags)
-            settings, result = alignment.settings_of(run), alignment.result_of(run)
-            stages.append(Stage(RUN, tuple(flags), settings, result))
+            stages.append(_run(flags))
     return stages
+
+
+def _run(flags: list[str]) -> Stage:
+    """One run of experiments.alignment."""
+    run = alignment.arguments(flags)
+    return Stage(RUN, tuple(flags), alignment.settings_of(run), alignment.result_of(run))
+
+
+def choices(args: argparse.Namespace) -> list[Stage]:
+    """What the paper leaves open, and the table of it."""
+    chosen = [f"--preset={args.preset}", *([f"--model={args.model}"] if args.model else [])]
+    asked = ablations.arguments(chosen)
+    runs = [_run(ablations.flags_of(name, asked)) for name in ablations.CHOICES]
+    return [*runs, Stage("experiments.ablations", tuple(chosen))]
 
 
 def stages(args: argparse.Namespace) -> list[Stage]:
@@ -97,7 +109,7 @@ def stages(args: argparse.Namespace) -> list[Stage]:
         unseen.append(Stage("experiments.generalisation", flags))
     curves = Stage("experiments.alignment_plot", (preset,))
     measured = grids if args.preset == "testbed" else []
-    return [*figures, *measured, *training(args), curves, *unseen]
+    return [*figures, *measured, *training(args), curves, *unseen, *choices(args)]
 
 
 def run(wanted: list[Stage]) -> None:

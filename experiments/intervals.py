@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import stats
 
 Values = Sequence[float] | np.ndarray
 
@@ -11,6 +12,13 @@ def gain(after: Values, before: Values) -> tuple[float, float]:
     """Mean of paired differences, and half the width of its 95 % interval (normal)."""
     difference = np.asarray(after) - np.asarray(before)
     return float(difference.mean()), 1.96 * float(difference.std(ddof=1)) / len(difference) ** 0.5
+
+
+def over_seeds(gains: Values) -> tuple[float, float]:
+    """Mean of one gain a seed, and half the width of its 95 % interval (Student's t)."""
+    n = len(gains)
+    spread = float(np.std(gains, ddof=1)) / n**0.5
+    return float(np.mean(gains)), float(stats.t.ppf(0.975, n - 1)) * spread
 
 
 def said(after: Values, before: Values) -> str:

@@ -19,7 +19,9 @@ def beginning(settings: dict) -> dict[str, object]:
     return {
         name: value
         for name, value in flat(settings).items()
-        if not name.startswith(("train.", "fusion.", "pair.", "exp_name", "resume_from"))
+        if not name.startswith(
+            ("train.", "fusion.", "pair.", "mask.merge", "exp_name", "resume_from")
+        )
         or name == "train.compare_images"
     }
 

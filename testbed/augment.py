@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ from torch.nn import functional as F
 from testbed.train_vae import to_model
 
 
-def arguments(description: str | None, epochs: int, seed: int) -> argparse.Namespace:
-    """What training either reader takes from the command line."""
+def arguments(
+    description: str | None, epochs: int, seed: int, models: Sequence[str] = ("",)
+) -> argparse.Namespace:
+    """What training either reader takes from the command line; models: those it has, by name."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--pool", type=Path, required=True)
     parser.add_argument("--vae", type=Path, required=True)
@@ -23,6 +26,7 @@ def arguments(description: str | None, epochs: int, seed: int) -> argparse.Names
     parser.add_argument("--epochs", type=int, default=epochs)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=seed)
+    parser.add_argument("--model", default=models[0], choices=models)
     return parser.parse_args()
 
 

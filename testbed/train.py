@@ -13,8 +13,8 @@ from pathlib import Path
 
 from testbed.evaluate import WEIGHTS
 
-SEEDS = {"pool": 1, "pool_judge": 3, "pool_scorer": 4}
-COUNTS = {"pool": 40000, "pool_judge": 16000, "pool_scorer": 16000}
+SEEDS = {"pool": 1, "pool_judge": 3, "pool_scorer": 4, "pool_second": 5}
+COUNTS = {"pool": 40000, "pool_judge": 16000, "pool_scorer": 16000, "pool_second": 16000}
 
 
 def commands(work: Path, weights: Path) -> dict[str, list[list[str]]]:
@@ -41,6 +41,8 @@ def commands(work: Path, weights: Path) -> dict[str, list[list[str]]]:
                        "--out", f"{weights}/diffusion"]],
         "judge": [reader("judge", weights / "judge" / "model.safetensors")],
         "scorer": [reader("scorer", weights / "scorer")],
+        "second": [["train_scorer", "--model", "second", "--pool", f"{work}/pool_second.npz", *vae,
+                    "--epochs", "15", "--seed", "5", "--out", f"{weights}/second"]],
         "prompts": [["prompt_lists"], ["thresholds", "--weights", str(weights)]],
         "figures": [["evaluate", "--weights", str(weights)],
                     ["validity", "--weights", str(weights)]],

@@ -1,7 +1,8 @@
-"""Train the scorer: a small open_clip model, contrastive against every prompt of the testbed.
+"""Train a scorer: a small open_clip model, contrastive against every prompt of the testbed.
 
 All 400 prompts are in every batch, so each picture meets all prompts one word away from its own.
-The folder loads with open_clip's own "local-dir:" schema, tokenizer included.
+The folder loads with open_clip's own "local-dir:" schema, tokenizer included. `--model second` is
+a scorer of another kind, trained on scenes of its own, for measuring what training never sees.
 """
 
 from __future__ import annotations
@@ -26,18 +27,20 @@ from testbed.tokens import LENGTH, write_tokenizer
 from testbed.train_vae import to_model
 from testbed.words import PROMPTS, parse
 
-MODEL: dict[str, Any] = {
-    "embed_dim": 256,
-    "vision_cfg": {"image_size": 64, "layers": [1, 2, 2, 1], "width": 16, "head_width": 64},
-    "text_cfg": {
-        "context_length": LENGTH,
-        "vocab_size": 0,  # set from the tokenizer
-        "hf_tokenizer_name": "local",  # any name: open_clip then reads the folder itself
-        "width": 96,
-        "heads": 3,
-        "layers": 2,
+MODELS: dict[str, dict[str, Any]] = {
+    "scorer": {  # convolutions with attention pooling
+        "embed_dim": 256,
+        "vision_cfg": {"image_size": 64, "layers": [1, 2, 2, 1], "width": 16, "head_width": 64},
+        "text_cfg": {"width": 96, "heads": 3, "layers": 2},
     },
-}
+    "second": {  # a transformer over patches
+        "embed_dim": 96,
+        "vision_cfg": {
+            "image_size": 64, "patch_size": 8, "layers": 3, "width": 64, "head_width": 16,
+        },
+        "text_cfg": {"width": 48, "heads": 3, "layers": 1},
+    },
+}  # fmt: skip
 PREPROCESS = {
     "size": [64, 64],
     "mode": "RGB",
@@ -68,7 +71,14 @@ def train(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
     tokenizer = write_tokenizer(args.out)
-    config = {**MODEL, "text_cfg": {**MODEL["text_cfg"], "vocab_size": len(tokenizer)}}
+    chosen = MODELS[args.model]
+    text_cfg = {
+        "context_length": LENGTH,
+        "vocab_size": len(tokenizer),
+        "hf_tokenizer_name": "local",  # any name: open_clip then reads the folder itself
+        **chosen["text_cfg"],
+    }
+    config = {**chosen, "text_cfg": text_cfg}
     model = CLIP(**config)
     write_folder(model, config, args.out)
     text = open_clip.get_tokenizer(f"local-dir:{args.out}")(list(PROMPTS))
@@ -98,4 +108,4 @@ def train(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    train(arguments(__doc__, epochs=10, seed=4))
+    train(arguments(__doc__, epochs=10, seed=4, models=list(MODELS)))

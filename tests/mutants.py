@@ -97,6 +97,12 @@ MUTANTS = [
     ("dfusion/models.py", 'k.replace(".base_layer.", ".")', "k", "models"),
     ("dfusion/files.py", "os.replace(aside, path)", "aside.rename(path)", "files"),
     ("dfusion/store.py", "before.get(k) != v]", "before.get(k) == 0]", "rounds"),
+    ("dfusion/scoring.py", "    sweep(folder)\n", "", "faults"),
+    ("dfusion/checkpoints.py", '["round"] <= number', '["round"] < number', "checkpoints"),
+    ("dfusion/view/strengths.py", "share - p, p - share", "p - share, share - p", "view_two"),
+    ("dfusion/view/strengths.py", "over_reference - 0.5", "over_reference", "view_two"),
+    ("dfusion/view/duels.py", "float(better == a)", "float(better == b)", "view_two"),
+    ("dfusion/view/duels.py", "digest(data, round_, kind, index) == seen", "True", "view_two"),
     ("config/config.py", 'settings.mask.merge = "or"', 'settings.mask.merge = "xor"', "released"),
 ]  # fmt: skip
 
@@ -110,7 +116,7 @@ def survives(file: str, old: str, new: str, tests: str, folder: Path) -> bool:
     path.write_text(text.replace(old, new))
     command = [sys.executable, "-m", "pytest", "-q", "-x", f"tests/test_{tests}.py"]
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
     except subprocess.TimeoutExpired:  # a round that waits for ever is noticed too
         return False
     finally:

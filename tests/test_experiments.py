@@ -15,13 +15,14 @@ from transformers import (
     CLIPProcessor,
 )
 
-from dfusion.settings import Settings
+from dfusion.errors import UserError
+from dfusion.settings import Settings, flat
 from dfusion.store import Experiment
 from dfusion.training import train_rounds
-from experiments import alignment, pickscore
+from experiments import ablations, alignment, pickscore
 from experiments import all as every
 from experiments.generalisation import diversity
-from experiments.intervals import gain
+from experiments.intervals import gain, over_seeds
 from experiments.shared_start import borrow
 from tests.conftest import make_tokenizer, small
 
@@ -86,6 +87,7 @@ def test_a_run_borrows_only_a_beginning_like_its_own(settings: Settings) -> None
     train_rounds(first)
     other = small(first, 1, "other")
     other.train.method, other.train.pairs, other.train.compare_images = "ddpo", "naive", 1
+    other.mask.merge = "or"
     assert borrow(other) == "first"
     copied = Experiment(Path(other.save_path) / "other")
     made = {p: p.stat().st_mtime_ns for p in copied.folder.rglob("*") if p.is_file()}
@@ -120,5 +122,37 @@ def test_every_training_run_has_a_name_of_its_own(
     args = every.arguments([f"--preset={preset}", "--seeds", "1", "2"])
     stages = every.stages(args)
     results = [stage.result for stage in stages if stage.result]
-    assert len(set(results)) == len(results) == 2 * len(every.METHODS)
+    assert len(set(results)) == len(results) == 2 * len(every.METHODS) + len(ablations.CHOICES)
     assert all(stage.evaluations > 0 for stage in stages if stage.result)
+
+
+@pytest.mark.parametrize("preset", ["testbed", "paper"])
+@pytest.mark.parametrize("name", ablations.CHOICES)
+def test_an_ablation_changes_what_it_says_and_nothing_else(
+    name: str, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alignment, "DATA", tmp_path)
+
+    def settings(choice: str) -> dict[str, object]:
+        args = ablations.arguments([f"--preset={preset}"])
+        run = alignment.arguments(ablations.flags_of(choice, args))
+        return flat(alignment.settings_of(run).to_dict())
+
+    plain, chosen = settings("as_it_is"), settings(name)
+    differ = {flag for flag in plain if plain[flag] != chosen[flag]} - {"exp_name"}
+    named = {change.partition("=")[0] for change in ablations.CHOICES[name]}
+    assert named - differ <= {"mask_thr"}  # auto is what the flag says where there is no file
+    assert differ <= named
+
+
+@pytest.mark.parametrize("change", ["train.bet=1", "train.beta=high", "train=1", "mask.merge.x=1"])
+def test_a_change_of_no_setting_is_refused(change: str) -> None:
+    with pytest.raises(UserError, match="--set"):
+        alignment.changed(Settings(), change)
+
+
+def test_the_interval_over_seeds_is_students() -> None:
+    gains = [0.02, 0.05, 0.03]
+    mean, half = over_seeds(gains)
+    wanted = stats.ttest_1samp(gains, 0).confidence_interval(0.95)
+    assert (mean - half, mean + half) == pytest.approx((wanted.low, wanted.high))

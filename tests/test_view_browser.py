@@ -15,7 +15,7 @@ import pytest
 
 from config.config import PRESETS
 from dfusion.files import read_json, write_json
-from dfusion.store import Experiment
+from dfusion.store import Experiment, Round
 from dfusion.training import train_rounds
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
@@ -48,10 +48,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = PRESETS["testbed"]()
     settings.prompt_file = str(folder / "prompts.json")
     settings.item_idx_file = str(ROOT / "config/prompt/demo_item.json")
+    settings.mask_thr_file, settings.mask_thr = "", "1e-6"  # none of the repository's to change
     settings.save_path, settings.exp_name = str(folder / "data"), "real"
     settings.sample.batch_size = 4
     settings.eval.in_process, settings.device = True, "cpu"
-    settings.train.compare_images = 2
+    settings.train.compare_images, settings.train.updates_per_inner_epoch = 2, 1
     train_rounds(settings)
     return folder / "data"
 
@@ -169,7 +170,7 @@ def test_pairs_by_keyboard(data: Path) -> None:
         page.keyboard.press("j")
         assert page.locator("dialog h2").inner_text() != title
         page.keyboard.press("Escape")
-        assert page.locator("dialog").count() == 0
+        page.wait_for_selector("dialog", state="detached")
 
 
 def test_before_and_after(data: Path) -> None:
@@ -236,7 +237,8 @@ def test_blind_comparison_by_keyboard(data: Path) -> None:
         assert rows[0]["choice"] == rows[0]["shown"][0] and rows[1]["choice"] == rows[1]["shown"][1]
 
 
-def test_human_scores_by_keyboard(data: Path) -> None:
+def ask_people(data: Path) -> Round:
+    """Let experiment "one" wait for people to score its samples."""
     round_ = Experiment(data / "one").round(0)
     config = read_json(data / "one/config.json")["settings"]
     config["eval"]["reward"] = "human"
@@ -245,6 +247,11 @@ def test_human_scores_by_keyboard(data: Path) -> None:
         (round_.folder / name).unlink()
     for k in (0, 1):
         shutil.rmtree(data / f"one/compare/epoch{k}")
+    return round_
+
+
+def test_human_scores_by_keyboard(data: Path) -> None:
+    round_ = ask_people(data)
     with browsing(data) as (page, address):
         open_tab(page, address, "rate")
         tab_to(page, "rater")
@@ -264,6 +271,38 @@ def test_human_scores_by_keyboard(data: Path) -> None:
         page.keyboard.press("Enter")
         page.wait_for_selector("text=No run waits")
     assert sorted(round_.scores("images", "human").values()) == [1, 1, 2, 2, 3, 4, 5, 5]
+
+
+def test_scores_from_two_images_at_a_time(data: Path) -> None:
+    """The one with the higher number is always better: by keys, with the last answer changed."""
+    round_ = ask_people(data)
+    with browsing(data) as (page, address):
+        open_tab(page, address, "rate")
+        tab_to(page, "rater")
+        page.keyboard.type("Bob")
+        tab_to(page, "Compare two")
+        page.keyboard.press("Enter")
+
+        def shown() -> list[int]:
+            images = page.locator(".choice img").all()
+            return [int(str(i.get_attribute("src")).rsplit("=", 1)[1]) for i in images]
+
+        for n in range(12):
+            page.wait_for_selector(f".trialbar:has-text('{n} of 12')")
+            left, right = shown()
+            page.keyboard.press("1" if (left > right) != (n == 11) else "2")
+        page.wait_for_selector("text=You have compared them all")
+        page.keyboard.press("ArrowLeft")
+        page.wait_for_selector(".choices")
+        page.keyboard.press("1" if left > right else "2")
+        page.wait_for_selector("text=You have compared them all")
+        tab_to(page, "Hand in")
+        page.keyboard.press("Enter")
+        page.wait_for_selector("text=No run waits")
+    scores, texts = round_.scores("images", "human"), round_.texts_to_score("images")
+    for text in set(texts):
+        members = [i for i in range(8) if texts[i] == text]
+        assert sorted(members, key=lambda i: scores[i]) == members
 
 
 def enlarge(data: Path) -> None:

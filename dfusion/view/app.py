@@ -14,7 +14,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from dfusion.errors import UserError
-from dfusion.view import human, pairs, runs, thresholds, trajectory
+from dfusion.view import duels, human, pairs, runs, thresholds, trajectory
 from dfusion.view.blind import Study
 from dfusion.view.folders import Data, NotThereError
 from dfusion.view.guard import Guard
@@ -58,7 +58,8 @@ def make_app(root: Path, host: str = "127.0.0.1", results: Path | None = None) -
         "thresholds": lambda data, q: thresholds.item_view(data, q["exp"], q["round"], q["prompt"]),
         "masks": _masks,
         "human": lambda data, q: human.waiting(data),
-        "human/task": _task,
+        "human/task": lambda data, q: human.task(data, *q.job(), rater_name(q["rater"])),
+        "two/task": lambda data, q: duels.task(data, *q.job(), rater_name(q["rater"])),
         "blind": lambda data, q: study(q.all("source")).next(
             rater_name(q["rater"]), q.get("again")
         ),
@@ -67,9 +68,9 @@ def make_app(root: Path, host: str = "127.0.0.1", results: Path | None = None) -
     posts: dict[str, Callable[[Data, Body], Any]] = {
         "thresholds": _save_thresholds,
         "human/rate": _rate,
-        "human/hand-in": lambda data, b: {
-            "scores": human.hand_in(data, b.text("exp"), b.text("round"), b.text("kind"))
-        },
+        "human/hand-in": lambda data, b: {"scores": human.hand_in(data, *b.job())},
+        "two/answer": _compare,
+        "two/hand-in": lambda data, b: {"scores": duels.hand_in(data, *b.job())},
         "blind": answer,
     }
     routes = [
@@ -104,6 +105,10 @@ class Query:
     def all(self, name: str) -> list[str]:
         return self._params.getlist(name)
 
+    def job(self) -> tuple[str, str, str]:
+        """Experiment, round and kind of image."""
+        return self["exp"], self["round"], self["kind"]
+
     def number(self, name: str) -> int:
         value = self[name]
         if not value.isascii() or not value.isdigit() or len(value) > 9:
@@ -124,6 +129,10 @@ class Body:
 
     def number(self, name: str) -> int:
         return self._of(name, int)
+
+    def job(self) -> tuple[str, str, str]:
+        """Experiment, round and kind of image."""
+        return self.text("exp"), self.text("round"), self.text("kind")
 
     def texts(self, name: str) -> list[str]:
         values = self._of(name, list)
@@ -213,13 +222,15 @@ def _save_thresholds(data: Data, b: Body) -> dict[str, Any]:
     return thresholds.save(data, *where, b.thresholds())
 
 
-def _task(data: Data, q: Query) -> dict[str, Any]:
-    return human.task(data, q["exp"], q["round"], q["kind"], rater_name(q["rater"]))
-
-
 def _rate(data: Data, b: Body) -> dict[str, Any]:
-    where = b.text("exp"), b.text("round"), b.text("kind"), b.number("index")
-    human.rate(data, *where, rater_name(b.text("rater")), b.value.get("score"))
+    rater = rater_name(b.text("rater"))
+    human.rate(data, *b.job(), b.number("index"), rater, b.value.get("score"))
+    return {"noted": True}
+
+
+def _compare(data: Data, b: Body) -> dict[str, Any]:
+    rater = rater_name(b.text("rater"))
+    duels.compare(data, *b.job(), rater, b.number("number"), b.number("choice"))
     return {"noted": True}
 
 

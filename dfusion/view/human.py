@@ -51,7 +51,7 @@ def task(data: Data, name: str, which: str, kind: str, rater: str) -> dict[str, 
     Prompts are shuffled, and images within each prompt: to compare images of one prompt is easier.
     """
     round_ = data.round(name, which)
-    texts = _texts(round_, kind)
+    texts = texts_of(round_, kind)
     given = _given(data, name, which, kind)
     here = [i for i in sorted(present(round_.folder / kind)) if i < len(texts)]
     mix = random.Random(f"{name} {which} {kind} {rater}")
@@ -79,7 +79,7 @@ def rate(
     if score not in SCALE or isinstance(score, bool):
         raise UserError(f"score {score}: give a whole number from 1 to 5")
     round_ = data.round(name, which)
-    if not 0 <= index < len(_texts(round_, kind)):
+    if not 0 <= index < len(texts_of(round_, kind)):
         raise UserError(f"{name}, {which}: no image {index} of {kind}")
     row = {
         "name": name,
@@ -96,13 +96,10 @@ def rate(
 def hand_in(data: Data, name: str, which: str, kind: str) -> int:
     """Write the means over raters as the scores that the run waits for; returns how many.
 
-    Raises UserError while an image is missing or unrated, where the scores were used already, and
-    where a scorer has taken the experiment on.
+    Raises UserError while an image is missing or unrated, and where `write` does.
     """
-    experiment, round_ = data.experiment(name), data.round(name, which)
-    if data.settings(name).eval.reward != HUMAN:
-        raise UserError(f"{name}: its scores do not come from people; nothing was written")
-    texts, given = _texts(round_, kind), _given(data, name, which, kind)
+    round_ = data.round(name, which)
+    texts, given = texts_of(round_, kind), _given(data, name, which, kind)
     scores = {}
     for i in range(len(texts)):
         of_image = digest(data, round_, kind, i) if round_.image(kind, i).exists() else None
@@ -110,11 +107,23 @@ def hand_in(data: Data, name: str, which: str, kind: str) -> int:
         if not values:
             raise UserError(f"{name}, {which}: image {i} has no rating yet; rate all of them")
         scores[i] = sum(values) / len(values)
+    return write(data, name, which, kind, scores)
+
+
+def write(data: Data, name: str, which: str, kind: str, scores: dict[int, float]) -> int:
+    """Give a run the scores of all images that it waits for; returns how many.
+
+    Raises UserError where it does not wait for people, where they were handed in already, and where
+    a scorer has taken the experiment on.
+    """
+    experiment, round_ = data.experiment(name), data.round(name, which)
+    if data.settings(name).eval.reward != HUMAN:
+        raise UserError(f"{name}: its scores do not come from people; nothing was written")
     lock = scorer_lock(experiment.folder)
     if not lock.acquire():
         raise UserError(f"{name}: scored by {lock.owner()}; stop that scorer")
     try:
-        if len(round_.scores(kind, HUMAN)) == len(texts):
+        if len(round_.scores(kind, HUMAN)) == len(texts_of(round_, kind)):
             raise UserError(f"{name}, {which}: the scores were handed in already")
         round_.write_scores(kind, HUMAN, scores)
     finally:
@@ -151,7 +160,8 @@ def _raters(round_: Round, kind: str, given: dict[tuple[str, int, str], int]) ->
     }
 
 
-def _texts(round_: Round, kind: str) -> list[str]:
+def texts_of(round_: Round, kind: str) -> list[str]:
+    """Prompts of the images of a kind. Raises UserError for a kind that has no scores."""
     if kind not in SCORED:
         raise UserError(f"'{kind}': choose from {', '.join(SCORED)}")
     return round_.texts_to_score(kind)

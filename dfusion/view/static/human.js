@@ -1,13 +1,14 @@
-// Scores for a run that waits for people: every image from 1 to 5, then handed in.
+// Scores for a run that waits for people: every image from 1 to 5, or two at a time; then handed in.
 
 import { blank, get, h, image, post, say, typing } from "./dom.js";
+import { compareTwo } from "./duels.js";
 
 const WORDS = ["not at all", "poorly", "partly", "well", "fully"];
 const KIND = { images: "samples", target_images: "targets" };
 
 export async function showHuman(root, params, remember, rater) {
   const list = h("div", { class: "jobs" }), stage = h("div", { class: "trial" });
-  let job = null, task = null, at = 0, who = "", busy = false;
+  let job = null, task = null, at = 0, who = "", busy = false, twoKeys = null;
 
   async function jobs() {
     const found = await get("human");
@@ -15,7 +16,8 @@ export async function showHuman(root, params, remember, rater) {
     list.replaceChildren(...found.map((one) => one.problem ? h("p", { class: "bad" }, `${one.name}: ${one.problem}`) : h("article", { class: "job" },
       h("h2", {}, one.name), h("p", {}, `${place(one)}: ${one.there} of ${one.total} images are there`),
       h("p", { class: "dim" }, raters(one.raters, one.total)),
-      h("button", { class: "primary", onclick: () => begin(one) }, "Rate"))));
+      h("p", { class: "actions" }, h("button", { class: "primary", onclick: () => begin(one) }, "Rate"),
+        one.round.startsWith("compare/") ? null : h("button", { onclick: () => beginTwo(one) }, "Compare two")))));
     if (!found.length) list.append(blank("No run waits for scores",
       "A run with --config.eval.reward human stops after sampling until its images are rated here."));
   }
@@ -40,6 +42,14 @@ export async function showHuman(root, params, remember, rater) {
     at = open < 0 ? task.items.length : open;
     list.replaceChildren();
     paint();
+  });
+
+  const beginTwo = (one) => guarded(async () => {
+    who = rater();
+    const chosen = { exp: one.name, round: one.round, kind: one.kind, title: place(one) };
+    twoKeys = await compareTwo(stage, chosen, who, leave, guarded);
+    job = chosen;
+    list.replaceChildren();
   });
 
   async function refresh() {
@@ -76,7 +86,7 @@ export async function showHuman(root, params, remember, rater) {
   });
 
   function leave() {
-    job = null;
+    job = twoKeys = null;
     stage.replaceChildren();
     jobs();
   }
@@ -108,6 +118,7 @@ export async function showHuman(root, params, remember, rater) {
 
   function keys(e) {
     if (!job || typing(e)) return;
+    if (twoKeys) return twoKeys(e);
     if (/^[1-5]$/.test(e.key)) { e.preventDefault(); give(+e.key); }
     if (e.key === "ArrowLeft") back(-1);
     if (e.key === "ArrowRight" && task.items[at]?.mine !== null) back(1);

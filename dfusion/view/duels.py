@@ -1,0 +1,185 @@
+"""Human scores from comparing two images at a time, for runs with --config.eval.reward human.
+
+Samples: every image of a prompt meets up to four others, and strengths.py turns the answers into
+scores. Targets: each meets its base and its reference. Which meet, in which order and on which
+side, depends on the round and the rater alone; answers are on disk at once.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dfusion.errors import UserError
+from dfusion.store import Round
+from dfusion.view import ratings
+from dfusion.view.folders import Data, NotThereError, present
+from dfusion.view.human import digest, texts_of, write
+from dfusion.view.strengths import Outcome, between, joined, strengths
+
+NEIGHBOURS = (1, 2)  # on the circle that a rater's images of a prompt stand in
+Shown = tuple[str, int]  # kind and index of an image
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Two images of one prompt, from left to right."""
+
+    prompt: str
+    images: tuple[Shown, Shown]
+
+
+def meetings(data: Data, name: str, which: str, kind: str, rater: str) -> list[Meeting]:
+    """All that a rater is asked about the images that are there."""
+    round_ = _compared(data, name, which)
+    texts = texts_of(round_, kind)
+    mix = random.Random(f"two {name} {which} {kind} {rater}")
+    here = sorted(present(round_.folder / kind) & set(range(len(texts))))
+    found = []
+    for prompt in _shuffled(dict.fromkeys(texts), mix):
+        members = _shuffled([i for i in here if texts[i] == prompt], mix)
+        pairs = _targets(round_, members) if kind == "target_images" else _circle(members)
+        found += [Meeting(prompt, tuple(_shuffled(p, mix))) for p in _shuffled(pairs, mix)]
+    return found
+
+
+def _shuffled(values: Any, mix: random.Random) -> list[Any]:
+    values = list(values)
+    mix.shuffle(values)
+    return values
+
+
+def _circle(members: list[int]) -> list[tuple[Shown, Shown]]:
+    n = len(members)
+    pairs = {
+        tuple(sorted((members[k], members[(k + d) % n]))) for d in NEIGHBOURS for k in range(n)
+    }
+    return [(("images", i), ("images", j)) for i, j in sorted(pairs) if i != j]
+
+
+def _targets(round_: Round, members: list[int]) -> list[tuple[Shown, Shown]]:
+    pairs = round_.pairs() or ()
+    return [
+        (("target_images", p), ("images", other))
+        for p in members
+        for other in (pairs[p].base, pairs[p].reference)
+    ]
+
+
+def task(data: Data, name: str, which: str, kind: str, rater: str) -> dict[str, Any]:
+    """The rater's meetings with the answers so far, and how far each rater is."""
+    answers = _answers(data, name, which, kind)
+    items = [
+        {
+            "prompt": meeting.prompt,
+            "images": [{"kind": k, "i": i} for k, i in meeting.images],
+            "mine": _mine(answers, rater, meeting),
+        }
+        for meeting in meetings(data, name, which, kind, rater)
+    ]
+    given: dict[str, int] = {}
+    for who, _ in answers:
+        given[who] = given.get(who, 0) + 1
+    round_ = data.round(name, which)
+    whole = len(present(round_.folder / kind)) >= len(texts_of(round_, kind))
+    return {"items": items, "whole": whole, "raters": given}
+
+
+def _mine(answers: dict[tuple[str, frozenset], Any], rater: str, meeting: Meeting) -> int | None:
+    """The answer as the rater sees it: 0 left, 1 right, -1 no difference; None for none yet."""
+    key = (rater, frozenset(meeting.images))
+    if key not in answers:
+        return None
+    return -1 if answers[key] is None else meeting.images.index(answers[key])
+
+
+def compare(
+    data: Data, name: str, which: str, kind: str, rater: str, number: int, choice: int
+) -> None:
+    """Note a rater's answer to a meeting, by its number: 0 left, 1 right, -1 no difference."""
+    asked = meetings(data, name, which, kind, rater)
+    if not 0 <= number < len(asked):
+        raise UserError(f"{name}, {which}: no comparison {number}")
+    if choice not in (-1, 0, 1):
+        raise UserError(f"choice {choice}: give 0 for left, 1 for right, -1 for no difference")
+    round_, images = data.round(name, which), asked[number].images
+    row = {
+        "name": name,
+        "round": which,
+        "kind": kind,
+        "rater": rater,
+        "images": [[k, i, digest(data, round_, k, i)] for k, i in images],
+        "better": None if choice < 0 else list(images[choice]),
+    }
+    ratings.append(_file(data), row)
+
+
+def hand_in(data: Data, name: str, which: str, kind: str) -> int:
+    """Write the scores that follow from all raters' answers; returns how many.
+
+    Raises UserError while the answers do not suffice, and where human.write does.
+    """
+    round_ = _compared(data, name, which)
+    answers = _answers(data, name, which, kind)
+    find = _target_scores if kind == "target_images" else _sample_scores
+    return write(data, name, which, kind, dict(find(round_, f"{name}, {which}", answers)))
+
+
+Answers = dict[tuple[str, frozenset], Shown | None]
+
+
+def _sample_scores(round_: Round, where: str, answers: Answers) -> Iterator[tuple[int, float]]:
+    texts = round_.texts_to_score("images")
+    for prompt in dict.fromkeys(texts):
+        members = [i for i, text in enumerate(texts) if text == prompt]
+        place = {("images", i): n for n, i in enumerate(members)}
+        outcomes = []
+        for (_, pair), better in answers.items():
+            a, b = sorted(pair)
+            if a in place and b in place:
+                share = 0.5 if better is None else float(better == a)
+                outcomes.append(Outcome(place[a], place[b], share))
+        if not joined(len(members), outcomes):
+            raise UserError(f"{where}: '{prompt}' needs more comparisons; answer all of them")
+        yield from zip(members, strengths(len(members), outcomes), strict=True)
+
+
+def _target_scores(round_: Round, where: str, answers: Answers) -> Iterator[tuple[int, float]]:
+    scores = round_.scores("images")
+    for p, pair in enumerate(round_.pairs() or ()):
+        target, shares = ("target_images", p), []
+        for other in (pair.base, pair.reference):
+            met = frozenset((target, ("images", other)))
+            given = [better for (_, images), better in answers.items() if images == met]
+            if not given:
+                raise UserError(f"{where}: target {p} needs more comparisons; answer all of them")
+            shares.append(sum(0.5 if b is None else float(b == target) for b in given) / len(given))
+        yield p, between(scores[pair.base], scores[pair.reference], *shares)
+
+
+def _answers(data: Data, name: str, which: str, kind: str) -> Answers:
+    """The last answer by (rater, the two images), of the images as they are now."""
+    path, round_ = _file(data), data.round(name, which)
+    asked = {"name": name, "round": which, "kind": kind}
+    found: Answers = {}
+    for row in data.read(path, ratings.rows) if path.exists() else []:
+        if asked.items() <= row.items() and all(_same(data, round_, *of) for of in row["images"]):
+            pair = frozenset((k, i) for k, i, _ in row["images"])
+            found[row["rater"], pair] = row["better"] and tuple(row["better"])
+    return found
+
+
+def _same(data: Data, round_: Round, kind: str, index: int, seen: str) -> bool:
+    return round_.image(kind, index).is_file() and digest(data, round_, kind, index) == seen
+
+
+def _compared(data: Data, name: str, which: str) -> Round:
+    """Scores from comparisons rank images of one prompt and say nothing of how good all are."""
+    if which.startswith("compare/"):
+        raise NotThereError(f"{name}, {which}: rate its images one by one")
+    return data.round(name, which)
+
+
+def _file(data: Data) -> Path:
+    return data.inside(data.root / "ratings" / "two.jsonl")

@@ -1,0 +1,61 @@
+"""From comparisons of two images to one number an image."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+SPREAD = 2.0  # standard deviation of strengths before anything is known
+SMALL = 1e-10
+
+
+class Outcome(NamedTuple):
+    """first, second: numbers of two images. share: 1 where the first is better, 0.5 for a tie."""
+
+    first: int
+    second: int
+    share: float
+
+
+def strengths(count: int, outcomes: Sequence[Outcome]) -> list[float]:
+    """Strengths s of `count` images, such that i is better than j with the odds e^(s_i - s_j).
+
+    Bradley and Terry (1952), a tie as half a win for both; the most likely s under a normal prior
+    around 0, which keeps an image that never lost finite. Newton's method; the problem is convex.
+    """
+    s = np.zeros(count)
+    while True:
+        gradient, hessian = -s / SPREAD**2, np.eye(count) / SPREAD**2
+        for i, j, share in outcomes:
+            p = 1 / (1 + np.exp(s[j] - s[i]))
+            gradient[[i, j]] += (share - p, p - share)
+            for a, b, sign in ((i, i, 1), (j, j, 1), (i, j, -1), (j, i, -1)):
+                hessian[a, b] += sign * p * (1 - p)
+        step = np.linalg.solve(hessian, gradient)
+        s += step * min(1.0, 1 / max(abs(step).max(), SMALL))  # far steps may overshoot
+        if abs(step).max() < SMALL:
+            return s.tolist()
+
+
+def between(base: float, reference: float, over_base: float, over_reference: float) -> float:
+    """Score of a target that was compared with its base and its reference.
+
+    over_base, over_reference: the share of answers that found the target better, ties as half. As
+    good as the base and worse than the reference gives the base's score; better than the base and
+    as good as the reference the reference's, so that Eq. 7 at threshold 1 adopts what people find
+    at least as good as the reference.
+    """
+    return base + (reference - base) * (over_base + over_reference - 0.5)
+
+
+def joined(count: int, outcomes: Sequence[Outcome]) -> bool:
+    """Whether comparisons lead from every image to every other."""
+    reached, todo = {0}, [0]
+    while todo:
+        here = todo.pop()
+        for i, j, _ in outcomes:
+            for a, b in ((i, j), (j, i)):
+                if a == here and b not in reached:
+                    reached.add(b)
+                    todo.append(b)
+    return len(reached) == count

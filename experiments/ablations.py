@@ -1,0 +1,147 @@
+"""What the paper leaves open, one choice changed at a time: masks, adoption, pairing, Eq. 6.
+
+    python -m experiments.ablations [--preset testbed] [--rounds 1] [--only no_mask or]
+
+Each is a run of `experiments.alignment` (DPO + D-Fusion, template 1) with one setting changed; runs
+that are there are not made again. Prints a table and writes results/<preset>/ablations.png: what
+each gained on the model before training, images paired by noise, with 95 % intervals. These hold
+for one seed; runs of another seed may differ by more.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from experiments import alignment
+from experiments.intervals import gain
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "as_it_is": (),
+    "or": ("mask.merge=or",),
+    "otsu": ("mask_thr_file=", "mask_thr=auto"),
+    "mask_of_all_layers": ("mask.layers=all",),
+    "no_mask": ("fusion.masked=False",),
+    "adopt_half": ("pair.adoption_threshold=0.5",),
+    "adopt_better": ("pair.adoption_threshold=0.0",),
+    "adopt_all": ("pair.adoption=all",),
+    "quarter": ("pair.rule=quarter",),
+    "log_ratio": ("train.ratio=log_ratio",),
+    "beta_0.01": ("train.beta=0.01",),
+    "beta_1": ("train.beta=1.0",),
+}
+LABELS = {
+    "as_it_is": "the preset",
+    "or": "masks merged by OR",
+    "otsu": "masks by Otsu's threshold",
+    "mask_of_all_layers": "masks of all layers",
+    "no_mask": "no mask",
+    "adopt_half": "adoption threshold 0.5",
+    "adopt_better": "adoption threshold 0",
+    "adopt_all": "every target adopted",
+    "quarter": "pairing: quarter",
+    "log_ratio": "log-ratio in Eq. 6",
+    "beta_0.01": "β = 0.01",
+    "beta_1": "β = 1",
+}
+SIZES = {"testbed": ("--compare=64", "--compare-every=1"), "paper": ("--compare-every=5",)}
+ROUNDS = {"testbed": 1, "paper": 20}
+
+
+def flags_of(name: str, args: argparse.Namespace) -> list[str]:
+    """The command line of experiments.alignment for a choice."""
+    flags = [f"--preset={args.preset}", f"--name=ablation_{name}", f"--rounds={args.rounds}"]
+    flags += [*SIZES[args.preset], *([f"--model={args.model}"] if args.model else [])]
+    return flags + [f"--set={change}" for change in CHOICES[name]]
+
+
+def result_of(name: str, args: argparse.Namespace) -> Path:
+    return alignment.result_of(alignment.arguments(flags_of(name, args)))
+
+
+def row_of(figures: dict[str, Any]) -> dict[str, Any]:
+    """Share adopted, cells in the mask, and gains (mean, half an interval) of a run's figures."""
+    first, last = figures["same_noise"][0], figures["same_noise"][-1]
+    rounds = figures["rounds"]
+    return {
+        "adopted": sum(r["adopted"] for r in rounds) / len(rounds),
+        "mask_coverage": sum(r["mask_coverage"] for r in rounds) / len(rounds),
+        "score": gain(last["scores"], first["scores"]),
+        "right": gain(last["right"], first["right"]) if last["right"] else None,
+    }
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    lines = [f"{'':26} {'adopted':>8} {'mask':>6} {'score':>16} {'right':>16}"]
+    for name, row in rows.items():
+        gains = [
+            f"{row[key][0]:+.3f} ± {row[key][1]:.3f}" if row[key] else ""
+            for key in ("score", "right")
+        ]
+        shares = f"{row['adopted']:8.0%} {row['mask_coverage']:6.0%}"
+        lines.append(f"{LABELS[name]:26} {shares} {gains[0]:>16} {gains[1]:>16}")
+    return "\n".join(lines)
+
+
+def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
+    """Dots with intervals, one line a choice; the preset's gain as a dashed line."""
+    shown = [key for key in ("score", "right") if next(iter(rows.values()))[key]]
+    titles = {"score": "gain in score (the reward)", "right": "gain in right images (the judge)"}
+    size = (4.6 * len(shown), 0.32 * len(rows) + 1.2)
+    figure, grid = plt.subplots(
+        1, len(shown), figsize=size, sharey=True, squeeze=False, layout="constrained"
+    )
+    for axes, key in zip(grid[0], shown, strict=True):
+        means, wide = zip(*(row[key] for row in rows.values()), strict=True)
+        places = range(len(rows))
+        axes.errorbar(means, places, xerr=wide, fmt="o", color="#0072B2", capsize=3)
+        axes.axvline(0, color="#000000", linewidth=0.8)
+        if "as_it_is" in rows:
+            axes.axvline(rows["as_it_is"][key][0], color="#E69F00", linestyle="--", linewidth=1)
+        axes.set_yticks(list(places), [LABELS[name] for name in rows])
+        axes.set_title(titles[key], fontsize=10)
+        axes.grid(axis="x", alpha=0.3)
+    grid[0][0].invert_yaxis()
+    figure.savefig(path, dpi=130)
+
+
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", default="testbed", choices=("testbed", "paper"))
+    parser.add_argument("--model", help="a folder, file or hub id; default: the preset's")
+    parser.add_argument("--rounds", type=int, help="testbed: 1, paper: 20")
+    parser.add_argument("--only", nargs="+", choices=CHOICES, default=list(CHOICES))
+    args = parser.parse_args(given)
+    args.rounds = args.rounds or ROUNDS[args.preset]
+    return args
+
+
+def main() -> None:
+    args = arguments()
+    for name in args.only:
+        if not result_of(name, args).exists():
+            command = [sys.executable, "-m", "experiments.alignment", *flags_of(name, args)]
+            if code := subprocess.run(command).returncode:
+                raise SystemExit(code)
+    every = {name: result_of(name, args) for name in CHOICES}
+    found = {n: json.loads(p.read_text()) for n, p in every.items() if p.exists()}
+    rows = {
+        name: row_of(figures)
+        for name, figures in found.items()
+        if figures["settings"]["train"]["num_epochs"] == args.rounds
+    }
+    print(table(rows))
+    out = alignment.RESULTS / args.preset / "ablations.png"
+    draw(rows, out)
+    print(f"Wrote {out}.")
+
+
+if __name__ == "__main__":
+    main()
