@@ -20,7 +20,7 @@ from benchmarks import bare, models, stages
 from benchmarks.machine import describe
 from benchmarks.stages import Stage
 from benchmarks.table3 import RoundCount
-from benchmarks.timing import race
+from benchmarks.timing import matrix_rate, race
 from benchmarks.workbench import make_round, open_workbench, settings_of, size_of, train_round
 from dfusion.files import write_json
 from dfusion.metrics import peak_memory
@@ -46,12 +46,14 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     session = open_workbench(model, settings)
     made = make_round(session)
     seconds = session.runner.stopwatch.take()
+    rate = matrix_rate(device, DTYPES[options.dtype])
     found, count = _stages(session, options, made)
     peaks = [gib for stage in found.values() for gib in stage.race.peak_gib.values()]
     return {
         "options": {k: v for k, v in vars(options).items() if k != "out"},
         "machine": describe(device),
-        "stages": {name: figures(stage) for name, stage in found.items()},
+        "matrix_gflops": round(rate / 1e9, 1),
+        "stages": {name: figures(stage, rate) for name, stage in found.items()},
         "round_seconds": seconds,
         "evaluations": vars(count),
         "evaluations_table3": vars(count.scaled(size_of(session))),
@@ -64,7 +66,10 @@ def _stages(
 ) -> tuple[dict[str, Stage], RoundCount]:
     """The stages asked for, and what the round took; LoRA comes after plain sampling."""
     found: dict[str, Stage] = {}
-    in_turns = functools.partial(race, repeats=options.repeats, clock=CLOCKS[options.clock])
+    counted = "" if options.compile else "bare"  # counting would undo the compiling
+    in_turns = functools.partial(
+        race, repeats=options.repeats, clock=CLOCKS[options.clock], counted=counted
+    )
     stock = _stock(session, options.compile)
     if "sampling" in options.stages:
         found["sampling"] = stages.sampling(session, stock, in_turns)
@@ -97,8 +102,8 @@ def _compile(unet: Any) -> None:
     unet.compile_repeated_blocks()
 
 
-def figures(stage: Stage) -> dict[str, Any]:
-    """A stage as plain numbers, rounded."""
+def figures(stage: Stage, rate: float) -> dict[str, Any]:
+    """A stage as plain numbers, rounded. rate: of matrix products, operations a second."""
     race = stage.race
     ratios = race.ratios("ours", "bare")
     plain: dict[str, Any] = {
@@ -108,6 +113,8 @@ def figures(stage: Stage) -> dict[str, Any]:
         "peak_memory_gib": race.peak_gib,
         "evaluations": stage.evaluations,
     }
+    if race.flops:  # of the bare calls: what else ours does counts as time lost
+        plain["share_of_matrix_rate"] = round(race.flops / race.median("ours") / rate, 3)
     if "baseline" in race.seconds:
         plain["faster_than_baseline"] = round(race.ratio("baseline", "ours"), 3)
         plain["difference_from_baseline"] = stage.difference
@@ -116,14 +123,15 @@ def figures(stage: Stage) -> dict[str, Any]:
 
 def table(result: dict[str, Any]) -> str:
     """The figures as text."""
-    columns = f"{'ratio to bare':>22} {'ours':>9} {'bare':>9} {'x baseline':>11}"
+    columns = f"{'ratio to bare':>22} {'ours':>9} {'bare':>9} {'of rate':>8} {'x baseline':>11}"
     lines = [f"{'stage':14} {columns}  agrees"]
     lines += [_line(name, row) for name, row in result["stages"].items()]
     whole = result["evaluations_table3"]
     parts = ", ".join(f"{name} {count:,.0f}" for name, count in whole.items())
     total = sum(whole.values())
     lines.append(f"UNet evaluations of a Table 3 round: {total:,.0f} ({parts})")
-    lines.append(f"peak memory {result['peak_memory_gib']:.2f} GiB")
+    rate = f"matrix products run at {result['matrix_gflops']:,.0f} GFLOP/s"
+    lines.append(f"peak memory {result['peak_memory_gib']:.2f} GiB; {rate}")
     return "\n".join(lines)
 
 
@@ -132,6 +140,7 @@ def _line(name: str, row: dict[str, Any]) -> str:
     ratio = f"{row['ratio_to_bare']:6.3f} ({low:.3f} … {high:.3f})"
     seconds = row["seconds"]
     line = f"{name:14} {ratio:>22} {seconds['ours']:8.3f}s {seconds['bare']:8.3f}s"
+    line += f" {row['share_of_matrix_rate']:8.0%}" if "share_of_matrix_rate" in row else " " * 9
     if "faster_than_baseline" in row:
         line += f" {row['faster_than_baseline']:11.2f}  to {row['difference_from_baseline']:.0e}"
     return line

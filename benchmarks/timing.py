@@ -3,10 +3,12 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from dfusion.metrics import peak_memory
 
@@ -19,12 +21,14 @@ class Race:
     """seconds: of every repetition, by name.
 
     first: what the first, untimed run of each returned. peak_gib: of that run, on a GPU; a process
-    cannot forget its own peak.
+    cannot forget its own peak. flops: multiplications and additions of the counted work, as torch
+    counts them; 0 where none was counted.
     """
 
     seconds: dict[str, list[float]]
     first: dict[str, Any]
     peak_gib: dict[str, float]
+    flops: int = 0
 
     def median(self, name: str) -> float:
         return statistics.median(self.seconds[name])
@@ -38,18 +42,27 @@ class Race:
         return statistics.median(self.ratios(name, to))
 
 
-def race(works: Mapping[str, Work], repeats: int, clock: Clock = time.perf_counter) -> Race:
+def race(
+    works: Mapping[str, Work],
+    repeats: int,
+    clock: Clock = time.perf_counter,
+    counted: str = "",
+) -> Race:
     """Run each work once untimed, then all of them `repeats` times, each time in another order.
 
     clock: time.process_time, seconds of the processor, tells more where other jobs run as well.
+    counted: the work whose floating-point operations are counted, in its untimed run.
     """
     names = list(works)
     first: dict[str, Any] = {}
     peaks: dict[str, float] = {}
+    flops = 0
     for name in names:
         if torch.cuda.is_initialized():
             torch.cuda.reset_peak_memory_stats()
-        first[name] = works[name]()
+        with FlopCounterMode(display=False) if name == counted else nullcontext() as counter:
+            first[name] = works[name]()
+        flops += counter.get_total_flops() if counter else 0
         if torch.cuda.is_initialized():
             peaks[name] = peak_memory()
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -57,7 +70,7 @@ def race(works: Mapping[str, Work], repeats: int, clock: Clock = time.perf_count
         turn = n % len(names)
         for name in names[turn:] + names[:turn]:
             seconds[name].append(seconds_of(works[name], clock))
-    return Race(seconds, first, peaks)
+    return Race(seconds, first, peaks, flops)
 
 
 def seconds_of(work: Work, clock: Clock) -> float:
@@ -67,6 +80,14 @@ def seconds_of(work: Work, clock: Clock) -> float:
     work()
     _wait()
     return clock() - started
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large matrix product: what the device can do."""
+    n = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    times = [seconds_of(lambda: a @ b, time.perf_counter) for _ in range(8)]
+    return 2 * n**3 / min(times)
 
 
 def _wait() -> None:

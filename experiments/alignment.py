@@ -4,8 +4,9 @@
     python -m experiments.alignment --preset paper --pairs dfusion --template 1 --seed 42
 
 The scorer's mean and, on the testbed, the judge's accuracy (the truth, which training never sees)
-are taken of each round's samples and of comparisons made with the same noise. Run again, it goes on
-where it was. Results are in results/<preset>/alignment/, one file a run.
+are taken of each round's samples and of comparisons made with the same noise; and so are a second
+scorer that training never sees, and how much images of a prompt differ. Run again, it goes on where
+it was. Results are in results/<preset>/alignment/, one file a run.
 """
 
 import argparse
@@ -25,8 +26,8 @@ from dfusion.settings import Settings
 from dfusion.settings import settings_of as settings_from
 from dfusion.store import Experiment, Round
 from dfusion.training import train_rounds
+from experiments.measure import Meters
 from experiments.shared_start import borrow
-from testbed.judge import Judge
 
 RESULTS = Path(__file__).parent / "results"
 DATA = Path("data")
@@ -97,23 +98,25 @@ def _prompts(args: argparse.Namespace, listed: str, data: Path) -> Path:
     return path
 
 
-def measured(round_: Round, judge: Judge | None, each: bool = False) -> dict[str, Any]:
+def measured(round_: Round, meters: Meters, each: bool = False) -> dict[str, Any]:
     """Scorer mean and judge accuracy of a round's samples; each: of every image too."""
     texts, scores = round_.texts_to_score("images"), round_.scores("images")
     images = np.stack([np.asarray(Image.open(round_.image("images", i))) for i in scores])
-    listed = [texts[i] for i in scores]
-    right = judge.satisfied(images, listed).float().tolist() if judge else []
+    found = meters.read(images, [texts[i] for i in scores])
     means: dict[str, Any] = {
         "images": len(scores),
         "scorer": float(np.mean(list(scores.values()))),
-        "judge": float(np.mean(right)) if right else None,
+        "judge": float(np.mean(found["right"])) if found["right"] else None,
+        "second": float(np.mean(found["second"])) if found["second"] else None,
+        "diversity": found["diversity"],
     }
     if not each:
         return means
-    return {**means, "scores": [*map(float, scores.values())], "right": [*map(int, right)]}
+    every = {"right": found["right"], "second_scores": found["second"]}
+    return {**means, "scores": [*scores.values()], **every}
 
 
-def measure(experiment: Experiment, judge: Judge | None) -> dict[str, Any]:
+def measure(experiment: Experiment, meters: Meters) -> dict[str, Any]:
     """Figures of every round and comparison on disk."""
     path = experiment.folder / "metrics.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -121,12 +124,12 @@ def measure(experiment: Experiment, judge: Judge | None) -> dict[str, Any]:
     kept = ("adopted", "mask_coverage", "seconds", "peak_memory_gib")
     return {
         "rounds": [
-            {"round": k, **measured(r, judge), **{n: rounds[k][n] for n in kept}}
+            {"round": k, **measured(r, meters), **{n: rounds[k][n] for n in kept}}
             for k, r in experiment.rounds().items()
             if k in rounds
         ],
         "same_noise": [
-            {"rounds": k, **measured(r, judge, each=True)}
+            {"rounds": k, **measured(r, meters, each=True)}
             for k, r in experiment.comparisons().items()
         ],
         "updates": [row for row in rows if row["kind"] == "update"],
@@ -154,6 +157,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--compare-every", type=int, help="rounds; testbed: 3, paper: 5")
     parser.add_argument("--set", action="append", default=[], metavar="train.beta=1.0",
                         help="any other setting; may be given several times")  # fmt: skip
+    parser.add_argument("--second", help="a scorer that training never sees: module:function")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--device", default="auto")
     parser.set_defaults(**SIZES[parser.parse_args(given).preset])
@@ -167,8 +171,7 @@ def main() -> None:
     if other := borrow(settings):
         print(f"The samples before any training are those of {other}.")
     folder = train_rounds(settings)
-    judge = Judge.load() if args.preset == "testbed" else None
-    figures = measure(Experiment(folder), judge)
+    figures = measure(Experiment(folder), Meters.of(args.preset, args.second))
     out = result_of(args)
     write_json(out, {"settings": settings.to_dict(), **figures})
     for row in figures["same_noise"]:

@@ -33,7 +33,11 @@ STYLES = {
     "dpok_naive": ("DPOK", "#D55E00", "P", "--"),
     "dpo_inversion": ("DPO, inverted trajectories", "#000000", "X", ":"),
 }
-MEASURES = {"scorer": "mean score (the reward)", "judge": "right, by the judge"}
+MEASURES = {
+    "scorer": "mean score (the reward)",
+    "judge": "right, by the judge",
+    "second": "mean score of a second scorer",
+}
 Runs = dict[int, dict[str, list[dict]]]  # template -> method_pairs -> one run a seed
 
 
@@ -76,8 +80,9 @@ def summary(kind: str, seeds: list[dict]) -> str:
 
 
 def keys_of(run: dict) -> tuple[str, ...]:
-    """What was measured of every image: the judge's answer on the testbed only."""
-    return ("scores", "right") if run["same_noise"][0]["right"] else ("scores",)
+    """What was measured of every image: the judge's answer, say, on the testbed only."""
+    first = run["same_noise"][0]
+    return tuple(key for key in ("scores", "right", "second_scores") if first.get(key))
 
 
 def gains(seeds: list[dict], key: str) -> np.ndarray:
@@ -110,6 +115,12 @@ def against_naive(kinds: dict[str, list[dict]]) -> list[str]:
     return texts
 
 
+def _everywhere(runs: Runs, measure: str) -> bool:
+    """Whether every run has it."""
+    every = [run for kinds in runs.values() for seeds in kinds.values() for run in seeds]
+    return all(row.get(measure) is not None for run in every for row in run["same_noise"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="testbed", choices=("testbed", "paper"))
@@ -117,10 +128,11 @@ def main() -> None:
     runs = load(folder / "alignment")
     if not runs:
         raise SystemExit(f"no runs in {folder / 'alignment'}; run experiments.alignment first")
-    size = (5 * len(runs), 7.5)
-    figure, grid = plt.subplots(2, len(runs), figsize=size, layout="constrained", squeeze=False)
+    shown = {key: title for key, title in MEASURES.items() if _everywhere(runs, key)}
+    shape, size = (len(shown), len(runs)), (5 * len(runs), 3.7 * len(shown))
+    figure, grid = plt.subplots(*shape, figsize=size, layout="constrained", squeeze=False)
     for column, (template, kinds) in enumerate(sorted(runs.items())):
-        for row, (measure, title) in enumerate(MEASURES.items()):
+        for row, (measure, title) in enumerate(shown.items()):
             draw(grid[row][column], kinds, measure)
             grid[row][column].set_title(f"template {template}: {title}", fontsize=10)
         grid[0][column].legend(fontsize=8)

@@ -1,16 +1,16 @@
 """Unseen prompts before and after training (the paper's Table 1), for runs of `alignment`.
 
-    python -m experiments.generalisation --names dpo_naive,dpo_dfusion --template 1
+    python -m experiments.generalisation --names dpo_naive_t1_s42,dpo_dfusion_t1_s42 --template 1
 
-Every model samples the same prompts of the template's test list from the same noise; differences to
-the base model are paired by image. Run again, it only makes what is missing.
+Every model samples the same prompts of the template's test list from the same noise, that of the
+first run's seed; differences to the base model are paired by image. Run again, it only makes what
+is missing.
 """
 
 import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -24,14 +24,13 @@ from dfusion.inputs import load_prompts, plan_of
 from dfusion.models import DiffusionModel, pick_device, pick_dtype, quiet_libraries
 from dfusion.progress import Progress
 from dfusion.prompts import Prompt
-from dfusion.rewards import Reward, load_reward
+from dfusion.rewards import load_reward
 from dfusion.runs import policy_of
 from dfusion.sampling import sample
-from dfusion.settings import Eval, Settings
+from dfusion.settings import Settings
 from experiments.alignment import RESULTS, runs_of
 from experiments.intervals import said
-from experiments.similarity import ssim
-from testbed.judge import Judge
+from experiments.measure import Meters
 
 NUMBER = 2_000_000  # stands in for a round's number in the noise: no training round has it
 BATCH = 16
@@ -74,34 +73,17 @@ def images_of(settings: Settings, model: DiffusionModel, prompts: Sequence[Promp
     return np.concatenate(pictures)
 
 
-def diversity(images: np.ndarray, texts: Sequence[str]) -> float:
-    """Mean of 1 - SSIM over the pairs of images of the same prompt."""
-    groups: dict[str, list[int]] = {}
-    for i, text in enumerate(texts):
-        groups.setdefault(text, []).append(i)
-    pairs = [pair for group in groups.values() for pair in combinations(group, 2)]
-    return float(np.mean([1 - ssim(images[a], images[b]) for a, b in pairs]))
-
-
 def measured(
-    settings: Settings,
-    model: DiffusionModel,
-    prompts: Sequence[Prompt],
-    judge: Judge | None,
-    second: Reward | None,
+    settings: Settings, model: DiffusionModel, prompts: Sequence[Prompt], meters: Meters
 ) -> dict[str, Any]:
     """Score and judgement of every image, and how much images of a prompt differ."""
     images, texts = images_of(settings, model, prompts), [p.text for p in prompts]
     reward = load_reward(settings.eval, model.device)
-    pictures = [Image.fromarray(image) for image in images]
-    scores = [float(s) for s in reward(pictures, texts)]
-    right = judge.satisfied(images, texts).int().tolist() if judge else []
+    scores = reward([Image.fromarray(image) for image in images], texts)
     return {
         "weights": model.fingerprint(),
-        "scores": [round(s, 4) for s in scores],
-        "right": right,
-        "second": [] if second is None else [float(s) for s in second(pictures, texts)],
-        "diversity": round(diversity(images, texts), 4),
+        "scores": [round(float(s), 4) for s in scores],
+        **meters.read(images, texts),
     }
 
 
@@ -118,14 +100,15 @@ def main() -> None:
     parser.add_argument("--template", type=int, default=1, choices=(1, 2, 3))
     parser.add_argument("--images", type=int, default=16, help="of each prompt")
     parser.add_argument("--preset", default="testbed", choices=("testbed", "paper"))
-    parser.add_argument("--second", help="another scorer, package.module:function")
+    parser.add_argument("--second", help="a scorer that training never saw: module:function")
     args = parser.parse_args()
-    second = load_reward(Eval(reward=args.second), torch.device("cpu")) if args.second else None
     quiet_libraries()
+    meters = Meters.of(args.preset, args.second)
     torch.manual_seed(0)
     names = [name.strip() for name in args.names.split(",") if name.strip()]
     every = {name: settings_of(name, args.preset, args.template) for name in names}
     first = next(iter(every.values()))
+    every = {name: replace(settings, seed=first.seed) for name, settings in every.items()}
     every = {"base": replace(first, pretrained=replace(first.pretrained, lora="")), **every}
     prompts = [p for p in load_prompts(first) for _ in range(args.images)]
     about = {"template": args.template, "images per prompt": args.images}
@@ -133,11 +116,10 @@ def main() -> None:
     saved = json.loads(out.read_text()) if out.exists() else {**about, "models": {}}
     if any(saved[key] != value for key, value in about.items()):
         raise SystemExit(f"{out}: made with other prompts or images; move it away first")
-    judge = Judge.load() if args.preset == "testbed" else None
     for name, settings in every.items():
         model = model_of(settings)
         if saved["models"].get(name, {}).get("weights") != model.fingerprint():
-            saved["models"][name] = measured(settings, model, prompts, judge, second)
+            saved["models"][name] = measured(settings, model, prompts, meters)
             write_json(out, saved)
         print(line(name, saved["models"][name], saved["models"]["base"]), flush=True)
     print(f"Figures are in {out}")

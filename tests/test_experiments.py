@@ -21,8 +21,8 @@ from dfusion.store import Experiment
 from dfusion.training import train_rounds
 from experiments import ablations, alignment, pickscore
 from experiments import all as every
-from experiments.generalisation import diversity
 from experiments.intervals import gain, over_seeds
+from experiments.measure import diversity
 from experiments.shared_start import borrow
 from tests.conftest import make_tokenizer, small
 

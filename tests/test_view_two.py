@@ -144,6 +144,16 @@ def test_answers_are_of_these_very_images(people: Path) -> None:
     assert client.post("/api/two/hand-in", json=WHERE).status_code == 400
 
 
+def test_nobody_compares_before_all_images_are_there(people: Path) -> None:
+    """Who meets whom would change under the raters' hands."""
+    client = client_of(people)
+    Experiment(people / "exp").round(0).image("images", 7).unlink()
+    early = client.get("/api/two/task", params={**WHERE, "rater": "Ada"})
+    assert early.status_code == 404 and "still being made" in early.json()["error"]
+    assert answer(client, "Ada", 0, 0) == 404
+    assert client.post("/api/two/hand-in", json=WHERE).status_code == 400
+
+
 def test_odd_answers_are_refused(people: Path) -> None:
     client = client_of(people)
     for number, choice in ((12, 0), (-1, 0), (0, 2), (0, -2), (0, True), (0, "1"), (0, None)):

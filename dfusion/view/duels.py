@@ -31,14 +31,15 @@ class Meeting:
 
 
 def meetings(data: Data, name: str, which: str, kind: str, rater: str) -> list[Meeting]:
-    """All that a rater is asked about the images that are there."""
+    """All that a rater is asked, once all images are there. Raises NotThereError before."""
     round_ = _compared(data, name, which)
     texts = texts_of(round_, kind)
+    if not present(round_.folder / kind) >= set(range(len(texts))):
+        raise NotThereError(f"{name}, {which}: its images are still being made")
     mix = random.Random(f"two {name} {which} {kind} {rater}")
-    here = sorted(present(round_.folder / kind) & set(range(len(texts))))
     found = []
     for prompt in _shuffled(dict.fromkeys(texts), mix):
-        members = _shuffled([i for i in here if texts[i] == prompt], mix)
+        members = _shuffled([i for i, text in enumerate(texts) if text == prompt], mix)
         pairs = _targets(round_, members) if kind == "target_images" else _circle(members)
         found += [Meeting(prompt, tuple(_shuffled(p, mix))) for p in _shuffled(pairs, mix)]
     return found
@@ -81,9 +82,7 @@ def task(data: Data, name: str, which: str, kind: str, rater: str) -> dict[str, 
     given: dict[str, int] = {}
     for who, _ in answers:
         given[who] = given.get(who, 0) + 1
-    round_ = data.round(name, which)
-    whole = len(present(round_.folder / kind)) >= len(texts_of(round_, kind))
-    return {"items": items, "whole": whole, "raters": given}
+    return {"items": items, "raters": given}
 
 
 def _mine(answers: dict[tuple[str, frozenset], Any], rater: str, meeting: Meeting) -> int | None:

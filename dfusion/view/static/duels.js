@@ -54,12 +54,10 @@ export async function compareTwo(stage, job, who, leave, guarded) {
 
   function end() {
     const given = Object.entries(task.raters).map(([name, n]) => `${name}: ${n}`).join(", ");
-    return h("div", { class: "blank" }, h("h2", {}, task.whole ? "You have compared them all" : "You have compared all images so far"),
-      h("p", {}, `Answers: ${given || "none yet"}`),
-      h("p", {}, task.whole ? "Let others compare too (they see other pairs), or hand in: the answers become scores, and the run goes on. This cannot be undone."
-        : "The run is still sampling; come back for the rest."),
+    return h("div", { class: "blank" }, h("h2", {}, "You have compared them all"), h("p", {}, `Answers: ${given}`),
+      h("p", {}, "Let others compare too (they see other pairs), or hand in: the answers become scores, and the run goes on. This cannot be undone."),
       h("p", { class: "actions" }, h("button", { onclick: () => move(-1) }, "Back to the last (←)"),
-        task.whole ? h("button", { class: "primary", onclick: handIn }, "Hand in the scores") : h("button", { onclick: () => guarded(refresh) }, "Look again")));
+        h("button", { class: "primary", onclick: handIn }, "Hand in the scores")));
   }
 
   await refresh();

@@ -17,7 +17,7 @@ export async function showHuman(root, params, remember, rater) {
       h("h2", {}, one.name), h("p", {}, `${place(one)}: ${one.there} of ${one.total} images are there`),
       h("p", { class: "dim" }, raters(one.raters, one.total)),
       h("p", { class: "actions" }, h("button", { class: "primary", onclick: () => begin(one) }, "Rate"),
-        one.round.startsWith("compare/") ? null : h("button", { onclick: () => beginTwo(one) }, "Compare two")))));
+        one.round.startsWith("compare/") || one.there < one.total ? null : h("button", { onclick: () => beginTwo(one) }, "Compare two")))));
     if (!found.length) list.append(blank("No run waits for scores",
       "A run with --config.eval.reward human stops after sampling until its images are rated here."));
   }
