@@ -51,11 +51,21 @@ def load(folder: Path) -> Runs:
     return runs
 
 
+def at(run: dict) -> dict[int, dict]:
+    """The comparisons of a run, by the rounds of training before them."""
+    return {row["rounds"]: row for row in run["same_noise"]}
+
+
+def compared(seeds: list[dict]) -> list[int]:
+    """After how many rounds some seed has a comparison."""
+    return sorted({rounds for run in seeds for rounds in at(run)})
+
+
 def curves(seeds: list[dict], measure: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images used up to each comparison, and the measure there: (C,), (seeds, C)."""
-    rounds = [row["rounds"] for row in seeds[0]["same_noise"]]
-    each = seeds[0]["rounds"][0]["images"]
-    values = [[row[measure] for row in run["same_noise"]] for run in seeds]
+    """Images used up to each comparison, and the measure there, NaN where a seed has none: (C,),
+    (seeds, C)."""
+    each, rounds = seeds[0]["rounds"][0]["images"], compared(seeds)
+    values = [[at(run).get(k, {}).get(measure, np.nan) for k in rounds] for run in seeds]
     return np.array(rounds) * each, np.array(values, float)
 
 
@@ -63,20 +73,28 @@ def draw(axes: Axes, runs: dict[str, list[dict]], measure: str) -> None:
     for kind, (label, colour, marker, style) in STYLES.items():
         if kind in runs:
             used, values = curves(runs[kind], measure)
-            axes.plot(used, values.mean(0), style, color=colour, marker=marker, label=label)
-            axes.fill_between(used, values.min(0), values.max(0), color=colour, alpha=0.15)
+            mean, low, high = (f(values, 0) for f in (np.nanmean, np.nanmin, np.nanmax))
+            axes.plot(used, mean, style, color=colour, marker=marker, label=label)
+            axes.fill_between(used, low, high, color=colour, alpha=0.15)
     axes.set_xlabel("images used")
     axes.grid(alpha=0.3)
 
 
-def summary(kind: str, seeds: list[dict]) -> str:
-    """The last comparison against the first, images of all seeds paired by noise."""
-    first, last = ([run["same_noise"][k] for run in seeds] for k in (0, -1))
-    texts = []
-    for key in keys_of(seeds[0]):
-        before, after = (np.concatenate([row[key] for row in rows]) for rows in (first, last))
-        texts.append(f"{key} {said(after, before)}{_over_seeds(gains(seeds, key))}")
-    return f"{STYLES[kind][0]:28} seeds {len(seeds)}  {'   '.join(texts)}"
+def summary(kind: str, every: list[dict]) -> list[str]:
+    """Every comparison against the first, images of all seeds that have it paired by noise."""
+    lines = []
+    for rounds in compared(every)[1:]:
+        seeds = [run for run in every if rounds in at(run)]
+        texts = []
+        for key in keys_of(seeds[0]):
+            before, after = (
+                np.concatenate([at(run)[k][key] for run in seeds]) for k in (0, rounds)
+            )
+            change = _over_seeds(gains(seeds, key, rounds))
+            texts.append(f"{key} {said(after, before)}{change}")
+        name = f"{STYLES[kind][0]}, rounds {rounds}, seeds {len(seeds)}"
+        lines.append(f"{name:46} {'   '.join(texts)}")
+    return lines
 
 
 def keys_of(run: dict) -> tuple[str, ...]:
@@ -85,10 +103,9 @@ def keys_of(run: dict) -> tuple[str, ...]:
     return tuple(key for key in ("scores", "right", "second_scores") if first.get(key))
 
 
-def gains(seeds: list[dict], key: str) -> np.ndarray:
-    """What each seed's mean gained from the first comparison to the last."""
-    means = [[np.mean(row[key]) for row in run["same_noise"]] for run in seeds]
-    return np.array([row[-1] - row[0] for row in means])
+def gains(seeds: list[dict], key: str, rounds: int) -> np.ndarray:
+    """What each seed's mean gained up to the comparison after so many rounds."""
+    return np.array([np.mean(at(run)[rounds][key]) - np.mean(at(run)[0][key]) for run in seeds])
 
 
 def _over_seeds(values: np.ndarray) -> str:
@@ -103,15 +120,17 @@ def against_naive(kinds: dict[str, list[dict]]) -> list[str]:
             {run["settings"]["seed"]: run for run in kinds.get(f"{method}_{pairs}", ())}
             for pairs in ("dfusion", "naive")
         ]
-        shared = sorted(pair[0].keys() & pair[1].keys())
-        for key in keys_of(pair[0][shared[0]]) if shared else ():
-            fused, naive = (gains([runs[seed] for seed in shared], key) for runs in pair)
-            more = fused - naive
-            each = ", ".join(f"{value:+.3f}" for value in more)
-            texts.append(
-                f"D-Fusion more than naive {method.upper()}, {key}: {more.mean():+.3f}"
-                f"{_over_seeds(more)} (seeds {', '.join(map(str, shared))}: {each})"
-            )
+        both = sorted(pair[0].keys() & pair[1].keys())
+        for rounds in compared([pair[0][seed] for seed in both])[1:]:
+            shared = [seed for seed in both if all(rounds in at(runs[seed]) for runs in pair)]
+            for key in keys_of(pair[0][shared[0]]) if shared else ():
+                fused, naive = (gains([runs[s] for s in shared], key, rounds) for runs in pair)
+                more = fused - naive
+                each = ", ".join(f"{s}: {m:+.3f}" for s, m in zip(shared, more, strict=True))
+                texts.append(
+                    f"D-Fusion more than naive {method.upper()} after {rounds} rounds, {key}: "
+                    f"{more.mean():+.3f}{_over_seeds(more)} (seeds {each})"
+                )
     return texts
 
 
@@ -138,7 +157,7 @@ def main() -> None:
         grid[0][column].legend(fontsize=8)
         print(f"template {template}")
         for kind in (k for k in STYLES if k in kinds):
-            print(f"  {summary(kind, kinds[kind])}")
+            print("\n".join(f"  {line}" for line in summary(kind, kinds[kind])))
         for text in against_naive(kinds):
             print(f"  {text}")
     out = folder / "alignment.png"

@@ -19,7 +19,7 @@ from dfusion.errors import UserError
 from dfusion.settings import Settings, flat
 from dfusion.store import Experiment
 from dfusion.training import train_rounds
-from experiments import ablations, alignment, pickscore
+from experiments import ablations, alignment, alignment_plot, pickscore
 from experiments import all as every
 from experiments.intervals import gain, over_seeds
 from experiments.measure import diversity
@@ -156,3 +156,24 @@ def test_the_interval_over_seeds_is_students() -> None:
     mean, half = over_seeds(gains)
     wanted = stats.ttest_1samp(gains, 0).confidence_interval(0.95)
     assert (mean - half, mean + half) == pytest.approx((wanted.low, wanted.high))
+
+
+def made_up(seed: int, scores: dict[int, list[float]]) -> dict:
+    """The figures of a run with these scores after so many rounds."""
+    rows = [{"rounds": k, "scorer": sum(s) / len(s), "scores": s} for k, s in scores.items()]
+    return {"settings": {"seed": seed}, "rounds": [{"images": 100}], "same_noise": rows}
+
+
+def test_seeds_that_went_further_do_not_distort_the_curves() -> None:
+    naive = [made_up(1, {0: [0, 2], 3: [1, 3]}), made_up(2, {0: [0, 0], 3: [1, 1], 6: [3, 5]})]
+    fused = [made_up(1, {0: [0, 2], 3: [4, 2]}), made_up(2, {0: [0, 0], 3: [2, 0], 6: [6, 6]})]
+    used, values = alignment_plot.curves(naive, "scorer")
+    assert used.tolist() == [0, 300, 600]
+    assert np.array_equal(values, [[1, 2, np.nan], [0, 1, 4]], equal_nan=True)
+    three, six = alignment_plot.summary("dpo_naive", naive)
+    assert "rounds 3, seeds 2" in three and "0.500 -> 1.500 (+1.000 ± 0.000)" in three
+    assert "rounds 6, seeds 1" in six and "0.000 -> 4.000" in six and "over seeds" not in six
+    after3, after6 = alignment_plot.against_naive({"dpo_naive": naive, "dpo_dfusion": fused})
+    wide = stats.t.ppf(0.975, 1) * 0.5  # gains 1 and 0 more: standard error 0.5
+    assert f"+0.500, over seeds ± {wide:.3f} (seeds 1: +1.000, 2: +0.000)" in after3
+    assert "+2.000 (seeds 2: +2.000)" in after6
