@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -19,6 +20,8 @@ DISK = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
     *(errno.ENOENT, errno.ENOTDIR, errno.EFBIG, errno.ESTALE, errno.ENAMETOOLONG),
 }
+# Older diffusers on torch 2.8 warn of this as they are imported where there is no GPU.
+warnings.filterwarnings("ignore", message="User provided device_type of 'cuda'")
 GO_ON = "Stopped. Run the same command again to go on."
 
 
