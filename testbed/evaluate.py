@@ -21,6 +21,7 @@ from testbed.clock import Clock
 from testbed.judge import Judge
 from testbed.pool import build
 from testbed.prompt_lists import split
+from testbed.train_scorer import MODELS
 from testbed.train_vae import to_model
 from testbed.words import PROMPTS, TEMPLATES, one_word_apart, parse
 
@@ -63,20 +64,25 @@ def share(hits: Tensor, prompts: Sequence[str]) -> Figures:
     return {name: round(value, 4) for name, value in figures.items()}
 
 
-def reading_figures(judge: Judge, scorer: Scorer, images: np.ndarray, prompts: list[str],
-                    wrong: list[str]) -> dict[str, Figures]:  # fmt: skip
-    """Judge and scorer on pictures whose truth is known."""
+def scores_of(scorer: Scorer, images: np.ndarray, *prompts: Sequence[str]) -> list[Tensor]:
+    """(N,) cosines of the images with each list of prompts."""
+    table, rows = scorer.table(images), torch.arange(len(images))
+    return [table[rows, [PROMPTS.index(p) for p in listed]] for listed in prompts]
+
+
+def reading_figures(judge: Judge, scorers: dict[str, Scorer], images: np.ndarray,
+                    prompts: list[str], wrong: list[str]) -> dict[str, Figures]:  # fmt: skip
+    """Judge and scorers on pictures whose truth is known."""
     yes, no = judge.satisfied(images, prompts), ~judge.satisfied(images, wrong)
-    table = scorer.table(images)
-    rows = torch.arange(len(prompts))
-    right = table[rows, [PROMPTS.index(p) for p in prompts]]
-    other = table[rows, [PROMPTS.index(p) for p in wrong]]
-    return {
+    figures = {
         "judge_accepts_true": share(yes, prompts),
         "judge_rejects_wrong": share(no, prompts),
         "judge_accuracy": share(torch.cat([yes, no]), prompts + prompts),
-        "scorer_ranks_true_above_wrong": share(right > other, prompts),
     }
+    for name, scorer in scorers.items():
+        right, other = scores_of(scorer, images, prompts, wrong)
+        figures[f"{name}_ranks_true_above_wrong"] = share(right > other, prompts)
+    return figures
 
 
 def generate(pipeline: StableDiffusionPipeline, prompts: Sequence[str], seeds: Sequence[int],
@@ -105,8 +111,8 @@ def ranking(score: Tensor, satisfied: Tensor, prompts: Sequence[str]) -> float:
     return round(float(np.mean(wins)), 4)
 
 
-def model_figures(judge: Judge, scorer: Scorer, weights: Path, images_per_prompt: int,
-                  guidance: float) -> dict[str, object]:  # fmt: skip
+def model_figures(judge: Judge, scorers: dict[str, Scorer], weights: Path,
+                  images_per_prompt: int, guidance: float) -> dict[str, object]:  # fmt: skip
     """The diffusion model's own pictures of all train and test prompts."""
     pipeline = StableDiffusionPipeline.from_pretrained(weights / "diffusion")
     pipeline.set_progress_bar_config(disable=True)
@@ -114,14 +120,15 @@ def model_figures(judge: Judge, scorer: Scorer, weights: Path, images_per_prompt
     prompts = [prompt for prompt in lists for _ in range(images_per_prompt)]
     images = generate(pipeline, prompts, range(len(prompts)), guidance)
     satisfied = judge.satisfied(images, prompts)
-    column = [PROMPTS.index(p) for p in prompts]
-    score = scorer.table(images)[torch.arange(len(prompts)), column]
-    return {
+    figures = {
         "pictures": len(prompts),
         "guidance": guidance,
         "satisfied": share(satisfied, prompts),
-        "scorer_ranks_satisfied_above_not": ranking(score, satisfied, prompts),
     }
+    for name, scorer in scorers.items():
+        (score,) = scores_of(scorer, images, prompts)
+        figures[f"{name}_ranks_satisfied_above_not"] = ranking(score, satisfied, prompts)
+    return figures
 
 
 def main() -> None:
@@ -132,7 +139,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
     args = parser.parse_args()
     judge = Judge.load(args.weights / "judge" / "model.safetensors")
-    scorer = Scorer(args.weights / "scorer")
+    scorers = {name: Scorer(args.weights / name) for name in MODELS}
     vae = StableDiffusionPipeline.from_pretrained(args.weights / "diffusion").vae.eval()
     indices, scenes = build(SEED, args.scenes)
     prompts = [PROMPTS[i] for i in indices]
@@ -142,11 +149,11 @@ def main() -> None:
     figures: dict[str, object] = {
         "scenes": args.scenes,
         "autoencoder_mse": round(error, 5),
-        "rendered": reading_figures(judge, scorer, scenes, prompts, wrong),
-        "round_trip": reading_figures(judge, scorer, decoded, prompts, wrong),
+        "rendered": reading_figures(judge, scorers, scenes, prompts, wrong),
+        "round_trip": reading_figures(judge, scorers, decoded, prompts, wrong),
     }
     if args.images:
-        figures["samples"] = model_figures(judge, scorer, args.weights, args.images, args.guidance)
+        figures["samples"] = model_figures(judge, scorers, args.weights, args.images, args.guidance)
     (args.weights / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures, indent=2))
 

@@ -30,13 +30,17 @@ export function swatch(n) {
     marker(shape, 17, 6, colour));
 }
 
-export function ticks(low, high, count = 5) {
-  const span = high - low || 1, rough = span / count, unit = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((m) => m * unit).find((m) => m >= rough);
-  const first = Math.ceil(low / step - 1e-9);
-  const found = [];
-  for (let k = first; k * step <= high + step * 1e-9; k++) found.push(k * step);
-  return { values: found, digits: Math.max(0, -Math.floor(Math.log10(step) + 1e-9)) };
+// Round numbers from low to high: as few as there are with at least three.
+export function ticks(low, high) {
+  const top = Math.ceil(Math.log10(high - low || 1));
+  const steps = [0, 1, 2].flatMap((k) => [10, 5, 2].map((m) => m * 10 ** (top - k - 1)));
+  const between = (step) => {
+    const found = [];
+    for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k++) found.push(k * step);
+    return found;
+  };
+  const step = steps.find((one) => between(one).length >= 3);
+  return { values: between(step), digits: Math.max(0, -Math.floor(Math.log10(step) + 1e-9)) };
 }
 
 // lines: [{ name, style, points: [[x, y] …] }]
@@ -50,7 +54,7 @@ export function chart(title, xTitle, lines, { zero = false, percent = false } = 
   y0 = zero ? 0 : y0 - room;
   y1 = y1 + room;
   if (percent) y1 = Math.min(1.02, y1);
-  const across = ticks(x0, x1, 6), up = ticks(y0, y1, 4);
+  const across = ticks(x0, x1), up = ticks(y0, y1);
   const text = (v, digits) => (percent ? `${Math.round(v * 100)} %` : v.toFixed(digits));
   const left = 16 + 7.8 * Math.max(...up.values.map((v) => text(v, up.digits).length));
   const x = (v) => left + ((v - x0) / (x1 - x0)) * (WIDE - left - RIGHT);
