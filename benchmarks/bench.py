@@ -46,7 +46,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     session = open_workbench(model, settings)
     made = make_round(session)
     seconds = session.runner.stopwatch.take()
-    rate = matrix_rate(device, DTYPES[options.dtype])
+    rate = matrix_rate(device, DTYPES[options.dtype], CLOCKS[options.clock])
     found, count = _stages(session, options, made)
     peaks = [gib for stage in found.values() for gib in stage.race.peak_gib.values()]
     return {

@@ -63,7 +63,7 @@ def main() -> None:
         print(json.dumps(measure(args.model, args.pairs[0], args.steps[0])))
         return
     sizes = [(pairs, args.steps[0]) for pairs in args.pairs]
-    sizes += [(args.pairs[0], steps) for steps in args.steps[1:]]
+    sizes += [(min(args.pairs), steps) for steps in args.steps[1:]]
     print("images  steps  evaluations  seconds  ms an evaluation  peak GiB")
     for pairs, steps in sizes:
         found = apart(args.model, pairs, steps)

@@ -68,7 +68,8 @@ def write_bytes(path: Path, data: bytes) -> None:
 
     Raises OSError, naming `path`, where the disk is full or the folder cannot be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):  # it vanished just then, or is a file: open() tells
+        path.parent.mkdir(parents=True, exist_ok=True)
     owner = f"{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
     aside = path.with_name(f".{path.name}.{owner}.tmp")
     try:
@@ -94,7 +95,8 @@ def _sync(folder: Path) -> None:
 
 def sweep(folder: Path) -> None:
     """Delete what dead processes of this machine were writing aside when they ended."""
-    for path in folder.rglob(".*.tmp"):
+    found = [Path(at, name) for at, _, names in os.walk(folder) for name in names]
+    for path in (p for p in found if p.match(".*.tmp")):
         *_, host, pid, thread, _ = [""] * 4 + path.name.split(".")
         ours = host == socket.gethostname().split(".")[-1] and pid.isdigit() and thread.isdigit()
         if ours and not alive(int(pid)):

@@ -97,9 +97,9 @@ class Trainer:
                 f"--config.resume_from {asked}: {own.name} is later; remove the later checkpoints "
                 "and epoch folders, or choose another --config.exp_name"
             )
+        self.checkpoints.load(own, self.tuning, self.optimiser)
         if self.rank == 0:
             self.checkpoints.tidy(done, self.settings.train.num_checkpoint_limit)
-        self.checkpoints.load(own, self.tuning, self.optimiser)
         self.say(f"Going on after round {done}")
         return done + 1
 

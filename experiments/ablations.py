@@ -62,8 +62,12 @@ def flags_of(name: str, args: argparse.Namespace) -> list[str]:
     return flags + [f"--set={change}" for change in CHOICES[name]]
 
 
-def result_of(name: str, args: argparse.Namespace) -> Path:
-    return alignment.result_of(alignment.arguments(flags_of(name, args)))
+def figures_of(name: str, args: argparse.Namespace) -> dict[str, Any] | None:
+    """Figures of a choice's run; None where there is none of so many rounds."""
+    path = alignment.result_of(alignment.arguments(flags_of(name, args)))
+    figures = json.loads(path.read_text()) if path.exists() else None
+    of_rounds = figures and figures["settings"]["train"]["num_epochs"] == args.rounds
+    return figures if of_rounds else None
 
 
 def row_of(figures: dict[str, Any]) -> dict[str, Any]:
@@ -126,17 +130,12 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     for name in args.only:
-        if not result_of(name, args).exists():
+        if figures_of(name, args) is None:
             command = [sys.executable, "-m", "experiments.alignment", *flags_of(name, args)]
             if code := subprocess.run(command).returncode:
                 raise SystemExit(code)
-    every = {name: result_of(name, args) for name in CHOICES}
-    found = {n: json.loads(p.read_text()) for n, p in every.items() if p.exists()}
-    rows = {
-        name: row_of(figures)
-        for name, figures in found.items()
-        if figures["settings"]["train"]["num_epochs"] == args.rounds
-    }
+    found = {name: figures_of(name, args) for name in CHOICES}
+    rows = {name: row_of(figures) for name, figures in found.items() if figures}
     print(table(rows))
     out = alignment.RESULTS / args.preset / "ablations.png"
     draw(rows, out)

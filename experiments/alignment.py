@@ -21,12 +21,13 @@ import torch
 from PIL import Image
 
 from config.config import PRESETS
+from dfusion.errors import UserError
 from dfusion.files import write_bytes, write_json
-from dfusion.settings import Settings
+from dfusion.settings import Settings, flat
 from dfusion.settings import settings_of as settings_from
 from dfusion.store import Experiment, Round
 from dfusion.training import train_rounds
-from experiments.measure import Meters
+from experiments.measure import Meters, diversity
 from experiments.shared_start import borrow
 
 RESULTS = Path(__file__).parent / "results"
@@ -77,13 +78,15 @@ def changed(settings: Settings, change: str) -> Settings:
     """With one setting changed, "train.beta=1.0". Raises UserError for what is no setting."""
     flag, _, text = change.partition("=")
     values = settings.to_dict()
-    *groups, name = flag.split(".")
-    inner = values[groups[0]] if groups and isinstance(values.get(groups[0]), dict) else values
+    known = flat(values)
+    if flag not in known:
+        raise UserError(f"--set {change}: there is no setting '{flag}'")
     value: Any = text
-    if not isinstance(inner.get(name), str):
+    if not isinstance(known[flag], str):
         with suppress(ValueError):
             value = json.loads(text.lower())
-    inner[name] = value
+    group, _, name = flag.rpartition(".")
+    (values[group] if group else values)[name] = value
     return settings_from(values, f"--set {change}")
 
 
@@ -99,21 +102,26 @@ def _prompts(args: argparse.Namespace, listed: str, data: Path) -> Path:
 
 
 def measured(round_: Round, meters: Meters, each: bool = False) -> dict[str, Any]:
-    """Scorer mean and judge accuracy of a round's samples; each: of every image too."""
+    """Means over a round's samples; each: of every image too, and how much they differ."""
     texts, scores = round_.texts_to_score("images"), round_.scores("images")
     images = np.stack([np.asarray(Image.open(round_.image("images", i))) for i in scores])
-    found = meters.read(images, [texts[i] for i in scores])
+    listed = [texts[i] for i in scores]
+    found = meters.read(images, listed)
     means: dict[str, Any] = {
         "images": len(scores),
         "scorer": float(np.mean(list(scores.values()))),
         "judge": float(np.mean(found["right"])) if found["right"] else None,
         "second": float(np.mean(found["second"])) if found["second"] else None,
-        "diversity": found["diversity"],
     }
     if not each:
         return means
-    every = {"right": found["right"], "second_scores": found["second"]}
-    return {**means, "scores": [*scores.values()], **every}
+    return {
+        **means,
+        "diversity": diversity(images, listed),
+        "scores": [*scores.values()],
+        "right": found["right"],
+        "second_scores": found["second"],
+    }
 
 
 def measure(experiment: Experiment, meters: Meters) -> dict[str, Any]:
@@ -170,8 +178,9 @@ def main() -> None:
     settings = settings_of(args)
     if other := borrow(settings):
         print(f"The samples before any training are those of {other}.")
+    meters = Meters.of(args.preset, args.second)
     folder = train_rounds(settings)
-    figures = measure(Experiment(folder), Meters.of(args.preset, args.second))
+    figures = measure(Experiment(folder), meters)
     out = result_of(args)
     write_json(out, {"settings": settings.to_dict(), **figures})
     for row in figures["same_noise"]:

@@ -4,8 +4,8 @@
 
 Writes results/<preset>/alignment.png and prints a table.
 
-Lines are means over seeds of images made with the same noise at every point; bands go from the
-lowest to the highest seed.
+Lines are means over seeds of images made with the same noise at every point, as far as all seeds
+go; thin lines are single seeds.
 """
 
 import argparse
@@ -73,9 +73,10 @@ def draw(axes: Axes, runs: dict[str, list[dict]], measure: str) -> None:
     for kind, (label, colour, marker, style) in STYLES.items():
         if kind in runs:
             used, values = curves(runs[kind], measure)
-            mean, low, high = (f(values, 0) for f in (np.nanmean, np.nanmin, np.nanmax))
-            axes.plot(used, mean, style, color=colour, marker=marker, label=label)
-            axes.fill_between(used, low, high, color=colour, alpha=0.15)
+            # A mean over other seeds at every point would jump: NaN ends it where a seed ends.
+            axes.plot(used, values.mean(0), style, color=colour, marker=marker, label=label)
+            for seed in values if len(values) > 1 else ():
+                axes.plot(used, seed, style, color=colour, alpha=0.35, linewidth=1)
     axes.set_xlabel("images used")
     axes.grid(alpha=0.3)
 
@@ -86,7 +87,7 @@ def summary(kind: str, every: list[dict]) -> list[str]:
     for rounds in compared(every)[1:]:
         seeds = [run for run in every if rounds in at(run)]
         texts = []
-        for key in keys_of(seeds[0]):
+        for key in keys_of(seeds):
             before, after = (
                 np.concatenate([at(run)[k][key] for run in seeds]) for k in (0, rounds)
             )
@@ -97,10 +98,12 @@ def summary(kind: str, every: list[dict]) -> list[str]:
     return lines
 
 
-def keys_of(run: dict) -> tuple[str, ...]:
-    """What was measured of every image: the judge's answer, say, on the testbed only."""
-    first = run["same_noise"][0]
-    return tuple(key for key in ("scores", "right", "second_scores") if first.get(key))
+def keys_of(runs: list[dict]) -> list[str]:
+    """What all of them measured of every image: the judge's answer, say, on the testbed only."""
+    rows = [row for run in runs for row in run["same_noise"]]
+    return [
+        key for key in ("scores", "right", "second_scores") if all(row.get(key) for row in rows)
+    ]
 
 
 def gains(seeds: list[dict], key: str, rounds: int) -> np.ndarray:
@@ -123,7 +126,7 @@ def against_naive(kinds: dict[str, list[dict]]) -> list[str]:
         both = sorted(pair[0].keys() & pair[1].keys())
         for rounds in compared([pair[0][seed] for seed in both])[1:]:
             shared = [seed for seed in both if all(rounds in at(runs[seed]) for runs in pair)]
-            for key in keys_of(pair[0][shared[0]]) if shared else ():
+            for key in keys_of([runs[seed] for runs in pair for seed in shared]) if shared else ():
                 fused, naive = (gains([runs[s] for s in shared], key, rounds) for runs in pair)
                 more = fused - naive
                 each = ", ".join(f"{s}: {m:+.3f}" for s, m in zip(shared, more, strict=True))

@@ -30,7 +30,7 @@ from dfusion.sampling import sample
 from dfusion.settings import Settings
 from experiments.alignment import RESULTS, runs_of
 from experiments.intervals import said
-from experiments.measure import Meters
+from experiments.measure import Meters, diversity
 
 NUMBER = 2_000_000  # stands in for a round's number in the noise: no training round has it
 BATCH = 16
@@ -84,6 +84,7 @@ def measured(
         "weights": model.fingerprint(),
         "scores": [round(float(s), 4) for s in scores],
         **meters.read(images, texts),
+        "diversity": diversity(images, texts),
     }
 
 
@@ -91,7 +92,7 @@ def line(name: str, figures: dict[str, Any], base: dict[str, Any]) -> str:
     """One model as text, with what it gained on the base model."""
     keys = [key for key in ("scores", "right", "second") if base[key]]
     texts = [f"{key} {said(figures[key], base[key])}" for key in keys]
-    return f"{name:24} {'  '.join(texts)}  diversity {figures['diversity']:.3f}"
+    return f"{name:24} {'  '.join(texts)}  diversity {figures['diversity']}"
 
 
 def main() -> None:
@@ -111,11 +112,11 @@ def main() -> None:
     every = {name: replace(settings, seed=first.seed) for name, settings in every.items()}
     every = {"base": replace(first, pretrained=replace(first.pretrained, lora="")), **every}
     prompts = [p for p in load_prompts(first) for _ in range(args.images)]
-    about = {"template": args.template, "images per prompt": args.images}
+    about = {"template": args.template, "images per prompt": args.images, "seed": first.seed}
     out = RESULTS / args.preset / f"generalisation_t{args.template}.json"
     saved = json.loads(out.read_text()) if out.exists() else {**about, "models": {}}
-    if any(saved[key] != value for key, value in about.items()):
-        raise SystemExit(f"{out}: made with other prompts or images; move it away first")
+    if any(saved.get(key) != value for key, value in about.items()):
+        raise SystemExit(f"{out}: made with other prompts, images or seed; move it away first")
     for name, settings in every.items():
         model = model_of(settings)
         if saved["models"].get(name, {}).get("weights") != model.fingerprint():

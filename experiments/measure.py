@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,22 +34,22 @@ class Meters:
             second=load_reward(chosen, cpu) if chosen else None,
         )
 
-    def read(self, images: np.ndarray, texts: Sequence[str]) -> dict[str, Any]:
-        """images: uint8 (N, H, W, 3). right: 0 or 1, and second: a score, of every image (or
-        nothing); diversity: how much images of a prompt differ."""
+    def read(self, images: np.ndarray, texts: Sequence[str]) -> dict[str, list]:
+        """right: 0 or 1, and second: a score, of every image, or nothing. uint8 (N, H, W, 3)."""
         pictures = [Image.fromarray(image) for image in images]
         second = [] if self.second is None else self.second(pictures, list(texts))
         return {
             "right": self.judge.satisfied(images, list(texts)).int().tolist() if self.judge else [],
             "second": [round(float(s), 4) for s in second],
-            "diversity": round(diversity(images, texts), 4),
         }
 
 
-def diversity(images: np.ndarray, texts: Sequence[str]) -> float:
-    """Mean of 1 - SSIM over the pairs of images of the same prompt."""
+def diversity(images: np.ndarray, texts: Sequence[str]) -> float | None:
+    """Mean of 1 - SSIM over the pairs of images of the same prompt; None where there is no pair."""
     groups: dict[str, list[int]] = {}
     for i, text in enumerate(texts):
         groups.setdefault(text, []).append(i)
     pairs = [pair for group in groups.values() for pair in combinations(group, 2)]
-    return float(np.mean([1 - ssim(images[a], images[b]) for a, b in pairs]))
+    if not pairs:
+        return None
+    return round(float(np.mean([1 - ssim(images[a], images[b]) for a, b in pairs])), 4)

@@ -16,9 +16,9 @@ from testbed.train_vae import to_model
 
 
 def arguments(
-    description: str | None, epochs: int, seed: int, models: Sequence[str] = ("",)
+    description: str | None, epochs: int, seed: int, models: Sequence[str] = ()
 ) -> argparse.Namespace:
-    """What training either reader takes from the command line; models: those it has, by name."""
+    """What training either reader takes from the command line; models: those to choose from."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--pool", type=Path, required=True)
     parser.add_argument("--vae", type=Path, required=True)
@@ -26,7 +26,8 @@ def arguments(
     parser.add_argument("--epochs", type=int, default=epochs)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=seed)
-    parser.add_argument("--model", default=models[0], choices=models)
+    if models:
+        parser.add_argument("--model", default=models[0], choices=models)
     return parser.parse_args()
 
 

@@ -1,5 +1,6 @@
 """What the experiments compute, apart from the runs themselves."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -145,7 +146,9 @@ def test_an_ablation_changes_what_it_says_and_nothing_else(
     assert differ <= named
 
 
-@pytest.mark.parametrize("change", ["train.bet=1", "train.beta=high", "train=1", "mask.merge.x=1"])
+@pytest.mark.parametrize(
+    "change", ["train.bet=1", "train.beta=high", "train=1", "mask.merge.x=1", "bogus.seed=7"]
+)
 def test_a_change_of_no_setting_is_refused(change: str) -> None:
     with pytest.raises(UserError, match="--set"):
         alignment.changed(Settings(), change)
@@ -177,3 +180,15 @@ def test_seeds_that_went_further_do_not_distort_the_curves() -> None:
     wide = stats.t.ppf(0.975, 1) * 0.5  # gains 1 and 0 more: standard error 0.5
     assert f"+0.500, over seeds ± {wide:.3f} (seeds 1: +1.000, 2: +0.000)" in after3
     assert "+2.000 (seeds 2: +2.000)" in after6
+
+
+def test_ablations_of_other_rounds_are_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alignment, "RESULTS", tmp_path)
+    one, two = (ablations.arguments(["--rounds", str(rounds)]) for rounds in (1, 2))
+    path = alignment.result_of(alignment.arguments(ablations.flags_of("or", one)))
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"settings": {"train": {"num_epochs": 1}}}))
+    assert ablations.figures_of("or", one) and not ablations.figures_of("or", two)
+    assert not ablations.figures_of("no_mask", one)

@@ -70,7 +70,7 @@ def gradients(trainer: Trainer, **how) -> tuple[list[Tensor], Tally]:
 
 def close(a: list[Tensor], b: list[Tensor]) -> bool:
     size = max(g.abs().max() for g in b)
-    return all(torch.allclose(x / size, y / size, atol=2e-5) for x, y in zip(a, b, strict=True))
+    return all(torch.allclose(x / size, y / size, atol=1e-4) for x, y in zip(a, b, strict=True))
 
 
 @pytest.mark.parametrize(("method", "batch_size"), [("dpo", 3), ("ddpo", 5), ("dpok", 50)])

@@ -1,5 +1,6 @@
 """Two images at a time: strengths, what is asked, and scores handed in."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,9 @@ import pytest
 from scipy import optimize
 
 from dfusion.files import read_json, write_json, write_png
+from dfusion.pairing import adopted
 from dfusion.store import Experiment
+from dfusion.view import ratings
 from dfusion.view.strengths import SPREAD, Outcome, between, joined, strengths
 from tests.viewing import client_of, copy_of
 
@@ -41,12 +44,31 @@ def test_strengths_of_one_who_always_wins_are_finite_and_ordered() -> None:
 
 @pytest.mark.parametrize(
     ("over_base", "over_reference", "score"),
-    [(0, 0, 1.0), (0.5, 0, 2.0), (1, 0, 3.0), (1, 0.5, 4.0), (1, 1, 5.0), (0.75, 0.25, 3.0)],
+    [
+        (0, 0, 1.0),  # worse than both
+        (0.25, 0, 1.5),
+        (0.5, 0, 2.0),  # as good as the base
+        (1, 0, 3.0),
+        (0.75, 0.25, 3.0),
+        (0.5, 0.5, 4.0),  # as good as the reference
+        (0, 0.5, 4.0),
+        (1, 1, 5.0),
+    ],
 )
 def test_a_target_lies_where_people_put_it(
     over_base: float, over_reference: float, score: float
 ) -> None:
     assert between(2.0, 4.0, over_base, over_reference) == score
+
+
+@pytest.mark.parametrize("share", [0, 1 / 3, 0.5, 2 / 3, 1])
+@pytest.mark.parametrize(("base", "reference"), [(4 / 3, 10 / 3), (3.0, 3.0), (-0.7, 0.1)])
+def test_adopted_is_what_people_find_as_good_as_the_reference(
+    base: float, reference: float, share: float
+) -> None:
+    for over_base in (0, 1 / 3, 0.5, 1):
+        target = between(base, reference, over_base, share)
+        assert adopted(target, base, reference, 1.0) == (share >= 0.5)
 
 
 def test_joined_needs_a_way_between_all() -> None:
@@ -125,13 +147,75 @@ def test_targets_are_adopted_as_people_judge_them(people: Path) -> None:
     known = dict.fromkeys(range(8), 0.0)
     known |= {p.reference: 3.0 for p in pairs} | {p.base: 1.0 for p in pairs}
     round_.write_scores("images", "human", known)
+    ratings.append(
+        people / "ratings/handed.jsonl", {"name": "exp", "round": "epoch0", "way": "two"}
+    )
     liked, wanted = (4.0, 3.0, 1.0, 0.0), (4.0, 3.0, 1.0, 0.0)
     worth = {("images", i): score for i, score in known.items()}
     worth |= {("target_images", p): liked[p] for p in range(4)}
     preferring(client, "Ada", worth, "target_images")
     body = {**WHERE, "kind": "target_images"}
+    (job,) = client.get("/api/human").json()
+    assert (job["kind"], job["ways"]) == ("target_images", ["two"])
+    for p in range(4):
+        client.post("/api/human/rate", json={**body, "index": p, "rater": "Ada", "score": 5})
+    other = client.post("/api/human/hand-in", json=body)
+    assert other.status_code == 400 and "in the same way as its samples" in other.json()["error"]
     assert client.post("/api/two/hand-in", json=body).json() == {"scores": 4}
     assert round_.scores("target_images", "human") == dict(enumerate(wanted))
+
+
+def test_targets_wait_for_the_scores_of_their_samples(people: Path) -> None:
+    client, body = client_of(people), {**WHERE, "kind": "target_images"}
+    worth = {("images", i): 1.0 for i in range(8)} | {("target_images", p): 2.0 for p in range(4)}
+    preferring(client, "Ada", worth, "target_images")
+    refused = client.post("/api/two/hand-in", json=body)
+    assert refused.status_code == 400 and "samples have no scores" in refused.json()["error"]
+
+
+ODD = [
+    '{"rater": "Ada"}',
+    "[1, 2]",
+    "[" * 3000,
+    '{"rater": ["Ada"], "images": ID, "better": null}',
+    '{"rater": "Eve", "images": ID, "better": true}',
+    '{"rater": "Eve", "images": ID, "better": ["images", 7]}',
+    '{"rater": "Eve", "images": [["images", 0, "x"]], "better": null}',
+    '{"rater": "Eve", "images": [["images", 0, "x"], ["images", 0, "x"]], "better": null}',
+    '{"rater": "Eve", "images": [["images", "0", "x"], ["images", 1, "x"]], "better": null}',
+    '{"rater": "Eve", "images": [["/etc", 0, "x"], ["images", 1, "x"]], "better": null}',
+    '{"rater": "Eve", "images": [["images", -1, "x"], ["images", 1]], "better": null}',
+]
+
+
+def test_odd_lines_are_passed_over(people: Path) -> None:
+    client = client_of(people)
+    preferring(client, "Ada", {("images", i): float(i) for i in range(8)}, "images")
+    answered = [item["mine"] for item in tasks(client, "Ada")]
+    path = people / "ratings/two.jsonl"
+    first = json.loads(path.read_text().splitlines()[0])
+    where = '"name": "exp", "round": "epoch0", "kind": "images"'
+    lines = [line.replace("ID", json.dumps(first["images"])) for line in ODD]
+    lines = [line.replace("{", "{" + where + ", ", 1) for line in lines]
+    path.write_text("\n".join([*lines, path.read_text()]))
+    assert [item["mine"] for item in tasks(client, "Ada")] == answered
+    assert all(item["mine"] is None for item in tasks(client, "Eve"))
+    assert client.post("/api/two/hand-in", json=WHERE).json() == {"scores": 8}
+
+
+def test_odd_lines_of_single_ratings_are_passed_over(people: Path) -> None:
+    client = client_of(people)
+    for i in range(8):
+        client.post("/api/human/rate", json={**WHERE, "index": i, "rater": "Ada", "score": 2})
+    path = people / "ratings/human.jsonl"
+    row = json.loads(path.read_text().splitlines()[0])
+    odd = [{"score": 900}, {"score": float("nan")}, {"score": True}, {"index": "0"}, {"rater": 1}]
+    bad = [json.dumps({**row, **change}) for change in odd]
+    bad += [json.dumps({k: v for k, v in row.items() if k != name}) for name in ("image", "score")]
+    path.write_text("\n".join([path.read_text(), *bad, "[" * 3000]))
+    assert client.post("/api/human/hand-in", json=WHERE).json() == {"scores": 8}
+    scores = Experiment(people / "exp").round(0).scores("images", "human")
+    assert set(scores.values()) == {2.0}
 
 
 def test_answers_are_of_these_very_images(people: Path) -> None:
@@ -147,6 +231,7 @@ def test_answers_are_of_these_very_images(people: Path) -> None:
 def test_nobody_compares_before_all_images_are_there(people: Path) -> None:
     """Who meets whom would change under the raters' hands."""
     client = client_of(people)
+    preferring(client, "Ada", {("images", i): float(i) for i in range(8)}, "images")
     Experiment(people / "exp").round(0).image("images", 7).unlink()
     early = client.get("/api/two/task", params={**WHERE, "rater": "Ada"})
     assert early.status_code == 404 and "still being made" in early.json()["error"]
@@ -159,6 +244,8 @@ def test_odd_answers_are_refused(people: Path) -> None:
     for number, choice in ((12, 0), (-1, 0), (0, 2), (0, -2), (0, True), (0, "1"), (0, None)):
         assert answer(client, "Ada", number, choice) == 400
     assert answer(client, "", 0, 0) == 400
+    nested = client.post("/api/two/answer", content="[" * 50000)
+    assert nested.status_code == 400
     assert not (people / "ratings").exists()
     compared = {**WHERE, "round": "compare/epoch0", "rater": "Ada"}
     assert client.get("/api/two/task", params=compared).status_code == 404

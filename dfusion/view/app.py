@@ -171,7 +171,7 @@ def _post(data: Data, act: Callable[[Data, Body], Any]) -> Endpoint:
     async def endpoint(request: Request) -> Response:
         try:
             body = Body(json.loads(await request.body()))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError("the body is not valid JSON") from error
         return JSONResponse(await run_in_threadpool(act, data, body), headers=NEVER)
 

@@ -12,6 +12,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from dfusion.errors import UserError
@@ -85,8 +86,8 @@ class Study:
 
     def answers(self) -> dict[tuple[str, str], dict[str, Any]]:
         """The last answer of every rater to every trial, by (rater, key)."""
-        rows = self.data.read(self.file, ratings.rows) if self.file.exists() else []
-        mine = [row for row in rows if row.get("study") == self.name]
+        rows = self.data.read(self.file, _rows) if self.file.exists() else []
+        mine = [row for row in rows if row["study"] == self.name]
         return {(row["rater"], row["trial"]): row for row in mine}
 
     def next(self, rater: str, again: str | None = None) -> dict[str, Any]:
@@ -153,6 +154,11 @@ class Study:
                 for b in self.sources[n + 1 :]
             ],
         }
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    texts = dict.fromkeys(("study", "rater", "trial", "prompt"), str)
+    return ratings.rows(path, lambda row: ratings.has(row, choice=(str, NoneType), **texts))
 
 
 def duel(answers: Sequence[dict[str, Any]], a: str, b: str) -> dict[str, Any]:

@@ -9,10 +9,11 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from dfusion.errors import UserError
-from dfusion.store import Round
+from dfusion.store import SCORED, Round
 from dfusion.view import ratings
 from dfusion.view.folders import Data, NotThereError, present
 from dfusion.view.human import digest, texts_of, write
@@ -122,7 +123,8 @@ def hand_in(data: Data, name: str, which: str, kind: str) -> int:
     round_ = _compared(data, name, which)
     answers = _answers(data, name, which, kind)
     find = _target_scores if kind == "target_images" else _sample_scores
-    return write(data, name, which, kind, dict(find(round_, f"{name}, {which}", answers)))
+    scores = dict(find(round_, f"{name}, {which}", answers))
+    return write(data, name, which, kind, scores, "two")
 
 
 Answers = dict[tuple[str, frozenset], Shown | None]
@@ -147,6 +149,8 @@ def _sample_scores(round_: Round, where: str, answers: Answers) -> Iterator[tupl
 def _target_scores(round_: Round, where: str, answers: Answers) -> Iterator[tuple[int, float]]:
     scores = round_.scores("images")
     for p, pair in enumerate(round_.pairs() or ()):
+        if not {pair.base, pair.reference} <= scores.keys():
+            raise UserError(f"{where}: its samples have no scores (any more); score them first")
         target, shares = ("target_images", p), []
         for other in (pair.base, pair.reference):
             met = frozenset((target, ("images", other)))
@@ -162,11 +166,28 @@ def _answers(data: Data, name: str, which: str, kind: str) -> Answers:
     path, round_ = _file(data), data.round(name, which)
     asked = {"name": name, "round": which, "kind": kind}
     found: Answers = {}
-    for row in data.read(path, ratings.rows) if path.exists() else []:
+    for row in data.read(path, _rows) if path.exists() else []:
         if asked.items() <= row.items() and all(_same(data, round_, *of) for of in row["images"]):
             pair = frozenset((k, i) for k, i, _ in row["images"])
             found[row["rater"], pair] = row["better"] and tuple(row["better"])
     return found
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return ratings.rows(path, _is_answer)
+
+
+def _is_answer(row: dict[str, Any]) -> bool:
+    """Whether it is of two different images, and for one of them or neither."""
+    if not ratings.has(row, rater=str, images=list, better=(list, NoneType)):
+        return False
+    images = row["images"]
+    if not all(type(of) is list and [type(v) for v in of] == [str, int, str] for of in images):
+        return False
+    shown = [of[:2] for of in images]
+    known = all(kind in SCORED and index >= 0 for kind, index in shown)
+    two = len(shown) == 2 and shown[0] != shown[1]
+    return known and two and row["better"] in (None, *shown)
 
 
 def _same(data: Data, round_: Round, kind: str, index: int, seen: str) -> bool:

@@ -17,6 +17,7 @@ from dfusion.view import ratings
 from dfusion.view.folders import Data, present
 
 SCALE = (1, 2, 3, 4, 5)
+WAYS = ["one", "two"]  # images at a time: rated, or compared (duels.py)
 
 
 def waiting(data: Data) -> list[dict[str, Any]]:
@@ -40,9 +41,24 @@ def _waiting(data: Data, name: str) -> list[dict[str, Any]]:
         total, there = len(round_.texts_to_score(kind)), len(present(round_.folder / kind))
         if there and len(round_.scores(kind)) < total:
             raters = _raters(round_, kind, _given(data, name, which, kind))
-            row = {"name": name, "round": which, "kind": kind}
-            found.append({**row, "there": there, "total": total, "raters": raters})
+            row = {"name": name, "round": which, "kind": kind, "raters": raters}
+            ways = [_scored_by(data, name, which)] if kind == "target_images" else WAYS
+            ways = WAYS[:1] if which.startswith("compare/") else ways
+            found.append({**row, "there": there, "total": total, "ways": ways})
     return found
+
+
+def _scored_by(data: Data, name: str, which: str) -> str:
+    """How people gave a round's samples their scores; one by one where nothing says so."""
+    path = _handed(data)
+    rows = data.read(path, _handed_rows) if path.exists() else []
+    of_round = [row["way"] for row in rows if row["name"] == name and row["round"] == which]
+    return of_round[-1] if of_round else WAYS[0]
+
+
+def _handed_rows(path: Path) -> list[dict[str, Any]]:
+    kinds = dict.fromkeys(("name", "round", "way"), str)
+    return ratings.rows(path, lambda row: ratings.has(row, **kinds) and row["way"] in WAYS)
 
 
 def task(data: Data, name: str, which: str, kind: str, rater: str) -> dict[str, Any]:
@@ -107,14 +123,15 @@ def hand_in(data: Data, name: str, which: str, kind: str) -> int:
         if not values:
             raise UserError(f"{name}, {which}: image {i} has no rating yet; rate all of them")
         scores[i] = sum(values) / len(values)
-    return write(data, name, which, kind, scores)
+    return write(data, name, which, kind, scores, "one")
 
 
-def write(data: Data, name: str, which: str, kind: str, scores: dict[int, float]) -> int:
+def write(data: Data, name: str, which: str, kind: str, scores: dict[int, float], way: str) -> int:
     """Give a run the scores of all images that it waits for; returns how many.
 
-    Raises UserError where it does not wait for people, where they were handed in already, and where
-    a scorer has taken the experiment on.
+    way: how they were given, of WAYS. Raises UserError where the run does not wait for people,
+    where the scores were handed in already, where a scorer has taken the experiment on, and for
+    targets scored in another way than their samples, whose scores mean something else.
     """
     experiment, round_ = data.experiment(name), data.round(name, which)
     if data.settings(name).eval.reward != HUMAN:
@@ -125,6 +142,10 @@ def write(data: Data, name: str, which: str, kind: str, scores: dict[int, float]
     try:
         if len(round_.scores(kind, HUMAN)) == len(texts_of(round_, kind)):
             raise UserError(f"{name}, {which}: the scores were handed in already")
+        if kind == "target_images" and _scored_by(data, name, which) != way:
+            raise UserError(f"{name}, {which}: score its targets in the same way as its samples")
+        if kind == "images":
+            ratings.append(_handed(data), {"name": name, "round": which, "way": way})
         round_.write_scores(kind, HUMAN, scores)
     finally:
         lock.release()
@@ -142,13 +163,18 @@ def digest(data: Data, round_: Round, kind: str, index: int) -> str:
 def _given(data: Data, name: str, which: str, kind: str) -> dict[tuple[str, int, str], int]:
     """The last score by (rater, index, image)."""
     path = _file(data)
-    rows = data.read(path, ratings.rows) if path.exists() else []
+    rows = data.read(path, _rows) if path.exists() else []
     asked = {"name": name, "round": which, "kind": kind}
     return {
         (row["rater"], row["index"], row["image"]): row["score"]
         for row in rows
         if asked.items() <= row.items()
     }
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    kinds = {**dict.fromkeys(("rater", "image"), str), **dict.fromkeys(("index", "score"), int)}
+    return ratings.rows(path, lambda row: ratings.has(row, **kinds) and row["score"] in SCALE)
 
 
 def _raters(round_: Round, kind: str, given: dict[tuple[str, int, str], int]) -> dict[str, int]:
@@ -165,6 +191,10 @@ def texts_of(round_: Round, kind: str) -> list[str]:
     if kind not in SCORED:
         raise UserError(f"'{kind}': choose from {', '.join(SCORED)}")
     return round_.texts_to_score(kind)
+
+
+def _handed(data: Data) -> Path:
+    return data.inside(data.root / "ratings" / "handed.jsonl")
 
 
 def _file(data: Data) -> Path:

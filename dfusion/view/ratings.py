@@ -9,6 +9,7 @@ import os
 import re
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +43,20 @@ def append(path: Path, row: dict[str, Any]) -> None:
             os.fsync(file.fileno())
 
 
-def rows(path: Path) -> list[dict[str, Any]]:
-    """All whole lines, in order; empty where there are none."""
-    if not path.exists():
-        return []
+def rows(path: Path, is_one: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+    """All whole lines that `is_one` finds to be ratings of its kind, in order."""
     found = []
-    for line in path.read_bytes().splitlines():
+    for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict):
+        if isinstance(row, dict) and is_one(row):
             found.append(row)
     return found
+
+
+def has(row: dict[str, Any], **kinds: type | tuple[type, ...]) -> bool:
+    """Whether a row has these fields, of these types and no others (True is no int)."""
+    wanted = {name: kind if isinstance(kind, tuple) else (kind,) for name, kind in kinds.items()}
+    return all(name in row and type(row[name]) in kind for name, kind in wanted.items())

@@ -40,12 +40,19 @@ def strengths(count: int, outcomes: Sequence[Outcome]) -> list[float]:
 def between(base: float, reference: float, over_base: float, over_reference: float) -> float:
     """Score of a target that was compared with its base and its reference.
 
-    over_base, over_reference: the share of answers that found the target better, ties as half. As
-    good as the base and worse than the reference gives the base's score; better than the base and
-    as good as the reference the reference's, so that Eq. 7 at threshold 1 adopts what people find
-    at least as good as the reference.
+    over_base, over_reference: the share of answers that found the target better, ties as half. At
+    least as good as the reference gives the reference's score or more, and is what Eq. 7 adopts at
+    threshold 1; else at least as good as the base, from the base's score to below the reference's;
+    else less than the base's. Where both have the same score, worse than the reference is below it.
     """
-    return base + (reference - base) * (over_base + over_reference - 0.5)
+    gap = reference - base
+    if over_reference >= 0.5:
+        return reference + (gap or 1.0) * (over_reference - 0.5)
+    if gap == 0:
+        return reference - (0.5 - over_reference)
+    if over_base >= 0.5:
+        return base + gap * (over_base - 0.5 + over_reference)
+    return base - gap * (0.5 - over_base)
 
 
 def joined(count: int, outcomes: Sequence[Outcome]) -> bool:

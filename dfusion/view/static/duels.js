@@ -5,7 +5,7 @@ import { get, h, image, post, say } from "./dom.js";
 // Shows the rater's comparisons in `stage`; returns what keys do.
 export async function compareTwo(stage, job, who, leave, guarded) {
   const { exp, round, kind } = job;
-  let task = null, at = 0;
+  let task = null, at = 0, left = false;
 
   async function refresh() {
     task = await get("two/task", { exp, round, kind, rater: who });
@@ -15,9 +15,12 @@ export async function compareTwo(stage, job, who, leave, guarded) {
   }
 
   const answer = (choice) => guarded(async () => {
-    if (at >= task.items.length) return;
-    await post("two/answer", { exp, round, kind, number: at, rater: who, choice });
-    task.items[at].mine = choice;
+    const number = at;
+    if (number >= task.items.length) return;
+    await post("two/answer", { exp, round, kind, number, rater: who, choice });
+    task.items[number].mine = choice;
+    if (left) return;
+    at = number;
     do at += 1; while (at < task.items.length && task.items[at].mine !== null);
     if (at >= task.items.length) await refresh();
     else paint();
@@ -28,17 +31,19 @@ export async function compareTwo(stage, job, who, leave, guarded) {
     paint();
   }
 
+  const pause = () => { left = true; leave(); };
+
   const handIn = () => guarded(async () => {
     await post("two/hand-in", { exp, round, kind });
     say("Handed in. The run goes on by itself.");
-    leave();
+    pause();
   });
 
   function paint() {
     const done = task.items.filter((i) => i.mine !== null).length;
     const bar = h("header", { class: "trialbar" }, h("b", {}, `${exp}: ${job.title}`),
       h("progress", { max: Math.max(1, task.items.length), value: done, "aria-label": "Compared by you" }),
-      h("span", { class: "num" }, `${done} of ${task.items.length}`), h("button", { onclick: leave }, "Pause"));
+      h("span", { class: "num" }, `${done} of ${task.items.length}`), h("button", { onclick: pause }, "Pause"));
     stage.replaceChildren(bar, ...(at < task.items.length ? question(task.items[at]) : [end()]));
     stage.querySelector(".primary")?.focus();
   }
@@ -55,7 +60,7 @@ export async function compareTwo(stage, job, who, leave, guarded) {
   function end() {
     const given = Object.entries(task.raters).map(([name, n]) => `${name}: ${n}`).join(", ");
     return h("div", { class: "blank" }, h("h2", {}, "You have compared them all"), h("p", {}, `Answers: ${given}`),
-      h("p", {}, "Let others compare too (they see other pairs), or hand in: the answers become scores, and the run goes on. This cannot be undone."),
+      h("p", {}, "Let others compare too, or hand in: the answers become scores, and the run goes on. This cannot be undone."),
       h("p", { class: "actions" }, h("button", { onclick: () => move(-1) }, "Back to the last (←)"),
         h("button", { class: "primary", onclick: handIn }, "Hand in the scores")));
   }

@@ -16,8 +16,8 @@ export async function showHuman(root, params, remember, rater) {
     list.replaceChildren(...found.map((one) => one.problem ? h("p", { class: "bad" }, `${one.name}: ${one.problem}`) : h("article", { class: "job" },
       h("h2", {}, one.name), h("p", {}, `${place(one)}: ${one.there} of ${one.total} images are there`),
       h("p", { class: "dim" }, raters(one.raters, one.total)),
-      h("p", { class: "actions" }, h("button", { class: "primary", onclick: () => begin(one) }, "Rate"),
-        one.round.startsWith("compare/") || one.there < one.total ? null : h("button", { onclick: () => beginTwo(one) }, "Compare two")))));
+      h("p", { class: "actions" }, !one.ways.includes("one") ? null : h("button", { class: "primary", onclick: () => begin(one) }, "Rate"),
+        !one.ways.includes("two") || one.there < one.total ? null : h("button", { onclick: () => beginTwo(one) }, "Compare two")))));
     if (!found.length) list.append(blank("No run waits for scores",
       "A run with --config.eval.reward human stops after sampling until its images are rated here."));
   }
@@ -25,7 +25,7 @@ export async function showHuman(root, params, remember, rater) {
   const place = (one) => one.round.startsWith("compare/")
     ? `Comparison after ${one.round.replace("compare/epoch", "")} rounds of training`
     : `Round ${one.round.replace("epoch", "")}, ${KIND[one.kind]}`;
-  const raters = (given, total) => Object.entries(given).map(([name, n]) => `${name}: ${n} of ${total}`).join(", ") || "nobody has rated yet";
+  const raters = (given, total) => Object.entries(given).map(([name, n]) => `${name}: ${n} of ${total}`).join(", ") || "nobody has rated them one by one yet";
 
   async function guarded(work) {
     if (busy) return;
