@@ -244,7 +244,8 @@ def test_odd_answers_are_refused(people: Path) -> None:
     for number, choice in ((12, 0), (-1, 0), (0, 2), (0, -2), (0, True), (0, "1"), (0, None)):
         assert answer(client, "Ada", number, choice) == 400
     assert answer(client, "", 0, 0) == 400
-    nested = client.post("/api/two/answer", content="[" * 50000)
+    as_json = {"content-type": "application/json"}
+    nested = client.post("/api/two/answer", content="[" * 50000, headers=as_json)
     assert nested.status_code == 400
     assert not (people / "ratings").exists()
     compared = {**WHERE, "round": "compare/epoch0", "rater": "Ada"}
