@@ -87,7 +87,7 @@ def test_blind_comparison_counts_what_was_seen(two_models: Path) -> None:
 def test_a_changed_answer_replaces_the_first(two_models: Path) -> None:
     client = client_of(two_models)
     _rate_all(client, "Ada", lambda shades, prompt: shades.index(255))
-    line = rows(two_models / "ratings" / "blind.jsonl")[0]
+    line = rows(two_models / "ratings" / "blind.jsonl", bool)[0]
     place = line["shown"].index(SOURCES[0])
     body = {"sources": SOURCES, "rater": "Ada", "trial": line["trial"], "place": place}
     client.post("/api/blind", json=body)
@@ -110,12 +110,12 @@ def test_ratings_survive_a_crash(tmp_path: Path) -> None:
         said = int(process.stdout.readline())
     process.kill()
     process.wait()
-    assert [row["n"] for row in rows(file)][: said + 1] == list(range(said + 1))
+    assert [row["n"] for row in rows(file, bool)][: said + 1] == list(range(said + 1))
     count = len(rows(file))
     with open(file, "ab") as torn:
         torn.write(b'{"n": 99, "ti')
     append(file, {"n": 100})
-    assert [row["n"] for row in rows(file)][count:] == [100]
+    assert [row["n"] for row in rows(file, bool)][count:] == [100]
 
 
 def test_an_answer_is_synced_before_it_is_confirmed(
