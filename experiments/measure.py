@@ -13,7 +13,7 @@ from dfusion.settings import Eval
 from experiments.similarity import ssim
 from testbed.judge import Judge
 
-# The testbed's second scorer: of another kind than the first, trained on scenes of its own.
+# The testbed's second scorer: smaller than the first, trained on scenes of its own.
 SECOND = Eval(model="local-dir:testbed/weights/second", pretrained="")
 
 

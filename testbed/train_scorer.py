@@ -2,7 +2,7 @@
 
 All 400 prompts are in every batch, so each picture meets all prompts one word away from its own.
 The folder loads with open_clip's own "local-dir:" schema, tokenizer included. `--model second` is
-a scorer of another kind, trained on scenes of its own, for measuring what training never sees.
+a smaller one, trained on scenes of its own, for measuring with what training never sees.
 """
 
 from __future__ import annotations
@@ -28,19 +28,17 @@ from testbed.train_vae import to_model
 from testbed.words import PROMPTS, parse
 
 MODELS: dict[str, dict[str, Any]] = {
-    "scorer": {  # convolutions with attention pooling
+    "scorer": {
         "embed_dim": 256,
         "vision_cfg": {"image_size": 64, "layers": [1, 2, 2, 1], "width": 16, "head_width": 64},
         "text_cfg": {"width": 96, "heads": 3, "layers": 2},
     },
-    "second": {  # a transformer over patches
-        "embed_dim": 96,
-        "vision_cfg": {
-            "image_size": 64, "patch_size": 8, "layers": 3, "width": 64, "head_width": 16,
-        },
+    "second": {
+        "embed_dim": 64,
+        "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 6, "head_width": 64},
         "text_cfg": {"width": 48, "heads": 3, "layers": 1},
     },
-}  # fmt: skip
+}
 PREPROCESS = {
     "size": [64, 64],
     "mode": "RGB",

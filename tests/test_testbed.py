@@ -11,12 +11,13 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from testbed.drawing import RGB
-from testbed.evaluate import Scorer, wrong_prompts
+from testbed.evaluate import Scorer, scores_of, wrong_prompts
 from testbed.judge import Judge
 from testbed.pool import draw
 from testbed.scenes import Picture, render
 from testbed.tokens import write_tokenizer
 from testbed.train_diffusion import Model
+from testbed.train_scorer import MODELS
 from testbed.unet import CONFIG, stock_state
 from testbed.words import (
     COLOURS,
@@ -139,15 +140,15 @@ def test_pipeline_folder_generates() -> None:
     assert image.size == (64, 64)
 
 
-def test_scorer_and_judge_read_scenes() -> None:
+def test_scorers_and_judge_read_scenes() -> None:
     scenes = [draw(1234, i) for i in range(60)]
     prompts = [prompt for prompt, _ in scenes]
     images = np.stack([image for _, image in scenes])
     wrong = wrong_prompts(prompts, 0)
-    judge, table = Judge.load(), Scorer(WEIGHTS / "scorer").table(images)
-    rows = torch.arange(60)
-    right, other = (table[rows, [PROMPTS.index(p) for p in ps]] for ps in (prompts, wrong))
-    assert (right > other).float().mean() > 0.85
+    for name in MODELS:
+        right, other = scores_of(Scorer(WEIGHTS / name), images, prompts, wrong)
+        assert (right > other).float().mean() > 0.85
+    judge = Judge.load()
     assert judge.satisfied(images, prompts).float().mean() > 0.9
     assert judge.satisfied(images, wrong).float().mean() < 0.1
 
