@@ -116,7 +116,7 @@ def survives(file: str, old: str, new: str, tests: str, folder: Path) -> bool:
     path.write_text(text.replace(old, new))
     command = [sys.executable, "-m", "pytest", "-q", "-x", f"tests/test_{tests}.py"]
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     except subprocess.TimeoutExpired:  # a round that waits for ever is noticed too
         return False
     finally:
