@@ -1,5 +1,9 @@
 """The exceptions that a user is meant to read, and how their text stays one plain line."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 LONGEST = 600
 
 
@@ -20,6 +24,16 @@ class NotFiniteError(ArithmeticError):
     def __init__(self, index: int) -> None:
         super().__init__(f"row {index} is NaN or infinite")
         self.index = index
+
+
+@contextmanager
+def ends_in_one_line() -> Iterator[None]:
+    """Bad input in the block, or in the function so decorated, ends the program with code 2."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def one_line(text: str, longest: int = LONGEST) -> str:

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from config.config import PRESETS
-from dfusion.errors import UserError
+from dfusion.errors import UserError, ends_in_one_line
 from dfusion.files import write_bytes, write_json
 from dfusion.settings import Settings, flat
 from dfusion.settings import settings_of as settings_from
@@ -172,6 +172,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(given)
 
 
+@ends_in_one_line()
 def main() -> None:
     args = arguments()
     torch.manual_seed(0)

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from dfusion.errors import UserError
+from dfusion.errors import ends_in_one_line
 from dfusion.estimate import Times, estimate, evaluations, seconds
 from dfusion.inputs import load_prompts
 from dfusion.progress import clock
@@ -158,6 +158,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(given)
 
 
+@ends_in_one_line()
 def main() -> None:
     args = arguments()
     wanted = stages(args)
@@ -166,8 +167,6 @@ def main() -> None:
             show(wanted, args.hours)
         else:
             run(wanted)
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
     except subprocess.CalledProcessError as error:
         raise SystemExit(error.returncode) from None
 

@@ -2,7 +2,6 @@
 
 import argparse
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from config.config import PRESETS
-from dfusion.errors import UserError
+from dfusion.errors import UserError, ends_in_one_line
 from dfusion.fusion import FusionPlan, Source, fuse
 from dfusion.inputs import check, load_prompts, plan_of
 from dfusion.models import DiffusionModel, pick_device, pick_dtype, quiet_libraries, set_tf32
@@ -92,19 +91,9 @@ def settings_of(args: argparse.Namespace) -> Settings:
     return settings
 
 
+@ends_in_one_line()
 def choose(args: argparse.Namespace) -> ChosenPair:
-    """Sample the images in question and take the pair that was asked for.
-
-    Bad input ends the program with one line.
-    """
-    try:
-        return _choose(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-
-
-def _choose(args: argparse.Namespace) -> ChosenPair:
+    """Sample the images in question and take the pair that was asked for."""
     settings = settings_of(args)
     (prompt,) = load_prompts(settings)
     device = pick_device(settings.device, settings.dev_id)

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from dfusion.checkpoints import Checkpoints
-from dfusion.errors import UserError
+from dfusion.errors import UserError, ends_in_one_line
 from dfusion.files import read_json, write_json
 from dfusion.inputs import load_prompts, plan_of
 from dfusion.models import DiffusionModel, pick_device, pick_dtype, quiet_libraries
@@ -95,6 +95,7 @@ def line(name: str, figures: dict[str, Any], base: dict[str, Any]) -> str:
     return f"{name:24} {'  '.join(texts)}  diversity {figures['diversity']}"
 
 
+@ends_in_one_line()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--names", required=True, help="runs of experiments.alignment")

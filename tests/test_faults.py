@@ -9,6 +9,7 @@ from pathlib import Path
 from dfusion.files import sweep, write_bytes, write_json
 from dfusion.rounds import unfinished
 from dfusion.scoring import watch
+from tests.mutants import MUTANTS
 
 ROOT = Path(__file__).parent.parent
 
@@ -26,6 +27,12 @@ def test_batches_are_cut_the_same_whatever_is_missing() -> None:
     assert unfinished(range(10), 4, lambda i: i in have) == [[4, 5, 6, 7], [8, 9]]
     assert unfinished(range(10), 4, lambda i: i != 5) == [[4, 5, 6, 7]]
     assert unfinished([1, 3, 5], 2, lambda i: True) == []
+
+
+def test_every_planted_bug_has_its_place() -> None:
+    for file, stands, _, tests in MUTANTS:
+        assert (ROOT / file).read_text().count(stands) == 1, (file, stands)
+        assert (ROOT / f"tests/test_{tests}.py").exists()
 
 
 def ended() -> int:
