@@ -249,3 +249,14 @@ def test_shift_of_fusion_is_the_distance_of_the_two_means(trainer: Trainer) -> N
     shift = tally.figures()["fusion_shift"]
     assert shift[2] == pytest.approx(float(torch.stack(expected).mean()), rel=1e-3)
     assert shift[2] > 1e-3 and shift[0] is None
+
+
+def test_the_preferred_side_is_fused_from_the_first_fused_step_on(trainer: Trainer) -> None:
+    data = trainer.data(0)
+    assert any(data.fused)
+    for p, fused in enumerate(data.fused):
+        walked = [data.walked_fused(Step(p, i)) for i in range(4)]
+        assert walked == [fused and i >= 1 for i in range(4)]  # "3-1" of four steps
+        assert data.first_step(p) == (1 if fused else 0)
+    inverted = TrainingRound(trainer.session.experiment, 0, "inversion", fused_from=1)
+    assert not any(inverted.walked_fused(Step(p, 3)) for p in range(len(data.pairs)))
