@@ -10,6 +10,11 @@ from pathlib import Path
 from dfusion.files import read_json
 from dfusion.settings import Settings, flat
 
+# Settings of what comes after sampling, or of how a run is done.
+OWN = (
+    *("train.", "fusion.", "pair.", "mask.merge"),
+    *("exp_name", "resume_from", "allow_config_change", "tracker"),
+)
 # Of round 0: what is made before pairs are; pairs and targets are the run's own.
 SAMPLED = ("images", "trajectories", "manifest.json", "eval/images.json")
 
@@ -19,10 +24,7 @@ def beginning(settings: dict) -> dict[str, object]:
     return {
         name: value
         for name, value in flat(settings).items()
-        if not name.startswith(
-            ("train.", "fusion.", "pair.", "mask.merge", "exp_name", "resume_from")
-        )
-        or name == "train.compare_images"
+        if not name.startswith(OWN) or name == "train.compare_images"
     }
 
 

@@ -88,7 +88,7 @@ def test_a_run_borrows_only_a_beginning_like_its_own(settings: Settings) -> None
     train_rounds(first)
     other = small(first, 1, "other")
     other.train.method, other.train.pairs, other.train.compare_images = "ddpo", "naive", 1
-    other.mask.merge = "or"
+    other.mask.merge, other.allow_config_change = "or", True
     assert borrow(other) == "first"
     copied = Experiment(Path(other.save_path) / "other")
     made = {p: p.stat().st_mtime_ns for p in copied.folder.rglob("*") if p.is_file()}
