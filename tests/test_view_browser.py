@@ -49,6 +49,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings.prompt_file = str(folder / "prompts.json")
     settings.item_idx_file = str(ROOT / "config/prompt/demo_item.json")
     settings.mask_thr_file, settings.mask_thr = "", "1e-6"  # none of the repository's to change
+    settings.mask.merge = "or"  # a higher threshold can only make the mask smaller
     settings.save_path, settings.exp_name = str(folder / "data"), "real"
     settings.sample.batch_size = 4
     settings.eval.in_process, settings.device = True, "cpu"
