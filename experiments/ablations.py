@@ -112,7 +112,7 @@ def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
         axes.set_yticks(list(places), [LABELS[name] for name in rows])
         axes.set_title(titles[key], fontsize=10)
         axes.grid(axis="x", alpha=0.3)
-    grid[0][0].invert_yaxis()
+    grid[0][0].set_ylim(len(rows) - 0.5, -0.5)
     figure.savefig(path, dpi=130)
 
 
