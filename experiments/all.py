@@ -63,15 +63,18 @@ class Stage:
         return shlex.join(["python", "-m", self.module, *self.flags])
 
 
+def chosen(args: argparse.Namespace) -> list[str]:
+    """The flags that commands share: preset, and model where one is given."""
+    return [f"--preset={args.preset}", *([f"--model={args.model}"] if args.model else [])]
+
+
 def training(args: argparse.Namespace) -> list[Stage]:
     """Fig. 5, 7 and 11: every method, template and seed."""
     stages = []
     for seed in args.seeds:
         for method, pairs, template in METHODS:
-            flags = [f"--preset={args.preset}", f"--method={method}", f"--pairs={pairs}",
-                     f"--template={template}", f"--seed={seed}"]  # fmt: skip
-            flags += [f"--model={args.model}"] if args.model else []
-            stages.append(_run(flags))
+            flags = [f"--method={method}", f"--pairs={pairs}", f"--template={template}"]
+            stages.append(_run([*chosen(args), *flags, f"--seed={seed}"]))
     return stages
 
 
@@ -83,18 +86,16 @@ def _run(flags: list[str]) -> Stage:
 
 def choices(args: argparse.Namespace) -> list[Stage]:
     """What the paper leaves open, and the table of it."""
-    chosen = [f"--preset={args.preset}", *([f"--model={args.model}"] if args.model else [])]
-    asked = ablations.arguments(chosen)
+    asked = ablations.arguments(chosen(args))
     runs = [_run(ablations.flags_of(name, asked)) for name in ablations.CHOICES]
-    return [*runs, Stage("experiments.ablations", tuple(chosen))]
+    return [*runs, Stage("experiments.ablations", tuple(chosen(args)))]
 
 
 def stages(args: argparse.Namespace) -> list[Stage]:
     """All of them, in order."""
     preset = f"--preset={args.preset}"
-    chosen = [preset, *([f"--model={args.model}"] if args.model else [])]
     figures = [
-        Stage(f"experiments.{name}", tuple(chosen))
+        Stage(f"experiments.{name}", tuple(chosen(args)))
         for name in ("attention_control", "steps_layers", "cross_maps")
     ]
     grids = [

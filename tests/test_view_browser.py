@@ -17,6 +17,7 @@ from config.config import PRESETS
 from dfusion.files import read_json, write_json
 from dfusion.store import Experiment, Round
 from dfusion.training import train_rounds
+from tests.viewing import ask_people
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -238,26 +239,32 @@ def test_blind_comparison_by_keyboard(data: Path) -> None:
         assert rows[0]["choice"] == rows[0]["shown"][0] and rows[1]["choice"] == rows[1]["shown"][1]
 
 
-def ask_people(data: Path) -> Round:
+def waiting(data: Path) -> Round:
     """Let experiment "one" wait for people to score its samples."""
-    round_ = Experiment(data / "one").round(0)
-    config = read_json(data / "one/config.json")["settings"]
-    config["eval"]["reward"] = "human"
-    write_json(data / "one/config.json", {"settings": config})
-    for name in ("eval/images.json", "eval/target_images.json", "pairs.json", "adoption.json"):
-        (round_.folder / name).unlink()
+    ask_people(data / "one", ["pairs.json"])
     for k in (0, 1):
         shutil.rmtree(data / f"one/compare/epoch{k}")
-    return round_
+    return Experiment(data / "one").round(0)
+
+
+def rate_as_bob(page: Any, address: str, way: str) -> None:
+    """To the tab Rate, a name, and the focus on a button of the run that waits."""
+    open_tab(page, address, "rate")
+    tab_to(page, "rater")
+    page.keyboard.type("Bob")
+    tab_to(page, way)
+
+
+def hand_in(page: Any) -> None:
+    tab_to(page, "Hand in")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=No run waits")
 
 
 def test_human_scores_by_keyboard(data: Path) -> None:
-    round_ = ask_people(data)
+    round_ = waiting(data)
     with browsing(data) as (page, address):
-        open_tab(page, address, "rate")
-        tab_to(page, "rater")
-        page.keyboard.type("Bob")
-        tab_to(page, "Rate")
+        rate_as_bob(page, address, "Rate")
         page.locator(".job .primary").focus()
         page.keyboard.press("Enter")
         for n in range(8):
@@ -268,20 +275,15 @@ def test_human_scores_by_keyboard(data: Path) -> None:
         page.wait_for_selector(".scale")
         page.keyboard.press("5")
         page.wait_for_selector("text=You have rated every image")
-        tab_to(page, "Hand in")
-        page.keyboard.press("Enter")
-        page.wait_for_selector("text=No run waits")
+        hand_in(page)
     assert sorted(round_.scores("images", "human").values()) == [1, 1, 2, 2, 3, 4, 5, 5]
 
 
 def test_scores_from_two_images_at_a_time(data: Path) -> None:
     """The one with the higher number is always better: by keys, with the last answer changed."""
-    round_ = ask_people(data)
+    round_ = waiting(data)
     with browsing(data) as (page, address):
-        open_tab(page, address, "rate")
-        tab_to(page, "rater")
-        page.keyboard.type("Bob")
-        tab_to(page, "Compare two")
+        rate_as_bob(page, address, "Compare two")
         page.keyboard.press("Enter")
 
         def shown() -> list[int]:
@@ -297,9 +299,7 @@ def test_scores_from_two_images_at_a_time(data: Path) -> None:
         page.wait_for_selector(".choices")
         page.keyboard.press("1" if left > right else "2")
         page.wait_for_selector("text=You have compared them all")
-        tab_to(page, "Hand in")
-        page.keyboard.press("Enter")
-        page.wait_for_selector("text=No run waits")
+        hand_in(page)
     scores, texts = round_.scores("images", "human"), round_.texts_to_score("images")
     for text in set(texts):
         members = [i for i in range(8) if texts[i] == text]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from dfusion import verify
 from dfusion.errors import UserError
-from dfusion.files import read_json, write_json, write_png
+from dfusion.files import write_png
 from dfusion.rewards import load_reward
 from dfusion.rounds import scorer_command
 from dfusion.scoring import scorer_lock, watch
@@ -21,7 +21,7 @@ from dfusion.store import Experiment
 from dfusion.training import train_rounds
 from tests.conftest import small
 from tests.rewards import redness
-from tests.viewing import client_of, copy_of
+from tests.viewing import ask_people, client_of, copy_of
 
 
 def test_the_reward_human_is_for_people(tmp_path: Path, view_data: Path) -> None:
@@ -31,7 +31,7 @@ def test_the_reward_human_is_for_people(tmp_path: Path, view_data: Path) -> None
     settings.eval.reward = "human"
     assert scorer_command(settings) == "python3 -m dfusion.view 'my data'"
     copy = copy_of(view_data, tmp_path)
-    _ask_people(copy / "exp")
+    ask_people(copy / "exp", ["pairs.json"])
     assert watch_once(copy) == "people give its scores"
     assert Experiment(copy / "exp").round(0).scores("images") == {}
 
@@ -42,18 +42,9 @@ def watch_once(data: Path) -> str:
     return str(caught.value).split(": ")[1].split(",")[0]
 
 
-def _ask_people(folder: Path) -> None:
-    """Turn a scored experiment into one that waits for people."""
-    config = read_json(folder / "config.json")
-    config["settings"]["eval"]["reward"] = "human"
-    write_json(folder / "config.json", {"settings": config["settings"]})
-    for name in ("eval/images.json", "eval/target_images.json", "pairs.json", "adoption.json"):
-        (folder / "epoch0" / name).unlink()
-
-
 def test_scores_are_means_over_raters(tmp_path: Path, view_data: Path) -> None:
     copy = copy_of(view_data, tmp_path)
-    _ask_people(copy / "exp")
+    ask_people(copy / "exp", ["pairs.json"])
     client, where = client_of(copy), {"exp": "exp", "round": "epoch0", "kind": "images"}
     (job,) = client.get("/api/human").json()
     assert (job["there"], job["total"], job["kind"]) == (8, 8, "images")
@@ -80,7 +71,7 @@ def test_scores_are_means_over_raters(tmp_path: Path, view_data: Path) -> None:
 
 def test_a_rating_is_of_this_very_image(tmp_path: Path, view_data: Path) -> None:
     copy = copy_of(view_data, tmp_path)
-    _ask_people(copy / "exp")
+    ask_people(copy / "exp", ["pairs.json"])
     client, where = client_of(copy), {"exp": "exp", "round": "epoch0", "kind": "images"}
     for index in range(8):
         client.post("/api/human/rate", json={**where, "index": index, "rater": "Ada", "score": 4})

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from dfusion.files import read_json, write_json, write_png
+from dfusion.files import write_png
 from dfusion.pairing import adopted
 from dfusion.store import Experiment
 from dfusion.view import ratings
 from dfusion.view.strengths import SPREAD, Outcome, between, joined, strengths
-from tests.viewing import client_of, copy_of
+from tests.viewing import ask_people, client_of, copy_of
 
 WHERE = {"exp": "exp", "round": "epoch0", "kind": "images"}
 
@@ -81,11 +81,7 @@ def test_joined_needs_a_way_between_all() -> None:
 def people(tmp_path: Path, view_data: Path) -> Path:
     """A run whose eight samples are there and wait for people."""
     data = copy_of(view_data, tmp_path)
-    config = read_json(data / "exp/config.json")["settings"]
-    config["eval"]["reward"] = "human"
-    write_json(data / "exp/config.json", {"settings": config})
-    for path in ("eval/images.json", "eval/target_images.json", "adoption.json"):
-        (data / "exp/epoch0" / path).unlink()
+    ask_people(data / "exp")
     return data
 
 

@@ -1,11 +1,13 @@
 """What tests of the web app share."""
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dfusion.files import read_json, write_json
 from tests.conftest import PROMPTS
 
 pytest.importorskip("starlette", reason="the app's packages are missing")
@@ -24,6 +26,15 @@ def client_of(data: Path, host: str = "127.0.0.1") -> Any:
 def copy_of(data: Path, tmp_path: Path) -> Path:
     """A data folder that may be changed."""
     return Path(shutil.copytree(data, tmp_path / "copy"))
+
+
+def ask_people(folder: Path, also: Iterable[str] = ()) -> None:
+    """Let a scored experiment wait for people to score round 0; `also`: what else of it goes."""
+    config = read_json(folder / "config.json")["settings"]
+    config["eval"]["reward"] = "human"
+    write_json(folder / "config.json", {"settings": config})
+    for name in ("eval/images.json", "eval/target_images.json", "adoption.json", *also):
+        (folder / "epoch0" / name).unlink()
 
 
 def thresholds(values: list[float | None], prompt: str = PROMPTS[1]) -> dict[str, Any]:

@@ -55,7 +55,7 @@ class Study:
 
     @property
     def file(self) -> Path:
-        return self.data.inside(self.data.root / "ratings" / "blind.jsonl")
+        return ratings.file(self.data, "blind.jsonl")
 
     def trials(self) -> dict[str, Trial]:
         """By key: the n-th image of a prompt of each source, as far as all have one."""
@@ -86,7 +86,7 @@ class Study:
 
     def answers(self) -> dict[tuple[str, str], dict[str, Any]]:
         """The last answer of every rater to every trial, by (rater, key)."""
-        rows = self.data.read(self.file, _rows) if self.file.exists() else []
+        rows = ratings.read(self.data, self.file, _is_answer)
         mine = [row for row in rows if row["study"] == self.name]
         return {(row["rater"], row["trial"]): row for row in mine}
 
@@ -156,9 +156,9 @@ class Study:
         }
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _is_answer(row: dict[str, Any]) -> bool:
     texts = dict.fromkeys(("study", "rater", "trial", "prompt"), str)
-    return ratings.rows(path, lambda row: ratings.has(row, choice=(str, NoneType), **texts))
+    return ratings.has(row, choice=(str, NoneType), **texts)
 
 
 def duel(answers: Sequence[dict[str, Any]], a: str, b: str) -> dict[str, Any]:

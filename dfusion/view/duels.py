@@ -21,6 +21,7 @@ from dfusion.view.strengths import Outcome, between, joined, strengths
 
 NEIGHBOURS = (1, 2)  # on the circle that a rater's images of a prompt stand in
 Shown = tuple[str, int]  # kind and index of an image
+Answers = dict[tuple[str, frozenset], Shown | None]  # (rater, the two): the better, None for a tie
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,13 @@ def task(data: Data, name: str, which: str, kind: str, rater: str) -> dict[str, 
     return {"items": items, "raters": given}
 
 
-def _mine(answers: dict[tuple[str, frozenset], Any], rater: str, meeting: Meeting) -> int | None:
+def _mine(answers: Answers, rater: str, meeting: Meeting) -> int | None:
     """The answer as the rater sees it: 0 left, 1 right, -1 no difference; None for none yet."""
     key = (rater, frozenset(meeting.images))
     if key not in answers:
         return None
-    return -1 if answers[key] is None else meeting.images.index(answers[key])
+    better = answers[key]
+    return -1 if better is None else meeting.images.index(better)
 
 
 def compare(
@@ -127,9 +129,6 @@ def hand_in(data: Data, name: str, which: str, kind: str) -> int:
     return write(data, name, which, kind, scores, "two")
 
 
-Answers = dict[tuple[str, frozenset], Shown | None]
-
-
 def _sample_scores(round_: Round, where: str, answers: Answers) -> Iterator[tuple[int, float]]:
     texts = round_.texts_to_score("images")
     for prompt in dict.fromkeys(texts):
@@ -163,18 +162,14 @@ def _target_scores(round_: Round, where: str, answers: Answers) -> Iterator[tupl
 
 def _answers(data: Data, name: str, which: str, kind: str) -> Answers:
     """The last answer by (rater, the two images), of the images as they are now."""
-    path, round_ = _file(data), data.round(name, which)
+    round_ = data.round(name, which)
     asked = {"name": name, "round": which, "kind": kind}
     found: Answers = {}
-    for row in data.read(path, _rows) if path.exists() else []:
+    for row in ratings.read(data, _file(data), _is_answer):
         if asked.items() <= row.items() and all(_same(data, round_, *of) for of in row["images"]):
             pair = frozenset((k, i) for k, i, _ in row["images"])
             found[row["rater"], pair] = row["better"] and tuple(row["better"])
     return found
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return ratings.rows(path, _is_answer)
 
 
 def _is_answer(row: dict[str, Any]) -> bool:
@@ -202,4 +197,4 @@ def _compared(data: Data, name: str, which: str) -> Round:
 
 
 def _file(data: Data) -> Path:
-    return data.inside(data.root / "ratings" / "two.jsonl")
+    return ratings.file(data, "two.jsonl")

@@ -42,23 +42,27 @@ def _waiting(data: Data, name: str) -> list[dict[str, Any]]:
         if there and len(round_.scores(kind)) < total:
             raters = _raters(round_, kind, _given(data, name, which, kind))
             row = {"name": name, "round": which, "kind": kind, "raters": raters}
-            ways = [_scored_by(data, name, which)] if kind == "target_images" else WAYS
-            ways = WAYS[:1] if which.startswith("compare/") else ways
+            ways = _ways(data, name, which, kind)
             found.append({**row, "there": there, "total": total, "ways": ways})
     return found
 
 
+def _ways(data: Data, name: str, which: str, kind: str) -> list[str]:
+    """How the images of a kind may be scored: see duels.py for what may not be compared."""
+    if which.startswith("compare/"):
+        return ["one"]
+    return [_scored_by(data, name, which)] if kind == "target_images" else WAYS
+
+
 def _scored_by(data: Data, name: str, which: str) -> str:
     """How people gave a round's samples their scores; one by one where nothing says so."""
-    path = _handed(data)
-    rows = data.read(path, _handed_rows) if path.exists() else []
+    rows = ratings.read(data, _handed(data), _is_hand_in)
     of_round = [row["way"] for row in rows if row["name"] == name and row["round"] == which]
-    return of_round[-1] if of_round else WAYS[0]
+    return of_round[-1] if of_round else "one"
 
 
-def _handed_rows(path: Path) -> list[dict[str, Any]]:
-    kinds = dict.fromkeys(("name", "round", "way"), str)
-    return ratings.rows(path, lambda row: ratings.has(row, **kinds) and row["way"] in WAYS)
+def _is_hand_in(row: dict[str, Any]) -> bool:
+    return ratings.has(row, name=str, round=str, way=str) and row["way"] in WAYS
 
 
 def task(data: Data, name: str, which: str, kind: str, rater: str) -> dict[str, Any]:
@@ -162,8 +166,7 @@ def digest(data: Data, round_: Round, kind: str, index: int) -> str:
 
 def _given(data: Data, name: str, which: str, kind: str) -> dict[tuple[str, int, str], int]:
     """The last score by (rater, index, image)."""
-    path = _file(data)
-    rows = data.read(path, _rows) if path.exists() else []
+    rows = ratings.read(data, _file(data), _is_rating)
     asked = {"name": name, "round": which, "kind": kind}
     return {
         (row["rater"], row["index"], row["image"]): row["score"]
@@ -172,9 +175,9 @@ def _given(data: Data, name: str, which: str, kind: str) -> dict[tuple[str, int,
     }
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    kinds = {**dict.fromkeys(("rater", "image"), str), **dict.fromkeys(("index", "score"), int)}
-    return ratings.rows(path, lambda row: ratings.has(row, **kinds) and row["score"] in SCALE)
+def _is_rating(row: dict[str, Any]) -> bool:
+    whole = ratings.has(row, rater=str, image=str, index=int, score=int)
+    return whole and row["score"] in SCALE
 
 
 def _raters(round_: Round, kind: str, given: dict[tuple[str, int, str], int]) -> dict[str, int]:
@@ -194,8 +197,8 @@ def texts_of(round_: Round, kind: str) -> list[str]:
 
 
 def _handed(data: Data) -> Path:
-    return data.inside(data.root / "ratings" / "handed.jsonl")
+    return ratings.file(data, "handed.jsonl")
 
 
 def _file(data: Data) -> Path:
-    return data.inside(data.root / "ratings" / "human.jsonl")
+    return ratings.file(data, "human.jsonl")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dfusion.errors import UserError
+from dfusion.view.folders import Data
 
 _RATER = re.compile(r"\w[\w .@+'-]{0,39}")
 _appending = threading.Lock()
@@ -43,10 +44,20 @@ def append(path: Path, row: dict[str, Any]) -> None:
             os.fsync(file.fileno())
 
 
+def file(data: Data, name: str) -> Path:
+    """A file of answers, there or not. Raises NotThereError for a link that leads out of data."""
+    return data.inside(data.root / "ratings" / name)
+
+
+def read(data: Data, path: Path, is_one: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+    """`rows`, remembered until the file changes."""
+    return data.read(path, lambda p: rows(p, is_one)) if path.exists() else []
+
+
 def rows(path: Path, is_one: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
     """All whole lines that `is_one` finds to be ratings of its kind, in order."""
     found = []
-    for line in path.read_bytes().splitlines() if path.exists() else ():
+    for line in path.read_bytes().splitlines():
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):

@@ -57,12 +57,8 @@ def between(base: float, reference: float, over_base: float, over_reference: flo
 
 def joined(count: int, outcomes: Sequence[Outcome]) -> bool:
     """Whether comparisons lead from every image to every other."""
-    reached, todo = {0}, [0]
-    while todo:
-        here = todo.pop()
-        for i, j, _ in outcomes:
-            for a, b in ((i, j), (j, i)):
-                if a == here and b not in reached:
-                    reached.add(b)
-                    todo.append(b)
+    ways = [way for i, j, _ in outcomes for way in ((i, j), (j, i))]
+    reached = {0}
+    while more := {b for a, b in ways if a in reached} - reached:
+        reached |= more
     return len(reached) == count
