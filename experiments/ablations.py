@@ -12,6 +12,7 @@ import argparse
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,33 +24,28 @@ import matplotlib.pyplot as plt
 from experiments import alignment
 from experiments.intervals import gain
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "as_it_is": (),
-    "or": ("mask.merge=or",),
-    "otsu": ("mask_thr_file=", "mask_thr=auto"),
-    "mask_of_all_layers": ("mask.layers=all",),
-    "no_mask": ("fusion.masked=False",),
-    "adopt_half": ("pair.adoption_threshold=0.5",),
-    "adopt_better": ("pair.adoption_threshold=0.0",),
-    "adopt_all": ("pair.adoption=all",),
-    "quarter": ("pair.rule=quarter",),
-    "log_ratio": ("train.ratio=log_ratio",),
-    "beta_0.01": ("train.beta=0.01",),
-    "beta_1": ("train.beta=1.0",),
-}
-LABELS = {
-    "as_it_is": "the preset",
-    "or": "masks merged by OR",
-    "otsu": "masks by Otsu's threshold",
-    "mask_of_all_layers": "masks of all layers",
-    "no_mask": "no mask",
-    "adopt_half": "adoption threshold 0.5",
-    "adopt_better": "adoption threshold 0",
-    "adopt_all": "every target adopted",
-    "quarter": "pairing: quarter",
-    "log_ratio": "log-ratio in Eq. 6",
-    "beta_0.01": "β = 0.01",
-    "beta_1": "β = 1",
+
+@dataclass(frozen=True)
+class Choice:
+    """label: in the table and the figure. changes: settings that differ from the preset's."""
+
+    label: str
+    changes: tuple[str, ...] = ()
+
+
+CHOICES = {
+    "as_it_is": Choice("the preset"),
+    "or": Choice("masks merged by OR", ("mask.merge=or",)),
+    "otsu": Choice("masks by Otsu's threshold", ("mask_thr_file=", "mask_thr=auto")),
+    "mask_of_all_layers": Choice("masks of all layers", ("mask.layers=all",)),
+    "no_mask": Choice("no mask", ("fusion.masked=False",)),
+    "adopt_half": Choice("adoption threshold 0.5", ("pair.adoption_threshold=0.5",)),
+    "adopt_better": Choice("adoption threshold 0", ("pair.adoption_threshold=0.0",)),
+    "adopt_all": Choice("every target adopted", ("pair.adoption=all",)),
+    "quarter": Choice("pairing: quarter", ("pair.rule=quarter",)),
+    "log_ratio": Choice("log-ratio in Eq. 6", ("train.ratio=log_ratio",)),
+    "beta_0.01": Choice("β = 0.01", ("train.beta=0.01",)),
+    "beta_1": Choice("β = 1", ("train.beta=1.0",)),
 }
 SIZES = {"testbed": ("--compare=64", "--compare-every=1"), "paper": ("--compare-every=5",)}
 ROUNDS = {"testbed": 1, "paper": 20}
@@ -59,7 +55,7 @@ def flags_of(name: str, args: argparse.Namespace) -> list[str]:
     """The command line of experiments.alignment for a choice."""
     flags = [f"--preset={args.preset}", f"--name=ablation_{name}", f"--rounds={args.rounds}"]
     flags += [*SIZES[args.preset], *([f"--model={args.model}"] if args.model else [])]
-    return flags + [f"--set={change}" for change in CHOICES[name]]
+    return flags + [f"--set={change}" for change in CHOICES[name].changes]
 
 
 def figures_of(name: str, args: argparse.Namespace) -> dict[str, Any] | None:
@@ -90,7 +86,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
             for key in ("score", "right")
         ]
         shares = f"{row['adopted']:8.0%} {row['mask_coverage']:6.0%}"
-        lines.append(f"{LABELS[name]:26} {shares} {gains[0]:>16} {gains[1]:>16}")
+        lines.append(f"{CHOICES[name].label:26} {shares} {gains[0]:>16} {gains[1]:>16}")
     return "\n".join(lines)
 
 
@@ -109,7 +105,7 @@ def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
         axes.axvline(0, color="#000000", linewidth=0.8)
         if "as_it_is" in rows:
             axes.axvline(rows["as_it_is"][key][0], color="#E69F00", linestyle="--", linewidth=1)
-        axes.set_yticks(list(places), [LABELS[name] for name in rows])
+        axes.set_yticks(list(places), [CHOICES[name].label for name in rows])
         axes.set_title(titles[key], fontsize=10)
         axes.grid(axis="x", alpha=0.3)
     grid[0][0].set_ylim(len(rows) - 0.5, -0.5)

@@ -48,13 +48,20 @@ def name_of(args: argparse.Namespace) -> str:
     return args.name or f"{args.method}_{args.pairs}_t{args.template}_s{args.seed}"
 
 
+def prompts_file(preset: str, template: int, kind: str) -> Path:
+    """kind: train or test prompts, item words or mask thresholds of a template."""
+    family = "testbed" if preset == "testbed" else "template"
+    return Path("config/prompt") / f"{family}{template}_{kind}.json"
+
+
 def settings_of(args: argparse.Namespace) -> Settings:
     """The preset with this run's method, on a template's training prompts."""
     settings, data = PRESETS[args.preset](), runs_of(args.preset)
-    files = f"config/prompt/{'testbed' if args.preset == 'testbed' else 'template'}{args.template}"
-    settings.prompt_file = str(_prompts(args, f"{files}_train.json", data))
-    settings.item_idx_file = f"{files}_item.json"
-    settings.mask_thr_file = f"{files}_mask.json"
+    train, items, thresholds = (
+        prompts_file(args.preset, args.template, kind) for kind in ("train", "item", "mask")
+    )
+    settings.prompt_file = str(_prompts(args, train, data))
+    settings.item_idx_file, settings.mask_thr_file = str(items), str(thresholds)
     settings.pretrained.model = args.model or settings.pretrained.model
     settings.save_path, settings.exp_name, settings.seed = str(data), name_of(args), args.seed
     settings.eval.in_process, settings.device = True, args.device
@@ -90,11 +97,11 @@ def changed(settings: Settings, change: str) -> Settings:
     return settings_from(values, f"--set {change}")
 
 
-def _prompts(args: argparse.Namespace, listed: str, data: Path) -> Path:
+def _prompts(args: argparse.Namespace, listed: Path, data: Path) -> Path:
     """The list, or --prompts of it, spread evenly, as a file of its own."""
     if not args.prompts:
-        return Path(listed)
-    texts = json.loads(Path(listed).read_text())
+        return listed
+    texts = json.loads(listed.read_text())
     chosen = texts[:: max(1, len(texts) // args.prompts)][: args.prompts]
     path = data / f"template{args.template}_{args.prompts}.json"
     write_bytes(path, json.dumps(chosen).encode())
@@ -178,7 +185,7 @@ def main() -> None:
     torch.manual_seed(0)
     settings = settings_of(args)
     if other := borrow(settings):
-        print(f"The samples before any training are those of {other}.")
+        print(f"What comes before training is that of {other}.")
     meters = Meters.of(args.preset, args.second)
     folder = train_rounds(settings)
     figures = measure(Experiment(folder), meters)

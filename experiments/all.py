@@ -3,12 +3,15 @@
     python -m experiments.all --preset testbed
     python -m experiments.all --preset paper --model path/to/sd21-base --list --hours
 
-Each is a command of its own, goes on where it was stopped, and does nothing twice. --list prints
-them with the UNet evaluations they take; --hours measures this machine and adds the hours. The time
-left is that of the evaluations left.
+Each is a command of its own, goes on where it was stopped, and does nothing twice. The testbed's
+are cut to a night on two cores: DPO with and without D-Fusion goes to the end on every seed, all
+else a round or two on the first; --full takes all of it to the end on every seed. --list prints the
+commands with the UNet evaluations they take; --hours measures this machine and adds the hours. The
+time left is that of the evaluations left.
 """
 
 import argparse
+import json
 import shlex
 import subprocess
 import sys
@@ -16,44 +19,77 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from config.config import PRESETS
 from dfusion.errors import ends_in_one_line
 from dfusion.estimate import Times, estimate, evaluations, seconds
 from dfusion.inputs import load_prompts
 from dfusion.progress import clock
 from dfusion.settings import Settings
-from experiments import ablations, alignment
+from experiments import ablations, alignment, chosen_pair, generalisation, mask_quality
 
-METHODS = [
-    *(("dpo", "naive", template) for template in (1, 2, 3)),
-    *(("dpo", "dfusion", template) for template in (1, 2, 3)),
-    *((method, pairs, 1) for method in ("ddpo", "dpok") for pairs in ("naive", "dfusion")),
-    ("dpo", "inversion", 1),
+
+@dataclass(frozen=True)
+class Curve:
+    """A line of Fig. 5, 7 or 11. brief: rounds in the testbed's night; None: all, on every seed."""
+
+    method: str
+    pairs: str
+    template: int = 1
+    brief: int | None = 1
+
+    def flags(self, seed: int) -> list[str]:
+        return [f"--method={self.method}", f"--pairs={self.pairs}",
+                f"--template={self.template}", f"--seed={seed}"]  # fmt: skip
+
+
+CURVES = [
+    *(Curve("dpo", pairs, brief=None) for pairs in ("naive", "dfusion")),
+    *(Curve("dpo", pairs, t, brief=2) for t in (2, 3) for pairs in ("naive", "dfusion")),
+    *(Curve(method, pairs) for method in ("ddpo", "dpok") for pairs in ("naive", "dfusion")),
+    Curve("dpo", "inversion"),
 ]
 RUN = "experiments.alignment"
+UNSEEN = 192  # images of unseen prompts of a template, on the testbed
+# Ways in which each fuses its pair; both endpoints of the pair are walked.
+PICTURES = {"attention_control": 10, "steps_layers": 30, "cross_maps": 0}
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A command, by module and flags. Of training: its settings, and the file that it ends with."""
+    """A command, by module and flags. Of training: its settings. result: what it ends with.
+
+    drawn: UNet evaluations, at most, of a command that only samples and fuses.
+    """
 
     module: str
     flags: tuple[str, ...]
     settings: Settings | None = None
     result: Path | None = None
+    drawn: int = 0
 
     @property
     def evaluations(self) -> float:
-        """UNet evaluations of training; the other commands take few."""
+        """UNet evaluations."""
         if self.settings is None:
-            return 0.0
+            return self.drawn
         return sum(evaluations(self.settings, len(load_prompts(self.settings))).values())
 
     def hours(self, times: Times) -> float:
-        """Hours of training on a machine with these times."""
+        """Hours on a machine with these times."""
         if self.settings is None:
-            return 0.0
+            return self.drawn * times.fused / 3600
         prompts = len(load_prompts(self.settings))
         return sum(seconds(self.settings, prompts, times).values()) / 3600
+
+    @property
+    def done(self) -> bool:
+        """Whether the result is there; of training: of as many rounds."""
+        if self.result is None or not self.result.exists():
+            return False
+        if self.settings is None:
+            return True
+        made = json.loads(self.result.read_text())["settings"]["train"]["num_epochs"]
+        return made >= self.settings.train.num_epochs
 
     @property
     def command(self) -> list[str]:
@@ -68,13 +104,43 @@ def chosen(args: argparse.Namespace) -> list[str]:
     return [f"--preset={args.preset}", *([f"--model={args.model}"] if args.model else [])]
 
 
+def pictures(args: argparse.Namespace) -> list[Stage]:
+    """Fig. 8 to 10, of one pair."""
+    asked = chosen_pair.parser(None).parse_args(chosen(args))
+    steps = PRESETS[args.preset]().sample.num_steps
+    return [
+        Stage(
+            module=f"experiments.{name}",
+            flags=tuple(chosen(args)),
+            result=chosen_pair.path_of(name, asked),
+            drawn=(asked.images + 2 * plans) * steps,
+        )
+        for name, plans in PICTURES.items()
+    ]
+
+
+def grids(args: argparse.Namespace) -> list[Stage]:
+    """What can be measured where the truth is known: ways to fuse, and masks."""
+    if args.preset != "testbed":
+        return []
+    return [
+        Stage("experiments.fusion_grid", ()),
+        Stage("experiments.fusion_plot", ()),
+        Stage("experiments.fusion_grid", ("--final",)),
+        Stage("experiments.mask_quality", (), result=mask_quality.OUT),
+    ]
+
+
 def training(args: argparse.Namespace) -> list[Stage]:
-    """Fig. 5, 7 and 11: every method, template and seed."""
+    """Fig. 5, 7 and 11: every method and template."""
     stages = []
     for seed in args.seeds:
-        for method, pairs, template in METHODS:
-            flags = [f"--method={method}", f"--pairs={pairs}", f"--template={template}"]
-            stages.append(_run([*chosen(args), *flags, f"--seed={seed}"]))
+        for curve in CURVES:
+            brief = None if args.full or args.preset != "testbed" else curve.brief
+            if brief and seed != args.seeds[0]:
+                continue
+            rounds = [f"--rounds={brief}"] if brief else []
+            stages.append(_run([*chosen(args), *curve.flags(seed), *rounds]))
     return stages
 
 
@@ -82,6 +148,24 @@ def _run(flags: list[str]) -> Stage:
     """One run of experiments.alignment."""
     run = alignment.arguments(flags)
     return Stage(RUN, tuple(flags), alignment.settings_of(run), alignment.result_of(run))
+
+
+def unseen(args: argparse.Namespace) -> list[Stage]:
+    """Fig. 4 and Table 1, of the first seed's runs."""
+    preset, steps = f"--preset={args.preset}", PRESETS[args.preset]().sample.num_steps
+
+    def names(template: int) -> str:
+        runs = (f"dpo_{pairs}_t{template}_s{args.seeds[0]}" for pairs in ("naive", "dfusion"))
+        return f"--names={','.join(runs)}"
+
+    stages = [Stage("experiments.before_after", (preset, names(1)))]
+    for t in (1, 2, 3):
+        count = len(json.loads(alignment.prompts_file(args.preset, t, "test").read_text()))
+        images = UNSEEN // count if args.preset == "testbed" else generalisation.IMAGES
+        flags = (preset, f"--template={t}", f"--images={images}", names(t))
+        drawn = 3 * images * count * steps  # three models: the one before training, too
+        stages.append(Stage("experiments.generalisation", flags, drawn=drawn))
+    return stages
 
 
 def choices(args: argparse.Namespace) -> list[Stage]:
@@ -93,32 +177,24 @@ def choices(args: argparse.Namespace) -> list[Stage]:
 
 def stages(args: argparse.Namespace) -> list[Stage]:
     """All of them, in order."""
-    preset = f"--preset={args.preset}"
-    figures = [
-        Stage(f"experiments.{name}", tuple(chosen(args)))
-        for name in ("attention_control", "steps_layers", "cross_maps")
+    preset = (f"--preset={args.preset}",)
+    plots = [Stage(f"experiments.{name}", preset) for name in ("alignment_plot", "parts")]
+    return [
+        *pictures(args),
+        *grids(args),
+        *training(args),
+        *plots,
+        *unseen(args),
+        *choices(args),
     ]
-    grids = [
-        Stage("experiments.fusion_grid", ()),
-        Stage("experiments.fusion_plot", ()),
-        Stage("experiments.fusion_grid", ("--final",)),
-    ]
-    unseen = []
-    for t in (1, 2, 3):
-        names = ",".join(f"dpo_{pairs}_t{t}_s{args.seeds[0]}" for pairs in ("naive", "dfusion"))
-        flags = (preset, f"--template={t}", f"--names={names}")
-        unseen.append(Stage("experiments.generalisation", flags))
-    curves = Stage("experiments.alignment_plot", (preset,))
-    measured = grids if args.preset == "testbed" else []
-    return [*figures, *measured, *training(args), curves, *unseen, *choices(args)]
 
 
 def run(wanted: list[Stage]) -> None:
     """Run what is missing; training, which takes nearly all of the time, tells how long is left."""
-    left = sum(stage.evaluations for stage in wanted if not _done(stage))
+    left = sum(stage.evaluations for stage in wanted if not stage.done)
     spent = made = 0.0
     for number, stage in enumerate(wanted, 1):
-        if _done(stage):
+        if stage.done:
             continue
         guess = f", about {clock(left * spent / made)} left" if made else ""
         print(f"== {number}/{len(wanted)}{guess}: {stage}", flush=True)
@@ -135,18 +211,14 @@ def show(wanted: list[Stage], measured: bool) -> None:
     first = next(stage.settings for stage in wanted if stage.settings)
     found = estimate(first) if measured else None
     for stage in wanted:
-        cost = f"{stage.evaluations:14,.0f}" if stage.settings else f"{'':14}"
+        cost = f"{stage.evaluations:14,.0f}" if stage.evaluations else f"{'':14}"
         if found:
-            cost += f"{stage.hours(found.times):9.2f} h" if stage.settings else f"{'':11}"
-        print(f"{cost}  {'done ' if _done(stage) else '     '}{stage}")
-    print(f"{sum(s.evaluations for s in wanted):14,.0f} UNet evaluations of training in all")
+            cost += f"{stage.hours(found.times):9.2f} h" if stage.evaluations else f"{'':11}"
+        print(f"{cost}  {'done ' if stage.done else '     '}{stage}")
+    print(f"{sum(s.evaluations for s in wanted):14,.0f} UNet evaluations in all")
     if found:
         total = sum(stage.hours(found.times) for stage in wanted)
         print(f"{total:14,.1f} hours on this machine, {found.memory_gib:.1f} GiB of memory")
-
-
-def _done(stage: Stage) -> bool:
-    return stage.result is not None and stage.result.exists()
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
@@ -154,6 +226,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--preset", default="testbed", choices=("testbed", "paper"))
     parser.add_argument("--model", help="a folder, file or hub id; default: the preset's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
+    parser.add_argument("--full", action="store_true", help="everything, on every seed")
     parser.add_argument("--list", action="store_true", help="print the commands and end")
     parser.add_argument("--hours", action="store_true", help="with --list: measure first")
     return parser.parse_args(given)

@@ -54,7 +54,7 @@ def main() -> None:
         f"layers {layers}, t = {t}; numbers are scores",
         fontsize=10,
     )
-    print(f"Wrote {save(figure, args, 'attention_control', pair)}.")
+    print(f"Wrote {save(figure, args, 'attention_control')}.")
 
 
 if __name__ == "__main__":

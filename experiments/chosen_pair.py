@@ -73,17 +73,23 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return made
 
 
+def prompt_of(args: argparse.Namespace) -> tuple[str, str]:
+    """Text and items that were asked for, or the preset's. Raises UserError for one alone."""
+    if bool(args.prompt) != bool(args.items):
+        raise UserError("--prompt and --items: give both, e.g. --items cat,chess, or neither")
+    if args.preset == "testbed" and not args.prompt:
+        return "a star wearing a hat", "star,hat"
+    settings = PRESETS[args.preset]()
+    return args.prompt or settings.prompt, args.items or settings.item_idx
+
+
 def settings_of(args: argparse.Namespace) -> Settings:
     """The preset with this experiment's prompt; checked."""
     settings = PRESETS[args.preset]()
     settings.prompt_file = settings.item_idx_file = settings.mask_thr_file = ""
+    settings.prompt, settings.item_idx = prompt_of(args)
     if args.preset == "testbed":
-        settings.prompt, settings.item_idx = "a star wearing a hat", "star,hat"
         settings.mask_thr = "2e-4"  # most thresholds of this model's files are near
-    if bool(args.prompt) != bool(args.items):
-        raise UserError("--prompt and --items: give both, e.g. --items cat,chess, or neither")
-    settings.prompt = args.prompt or settings.prompt
-    settings.item_idx = args.items or settings.item_idx
     settings.mask_thr = args.threshold or settings.mask_thr
     settings.pretrained.model = args.model or settings.pretrained.model
     settings.seed, settings.device = args.seed, args.device
@@ -127,11 +133,15 @@ def show(axes: Axes, image: np.ndarray, title: str) -> None:
     axes.set_yticks([])
 
 
-def save(figure: plt.Figure, args: argparse.Namespace, name: str, pair: ChosenPair) -> Path:
-    """Write the figure under a name that says what it shows."""
-    words = re.sub(r"[^a-z0-9]+", "_", pair.source.prompt.text.lower()).strip("_")
-    folder = args.out or RESULTS / args.preset
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}_{words}.png"
+def path_of(name: str, args: argparse.Namespace) -> Path:
+    """Where the figure of an experiment goes: a name that says what it shows."""
+    words = re.sub(r"[^a-z0-9]+", "_", prompt_of(args)[0].lower()).strip("_")
+    return (args.out or RESULTS / args.preset) / f"{name}_{words}.png"
+
+
+def save(figure: plt.Figure, args: argparse.Namespace, name: str) -> Path:
+    """Write the figure; returns its path."""
+    path = path_of(name, args)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     return path

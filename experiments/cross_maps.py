@@ -53,7 +53,7 @@ def main() -> None:
         "maps of the item words, and masks",
         fontsize=10,
     )
-    print(f"Wrote {save(figure, args, 'cross_maps', pair)}.")
+    print(f"Wrote {save(figure, args, 'cross_maps')}.")
 
 
 if __name__ == "__main__":

@@ -28,12 +28,13 @@ from dfusion.rewards import load_reward
 from dfusion.runs import policy_of
 from dfusion.sampling import sample
 from dfusion.settings import Settings
-from experiments.alignment import RESULTS, runs_of
+from experiments.alignment import RESULTS, prompts_file, runs_of
 from experiments.intervals import said
 from experiments.measure import Meters, diversity
 
 NUMBER = 2_000_000  # stands in for a round's number in the noise: no training round has it
 BATCH = 16
+IMAGES = 16  # of each prompt
 
 
 def settings_of(name: str, preset: str, template: int) -> Settings:
@@ -44,12 +45,11 @@ def settings_of(name: str, preset: str, template: int) -> Settings:
         raise UserError(f"--names {name}: no checkpoint in {folder}; run experiments.alignment")
     settings = Settings.of(read_json(folder / "config.json")["settings"])
     lora = str(Checkpoints(folder / "checkpoints").path(last))
-    listed = f"config/prompt/{'testbed' if preset == 'testbed' else 'template'}{template}"
     return replace(
         settings,
         pretrained=replace(settings.pretrained, lora=lora),
-        prompt_file=f"{listed}_test.json",
-        item_idx_file=f"{listed}_item.json",
+        prompt_file=str(prompts_file(preset, template, "test")),
+        item_idx_file=str(prompts_file(preset, template, "item")),
     )
 
 
@@ -100,7 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--names", required=True, help="runs of experiments.alignment")
     parser.add_argument("--template", type=int, default=1, choices=(1, 2, 3))
-    parser.add_argument("--images", type=int, default=16, help="of each prompt")
+    parser.add_argument("--images", type=int, default=IMAGES, help="of each prompt")
     parser.add_argument("--preset", default="testbed", choices=("testbed", "paper"))
     parser.add_argument("--second", help="a scorer that training never saw: module:function")
     args = parser.parse_args()

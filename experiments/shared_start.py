@@ -1,7 +1,7 @@
-"""Runs that begin alike share their beginning: the first comparison and round 0's samples.
+"""Runs that begin alike share their beginning: the first comparison, round 0's samples and targets.
 
-Both depend on the base model, prompts and seed only, not on how a run trains, so a run that is not
-begun yet may copy them from one that is.
+None of them depends on how a run trains, so a run that is not begun yet may copy them from one that
+is: samples where base model, prompts and seed are the same, targets where fusion is too.
 """
 
 import shutil
@@ -9,14 +9,18 @@ from pathlib import Path
 
 from dfusion.files import read_json
 from dfusion.settings import Settings, flat
+from dfusion.store import PAIRED
 
 # Settings of what comes after sampling, or of how a run is done.
 OWN = (
     *("train.", "fusion.", "pair.", "mask.merge"),
     *("exp_name", "resume_from", "allow_config_change", "tracker"),
 )
-# Of round 0: what is made before pairs are; pairs and targets are the run's own.
+# Of those, what targets depend on.
+FUSION = ("fusion.", "mask.", "pair.rule")
+# Of round 0: what is made before pairs are, and from pairs up to adoption.
 SAMPLED = ("images", "trajectories", "manifest.json", "eval/images.json")
+TARGETS = ("pairs.json", *PAIRED, "targets", "eval/target_images.json")
 
 
 def beginning(settings: dict) -> dict[str, object]:
@@ -24,32 +28,42 @@ def beginning(settings: dict) -> dict[str, object]:
     return {
         name: value
         for name, value in flat(settings).items()
-        if not name.startswith(OWN) or name == "train.compare_images"
+        if not name.startswith((*OWN, "mixed_precision")) or name == "train.compare_images"
     }
+
+
+def fused_alike(one: dict, other: dict) -> bool:
+    """Whether two runs that begin alike fuse alike, and both fuse."""
+    a, b = ({k: v for k, v in flat(s).items() if k.startswith(FUSION)} for s in (one, other))
+    return a == b and "naive" not in (one["train"]["pairs"], other["train"]["pairs"])
 
 
 def borrow(settings: Settings) -> str | None:
     """Copy the beginning of a finished run into a new one; returns that run's name.
 
-    Returns None, and does nothing, where this run has begun or no other begins alike.
+    Takes a run that fused alike where there is one. Returns None, and does nothing, where this run
+    has begun or no other begins alike.
     """
     data = Path(settings.save_path)
-    folder = data / settings.exp_name
+    folder, wanted = data / settings.exp_name, settings.to_dict()
     if folder.exists():
         return None
-    wanted = beginning(settings.to_dict()) | {"mixed_precision": None}
+    alike: list[tuple[bool, Path]] = []
     for config in sorted(data.glob("*/config.json")):
-        other = config.parent
-        same = beginning(read_json(config)["settings"]) | {"mixed_precision": None} == wanted
-        if same and (other / "checkpoints" / "epoch0" / "state.json").exists():
-            aside = data / f".{settings.exp_name}.tmp"
-            shutil.rmtree(aside, ignore_errors=True)
-            for part in SAMPLED:
-                _copy(other / "epoch0" / part, aside / "epoch0" / part)
-            _copy(other / "compare" / "epoch0", aside / "compare" / "epoch0")
-            aside.rename(folder)
-            return other.name
-    return None
+        found = read_json(config)["settings"]
+        done = (config.parent / "checkpoints" / "epoch0" / "state.json").exists()
+        if done and beginning(found) == beginning(wanted):
+            alike.append((fused_alike(wanted, found), config.parent))
+    if not alike:
+        return None
+    fused, other = max(alike, key=lambda run: run[0])
+    aside = data / f".{settings.exp_name}.tmp"
+    shutil.rmtree(aside, ignore_errors=True)
+    for part in (*SAMPLED, *(TARGETS if fused else ())):
+        _copy(other / "epoch0" / part, aside / "epoch0" / part)
+    _copy(other / "compare" / "epoch0", aside / "compare" / "epoch0")
+    aside.rename(folder)
+    return other.name
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -57,7 +57,7 @@ def main() -> None:
         "fused layers down, fused steps across; numbers are scores",
         fontsize=10,
     )
-    print(f"Wrote {save(figure, args, 'steps_layers', pair)}.")
+    print(f"Wrote {save(figure, args, 'steps_layers')}.")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from dfusion.errors import UserError
 from dfusion.settings import Settings, flat
 from dfusion.store import Experiment
 from dfusion.training import train_rounds
-from experiments import ablations, alignment, alignment_plot, pickscore
+from experiments import ablations, alignment, alignment_plot, mask_quality, parts, pickscore
 from experiments import all as every
 from experiments.intervals import gain, over_seeds
 from experiments.measure import diversity
@@ -111,6 +111,29 @@ def test_a_run_borrows_only_a_beginning_like_its_own(settings: Settings) -> None
     assert borrow(reseeded) is None
 
 
+def test_a_run_borrows_targets_where_it_fuses_alike(settings: Settings) -> None:
+    naive, first, other = (small(settings, 1, name) for name in ("a_naive", "first", "other"))
+    naive.train.pairs = "naive"
+    for run in (naive, first):
+        run.train.compare_images = other.train.compare_images = 1
+        train_rounds(run)
+    other.train.beta, other.pair.adoption = 1.0, "all"
+    assert borrow(other) == "first"  # though the naive run is listed before it
+    copied = Experiment(Path(other.save_path) / "other")
+    made = {p: p.stat().st_mtime_ns for p in copied.folder.rglob("*") if p.is_file()}
+    assert copied.round(0).target(0) in made and copied.round(0).adoption() is None
+    train_rounds(other)
+    assert all_same(made)  # nothing was fused again
+    rows = copied.round(0).adoption()
+    assert rows and all(row["adopted"] for row in rows)
+
+    changes = {"fusion.steps": "19-1", "mask.merge": "or", "pair.rule": "quarter"}
+    for n, (flag, value) in enumerate(changes.items()):
+        unlike = alignment.changed(small(other, 1, f"unlike{n}"), f"{flag}={value}")
+        assert borrow(unlike)
+        assert Experiment(Path(other.save_path) / f"unlike{n}").round(0).pairs() is None
+
+
 def all_same(made: dict[Path, int]) -> bool:
     return all(path.stat().st_mtime_ns == time for path, time in made.items())
 
@@ -122,9 +145,45 @@ def test_every_training_run_has_a_name_of_its_own(
     monkeypatch.setattr(alignment, "DATA", tmp_path)
     args = every.arguments([f"--preset={preset}", "--seeds", "1", "2"])
     stages = every.stages(args)
-    results = [stage.result for stage in stages if stage.result]
-    assert len(set(results)) == len(results) == 2 * len(every.METHODS) + len(ablations.CHOICES)
-    assert all(stage.evaluations > 0 for stage in stages if stage.result)
+    full = every.stages(every.arguments([f"--preset={preset}", "--seeds", "1", "2", "--full"]))
+    runs = [[s.result for s in of if s.settings] for of in (stages, full)]
+    both = 2 if preset == "testbed" else len(every.CURVES)  # curves that every seed has
+    count = len(every.CURVES) + both + len(ablations.CHOICES)
+    assert len(set(runs[0])) == len(runs[0]) == count
+    assert len(set(runs[1])) == len(runs[1]) == 2 * len(every.CURVES) + len(ablations.CHOICES)
+    assert all(stage.evaluations > 0 for stage in stages if stage.settings)
+
+
+def test_a_run_of_fewer_rounds_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alignment, "DATA", tmp_path)
+    monkeypatch.setattr(alignment, "RESULTS", tmp_path)
+    brief, full = (
+        next(s for s in every.stages(every.arguments(flags)) if s.settings and "ddpo" in str(s))
+        for flags in ([], ["--full"])
+    )
+    assert brief.result and brief.result == full.result and not brief.done
+    brief.result.parent.mkdir(parents=True)
+    brief.result.write_text(json.dumps({"settings": {"train": {"num_epochs": 1}}}))
+    assert brief.done and not full.done
+
+
+def test_overlap_of_masks_by_hand() -> None:
+    full = torch.ones(2, 2, dtype=torch.bool)
+    corner, left = full.clone(), full.clone()
+    corner[1], corner[0, 1], left[:, 1] = False, False, False
+    masks, truths = torch.stack([corner, full, ~full]), torch.stack([left, left, left])
+    assert mask_quality.overlap(masks, truths) == {
+        "overlap": pytest.approx((1 / 2 + 2 / 4 + 0) / 3, abs=1e-4),
+        "precision": pytest.approx((1 + 1 / 2 + 0) / 3, abs=1e-4),
+        "recall": pytest.approx((1 / 2 + 1 + 0) / 3, abs=1e-4),
+        "coverage": pytest.approx((1 + 4 + 0) / 12, abs=1e-4),
+    }
+
+
+def test_figures_by_step_leave_out_what_is_not_known() -> None:
+    one = {"updates": [{"x": [1.0, None, None]}, {"x": [3.0, 4.0, None]}]}
+    two = {"updates": [{"x": [5.0, 6.0, None]}]}
+    np.testing.assert_equal(parts.by_step([one, two], "x"), [3.5, 5.0, np.nan])
 
 
 @pytest.mark.parametrize("preset", ["testbed", "paper"])
@@ -141,7 +200,7 @@ def test_an_ablation_changes_what_it_says_and_nothing_else(
 
     plain, chosen = settings("as_it_is"), settings(name)
     differ = {flag for flag in plain if plain[flag] != chosen[flag]} - {"exp_name"}
-    named = {change.partition("=")[0] for change in ablations.CHOICES[name]}
+    named = {change.partition("=")[0] for change in ablations.CHOICES[name].changes}
     assert named - differ <= {"mask_thr"}  # auto is what the flag says where there is no file
     assert differ <= named
 
