@@ -13,15 +13,10 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 from experiments import alignment
+from experiments.dots import draw
 from experiments.intervals import gain
 
 
@@ -75,41 +70,23 @@ def row_of(figures: dict[str, Any]) -> dict[str, Any]:
         "mask_coverage": sum(r["mask_coverage"] for r in rounds) / len(rounds),
         "score": gain(last["scores"], first["scores"]),
         "right": gain(last["right"], first["right"]) if last["right"] else None,
+        "second": gain(last["second_scores"], first["second_scores"])
+        if last["second_scores"]
+        else None,
     }
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
-    lines = [f"{'':26} {'adopted':>8} {'mask':>6} {'score':>16} {'right':>16}"]
+    lines = [f"{'':26} {'adopted':>8} {'mask':>6} {'score':>16} {'right':>16} {'second':>16}"]
     for name, row in rows.items():
         gains = [
             f"{row[key][0]:+.3f} ± {row[key][1]:.3f}" if row[key] else ""
-            for key in ("score", "right")
+            for key in ("score", "right", "second")
         ]
         shares = f"{row['adopted']:8.0%} {row['mask_coverage']:6.0%}"
-        lines.append(f"{CHOICES[name].label:26} {shares} {gains[0]:>16} {gains[1]:>16}")
+        texts = " ".join(f"{text:>16}" for text in gains)
+        lines.append(f"{CHOICES[name].label:26} {shares} {texts}")
     return "\n".join(lines)
-
-
-def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
-    """Dots with intervals, one line a choice; the preset's gain as a dashed line."""
-    shown = [key for key in ("score", "right") if next(iter(rows.values()))[key]]
-    titles = {"score": "gain in score (the reward)", "right": "gain in right images (the judge)"}
-    size = (4.6 * len(shown), 0.32 * len(rows) + 1.2)
-    figure, grid = plt.subplots(
-        1, len(shown), figsize=size, sharey=True, squeeze=False, layout="constrained"
-    )
-    for axes, key in zip(grid[0], shown, strict=True):
-        means, wide = zip(*(row[key] for row in rows.values()), strict=True)
-        places = range(len(rows))
-        axes.errorbar(means, places, xerr=wide, fmt="o", color="#0072B2", capsize=3)
-        axes.axvline(0, color="#000000", linewidth=0.8)
-        if "as_it_is" in rows:
-            axes.axvline(rows["as_it_is"][key][0], color="#E69F00", linestyle="--", linewidth=1)
-        axes.set_yticks(list(places), [CHOICES[name].label for name in rows])
-        axes.set_title(titles[key], fontsize=10)
-        axes.grid(axis="x", alpha=0.3)
-    grid[0][0].set_ylim(len(rows) - 0.5, -0.5)
-    figure.savefig(path, dpi=130)
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
@@ -134,7 +111,8 @@ def main() -> None:
     rows = {name: row_of(figures) for name, figures in found.items() if figures}
     print(table(rows))
     out = alignment.RESULTS / args.preset / "ablations.png"
-    draw(rows, out)
+    labelled = {CHOICES[name].label: row for name, row in rows.items()}
+    draw(labelled, out, compare=CHOICES["as_it_is"].label)
     print(f"Wrote {out}.")
 
 

@@ -35,6 +35,7 @@ def main() -> None:
     rows = [(False, UNMASKED), (True, MASKED)]
     wide = 2 + len(UNMASKED)
     figure, axes = plt.subplots(2, wide, figsize=(1.55 * wide, 4.3), layout="constrained")
+    measured = {}
     for row, (masked, variants) in zip(axes, rows, strict=True):
         plans = [
             replace(pair.plan, parts=frozenset(parts.split(",")), masked=masked)
@@ -46,7 +47,10 @@ def main() -> None:
             cell.axis("off")
         for cell, title, picture in zip(row, titles, pictures, strict=False):
             cell.axis("on")
-            show(cell, picture, f"{title}\n{pair.score(picture):.3f}")
+            found = pair.measure(picture)
+            show(cell, picture, f"{title}\n{found['score']:.3f}")
+            fused = f", {'with' if masked else 'without'} mask" if title in variants else ""
+            measured[title.replace("\n", " ") + fused] = found
         row[0].set_ylabel("with mask" if masked else "without mask")
     t, layers = pair.settings.fusion.steps, pair.settings.fusion.layers
     figure.suptitle(
@@ -54,7 +58,7 @@ def main() -> None:
         f"layers {layers}, t = {t}; numbers are scores",
         fontsize=10,
     )
-    print(f"Wrote {save(figure, args, 'attention_control')}.")
+    save(figure, args, "attention_control", pair, measured)
 
 
 if __name__ == "__main__":

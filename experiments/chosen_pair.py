@@ -4,7 +4,9 @@ import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -17,6 +19,7 @@ from PIL import Image
 
 from config.config import PRESETS
 from dfusion.errors import UserError, ends_in_one_line
+from dfusion.files import write_json
 from dfusion.fusion import FusionPlan, Source, fuse
 from dfusion.inputs import check, load_prompts, plan_of
 from dfusion.models import DiffusionModel, pick_device, pick_dtype, quiet_libraries, set_tf32
@@ -24,6 +27,7 @@ from dfusion.rewards import Reward, load_reward
 from dfusion.runs import policy_of
 from dfusion.sampling import Policy, sample
 from dfusion.settings import Settings
+from experiments.similarity import ssim
 
 RESULTS = Path(__file__).parent / "results"
 BATCH = 16
@@ -40,7 +44,7 @@ class ChosenPair:
     source: Source
     indices: tuple[int, int]
 
-    @property
+    @cached_property
     def images(self) -> tuple[np.ndarray, np.ndarray]:
         """Base and reference, uint8 (H, W, 3)."""
         states = [t.latents[-1] for t in (self.source.base, self.source.reference)]
@@ -52,8 +56,31 @@ class ChosenPair:
         states = [fuse(self.policy, plan, [self.source])[0].latents[-1] for plan in plans]
         return list(self.policy.model.decode(torch.stack(states)).numpy())
 
-    def score(self, image: np.ndarray) -> float:
-        return float(self.reward([Image.fromarray(image)], [self.source.prompt.text])[0])
+    def measure(self, image: np.ndarray) -> dict[str, float]:
+        """Score of an image, and how like the base and the reference it is (SSIM)."""
+        base, reference = self.images
+        (score,) = self.reward([Image.fromarray(image)], [self.source.prompt.text])
+        found = {
+            "score": score,
+            "like_base": ssim(image, base),
+            "like_reference": ssim(image, reference),
+        }
+        return {key: round(float(value), 4) for key, value in found.items()}
+
+    def about(self) -> dict[str, Any]:
+        """What was looked at."""
+        prompt, (base, reference) = self.source.prompt, self.indices
+        return {
+            "prompt": prompt.text,
+            "items": {item.name: item.threshold for item in prompt.items},
+            "seed": self.settings.seed,
+            "base": base,
+            "reference": reference,
+            "layers": sorted(self.plan.layers),
+            "steps": self.settings.fusion.steps,
+            "merge": self.plan.merge,
+            "weights": self.policy.model.fingerprint(),
+        }
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -139,9 +166,14 @@ def path_of(name: str, args: argparse.Namespace) -> Path:
     return (args.out or RESULTS / args.preset) / f"{name}_{words}.png"
 
 
-def save(figure: plt.Figure, args: argparse.Namespace, name: str) -> Path:
-    """Write the figure; returns its path."""
+def save(
+    figure: plt.Figure, args: argparse.Namespace, name: str, pair: ChosenPair, rows: dict[str, Any]
+) -> None:
+    """Write the figure and, beside it, what was measured; print both."""
     path = path_of(name, args)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
-    return path
+    write_json(path.with_suffix(".json"), {**pair.about(), "rows": rows})
+    for label, row in rows.items():
+        print(f"{label:44} {'  '.join(f'{key} {value}' for key, value in row.items())}")
+    print(f"Wrote {path} and {path.with_suffix('.json').name}.")

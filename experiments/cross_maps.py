@@ -3,7 +3,7 @@
     python -m experiments.cross_maps --prompt "a star wearing a hat" --items star,hat
 
 Of the image with the lowest and the one with the highest score, or of --base and --reference;
-below each map the mask that its threshold gives.
+below each map the mask that its threshold gives. The numbers are shares of cells in the mask.
 """
 
 import matplotlib.pyplot as plt
@@ -39,6 +39,7 @@ def main() -> None:
     size = (1.25 * (len(indices) + 1), 1.3 * height + 0.4)
     figure, axes = plt.subplots(height, len(indices) + 1, figsize=size, layout="constrained")
     rows = iter(axes)
+    covered = {}
     trajectories = (pair.source.base, pair.source.reference)
     for side, trajectory, image in zip(
         ("base", "reference"), trajectories, pair.images, strict=True
@@ -48,12 +49,16 @@ def main() -> None:
             label = f"{side}: {item.name}"
             draw(next(rows), trajectory.maps[indices, k], label, image, titles)
             draw(next(rows), masks[indices, k].float(), "its mask", image, titles)
+            shares = masks[indices, k].float().mean((-2, -1))
+            covered[label] = {
+                title: round(float(share), 4) for title, share in zip(titles, shares, strict=True)
+            }
     figure.suptitle(
         f'"{pair.source.prompt.text}", images {pair.indices[0]} and {pair.indices[1]}: '
         "maps of the item words, and masks",
         fontsize=10,
     )
-    print(f"Wrote {save(figure, args, 'cross_maps')}.")
+    save(figure, args, "cross_maps", pair, covered)
 
 
 if __name__ == "__main__":

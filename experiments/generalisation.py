@@ -4,13 +4,14 @@
 
 Every model samples the same prompts of the template's test list from the same noise, that of the
 first run's seed; differences to the base model are paired by image. Run again, it only makes what
-is missing.
+is missing. The figure, results/<preset>/generalisation.png, shows every template that was measured.
 """
 
 import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,9 @@ from dfusion.runs import policy_of
 from dfusion.sampling import sample
 from dfusion.settings import Settings
 from experiments.alignment import RESULTS, prompts_file, runs_of
-from experiments.intervals import said
+from experiments.alignment_plot import STYLES
+from experiments.dots import Gain, draw
+from experiments.intervals import gain, said
 from experiments.measure import Meters, diversity
 
 NUMBER = 2_000_000  # stands in for a round's number in the noise: no training round has it
@@ -95,6 +98,31 @@ def line(name: str, figures: dict[str, Any], base: dict[str, Any]) -> str:
     return f"{name:24} {'  '.join(texts)}  diversity {figures['diversity']}"
 
 
+def gains(figures: dict[str, Any], base: dict[str, Any]) -> dict[str, Gain]:
+    """What a model gained on the base model, images paired by noise."""
+    keys = {"score": "scores", "right": "right", "second": "second"}
+    return {
+        key: gain(figures[name], base[name]) if base[name] else None for key, name in keys.items()
+    }
+
+
+def redraw(folder: Path) -> Path:
+    """The figure of all templates in a folder of results."""
+    rows: dict[str, dict[str, Gain]] = {}
+    for path in sorted(folder.glob("generalisation_t[123].json")):
+        saved = json.loads(path.read_text())
+        models = saved["models"]
+        for name, figures in models.items():
+            if name != "base":
+                label = STYLES.get(name.rsplit("_", 2)[0], (name,))[0]
+                row = f"template {saved['template']}: {label}"
+                # More seeds of one kind, or runs with names of their own, keep their names.
+                rows[row if row not in rows else f"{row} ({name})"] = gains(figures, models["base"])
+    out = folder / "generalisation.png"
+    draw(rows, out)
+    return out
+
+
 @ends_in_one_line()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -124,7 +152,7 @@ def main() -> None:
             saved["models"][name] = measured(settings, model, prompts, meters)
             write_json(out, saved)
         print(line(name, saved["models"][name], saved["models"]["base"]), flush=True)
-    print(f"Figures are in {out}")
+    print(f"Figures are in {out}, drawn in {redraw(out.parent).name}")
 
 
 if __name__ == "__main__":

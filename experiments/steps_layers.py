@@ -39,6 +39,7 @@ def main() -> None:
     steps = len(pair.policy.ddim)
     wanted = columns(steps)
     layers = rows(pair.policy.model.layers)
+    measured = {}
     size = (1.5 * (len(wanted) + 1), 1.65 * len(layers) + 0.4)
     figure, axes = plt.subplots(len(layers), len(wanted) + 1, figsize=size, layout="constrained")
     for n, (row, (label, chosen)) in enumerate(zip(axes, layers.items(), strict=True)):
@@ -50,14 +51,16 @@ def main() -> None:
             replace(pair.plan, layers=chosen, steps=parse_steps(text, steps)) for text in wanted
         ]
         for cell, text, picture in zip(row[1:], wanted, pair.targets(plans), strict=True):
-            show(cell, picture, f"t {text}   {pair.score(picture):.3f}")
+            found = pair.measure(picture)
+            show(cell, picture, f"t {text}   {found['score']:.3f}")
+            measured[f"{label}, t {text}".replace("\n", " ")] = found
         row[1].set_ylabel(f"{label}\n({', '.join(map(str, sorted(chosen)))})", fontsize=8)
     figure.suptitle(
         f'"{pair.source.prompt.text}", images {pair.indices[0]} and {pair.indices[1]}; '
         "fused layers down, fused steps across; numbers are scores",
         fontsize=10,
     )
-    print(f"Wrote {save(figure, args, 'steps_layers')}.")
+    save(figure, args, "steps_layers", pair, measured)
 
 
 if __name__ == "__main__":
