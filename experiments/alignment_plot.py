@@ -93,6 +93,9 @@ def summary(kind: str, every: list[dict]) -> list[str]:
             )
             change = _over_seeds(gains(seeds, key, rounds))
             texts.append(f"{key} {said(after, before)}{change}")
+        if "right" in keys_of(seeds):
+            wrong = [np.mean([liked_but_wrong(run, k) for run in seeds]) for k in (0, rounds)]
+            texts.append(f"liked but wrong {wrong[0]:.3f} -> {wrong[1]:.3f}")
         name = f"{STYLES[kind][0]}, rounds {rounds}, seeds {len(seeds)}"
         lines.append(f"{name:46} {'   '.join(texts)}")
     return lines
@@ -109,6 +112,15 @@ def keys_of(runs: list[dict]) -> list[str]:
 def gains(seeds: list[dict], key: str, rounds: int) -> np.ndarray:
     """What each seed's mean gained up to the comparison after so many rounds."""
     return np.array([np.mean(at(run)[rounds][key]) - np.mean(at(run)[0][key]) for run in seeds])
+
+
+def liked_but_wrong(run: dict, rounds: int) -> float:
+    """Of the images that score above the median of those before training, the share that the judge
+    rejects: it grows where training pleases the scorer without meeting the prompt."""
+    median = np.median(at(run)[0]["scores"])
+    liked = np.array(at(run)[rounds]["scores"]) > median
+    right = np.array(at(run)[rounds]["right"], bool)
+    return float((~right[liked]).mean()) if liked.any() else float("nan")
 
 
 def _over_seeds(values: np.ndarray) -> str:

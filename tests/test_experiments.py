@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import pytest
 import torch
 from PIL import Image
@@ -20,7 +21,15 @@ from dfusion.errors import UserError
 from dfusion.settings import Settings, flat
 from dfusion.store import Experiment
 from dfusion.training import train_rounds
-from experiments import ablations, alignment, alignment_plot, mask_quality, parts, pickscore
+from experiments import (
+    ablations,
+    alignment,
+    alignment_plot,
+    hpsv2,
+    mask_quality,
+    parts,
+    pickscore,
+)
 from experiments import all as every
 from experiments.intervals import gain, over_seeds
 from experiments.measure import diversity
@@ -80,6 +89,41 @@ def test_pickscore_pairs_each_image_with_its_prompt(
         assert float(value) == pytest.approx(
             float(cosine * model.logit_scale.detach().exp()), abs=1e-4
         )
+
+
+def test_hpsv2_is_open_clip_with_the_named_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = {
+        "embed_dim": 8,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
+        "text_cfg": {
+            "context_length": 77,
+            "vocab_size": 49408,
+            "width": 8,
+            "heads": 2,
+            "layers": 1,
+        },
+    }
+    (tmp_path / "tiny-for-hps.json").write_text(json.dumps(tiny))
+    open_clip.add_model_config(tmp_path / "tiny-for-hps.json")
+    torch.manual_seed(0)
+    model, _, preprocess = open_clip.create_model_and_transforms("tiny-for-hps")
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "hps.pt")
+    monkeypatch.setattr(hpsv2, "MODEL", "tiny-for-hps")
+    monkeypatch.setattr(hpsv2, "BATCH", 2)
+    monkeypatch.setenv("HPSV2", str(tmp_path / "hps.pt"))
+    hpsv2.load.cache_clear()
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)) for _ in range(3)]
+    prompts = ["a cat", "a dog", "a star"]
+    found = hpsv2.score(images, prompts)
+    hpsv2.load.cache_clear()
+    with torch.no_grad():
+        pictures = model.eval().encode_image(torch.stack([preprocess(i) for i in images]))
+        texts = model.encode_text(open_clip.get_tokenizer("tiny-for-hps")(prompts))
+    assert found == pytest.approx(torch.cosine_similarity(pictures, texts).numpy(), abs=1e-5)
+    assert len(set(found.round(3))) > 1
 
 
 def test_a_run_borrows_only_a_beginning_like_its_own(settings: Settings) -> None:
@@ -239,6 +283,14 @@ def test_seeds_that_went_further_do_not_distort_the_curves() -> None:
     wide = stats.t.ppf(0.975, 1) * 0.5  # gains 1 and 0 more: standard error 0.5
     assert f"+0.500, over seeds ± {wide:.3f} (seeds 1: +1.000, 2: +0.000)" in after3
     assert "+2.000 (seeds 2: +2.000)" in after6
+
+
+def test_liked_but_wrong_by_hand() -> None:
+    before = {"rounds": 0, "scores": [1.0, 2.0, 3.0, 4.0], "right": [0, 1, 1, 0]}
+    hacked = {"rounds": 3, "scores": [4.0, 4.0, 2.0, 4.0], "right": [0, 0, 1, 1]}
+    run = {"same_noise": [before, hacked]}
+    assert alignment_plot.liked_but_wrong(run, 0) == pytest.approx(1 / 2)
+    assert alignment_plot.liked_but_wrong(run, 3) == pytest.approx(2 / 3)
 
 
 def test_ablations_of_other_rounds_are_made_anew(
