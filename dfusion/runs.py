@@ -51,6 +51,14 @@ class Session:
         return policy_of(self.settings, self.model, self.ddim, number)
 
 
+def resolved(settings: Settings, device: torch.device | None = None) -> Settings:
+    """With the precision that "auto" stands for on this device."""
+    dtype = pick_dtype(
+        settings.mixed_precision, device or pick_device(settings.device, settings.dev_id)
+    )
+    return replace(settings, mixed_precision=PRECISIONS[dtype])
+
+
 def policy_of(settings: Settings, model: DiffusionModel, ddim: DDIM, number: int) -> Policy:
     """How settings have the samples of round `number` made."""
     sample = settings.sample
@@ -76,8 +84,8 @@ def open_session(settings: Settings) -> Session:
     state = PartialState(cpu=settings.device == "cpu")
     world = World(state.process_index, state.num_processes)
     device = pick_device(settings.device, settings.dev_id) if world.size == 1 else state.device
+    settings = resolved(settings, device)
     dtype = pick_dtype(settings.mixed_precision, device)
-    settings = replace(settings, mixed_precision=PRECISIONS[dtype])  # "auto" resolved
     _check_same(settings, experiment)
 
     quiet_libraries()

@@ -57,14 +57,15 @@ def figures_of(name: str, args: argparse.Namespace) -> dict[str, Any] | None:
     """Figures of a choice's run; None where there is none of so many rounds."""
     path = alignment.result_of(alignment.arguments(flags_of(name, args)))
     figures = json.loads(path.read_text()) if path.exists() else None
-    of_rounds = figures and figures["settings"]["train"]["num_epochs"] == args.rounds
-    return figures if of_rounds else None
+    compared = figures["same_noise"] if figures else ()
+    return figures if any(row["rounds"] == args.rounds for row in compared) else None
 
 
-def row_of(figures: dict[str, Any]) -> dict[str, Any]:
-    """Share adopted, cells in the mask, and gains (mean, half an interval) of a run's figures."""
-    first, last = figures["same_noise"][0], figures["same_noise"][-1]
-    rounds = figures["rounds"]
+def row_of(figures: dict[str, Any], count: int) -> dict[str, Any]:
+    """Of a run's first `count` rounds: share adopted, cells in the mask, and gains (mean, half an
+    interval)."""
+    compared = {row["rounds"]: row for row in figures["same_noise"]}
+    first, last, rounds = compared[0], compared[count], figures["rounds"][:count]
     return {
         "adopted": sum(r["adopted"] for r in rounds) / len(rounds),
         "mask_coverage": sum(r["mask_coverage"] for r in rounds) / len(rounds),
@@ -108,7 +109,7 @@ def main() -> None:
             if code := subprocess.run(command).returncode:
                 raise SystemExit(code)
     found = {name: figures_of(name, args) for name in CHOICES}
-    rows = {name: row_of(figures) for name, figures in found.items() if figures}
+    rows = {name: row_of(figures, args.rounds) for name, figures in found.items() if figures}
     print(table(rows))
     out = alignment.RESULTS / args.preset / "ablations.png"
     labelled = {CHOICES[name].label: row for name, row in rows.items()}

@@ -21,8 +21,10 @@ import torch
 from PIL import Image
 
 from config.config import PRESETS
+from dfusion.checkpoints import Checkpoints
 from dfusion.errors import UserError, ends_in_one_line
 from dfusion.files import write_bytes, write_json
+from dfusion.runs import FREE
 from dfusion.settings import Settings, flat
 from dfusion.settings import settings_of as settings_from
 from dfusion.store import Experiment, Round
@@ -154,6 +156,18 @@ def measure(experiment: Experiment, meters: Meters) -> dict[str, Any]:
 def result_of(args: argparse.Namespace) -> Path:
     """Where a run's figures are once it is done."""
     return RESULTS / args.preset / "alignment" / f"{name_of(args)}.json"
+
+
+def finished(settings: Settings, result: Path) -> bool:
+    """Whether there are figures of this very run, and the run itself, which others sample from."""
+    if not result.exists():
+        return False
+    made = flat(json.loads(result.read_text())["settings"])
+    same = all(made.get(k) == v for k, v in flat(settings.to_dict()).items() if k not in FREE)
+    folder = Path(settings.save_path) / settings.exp_name
+    last = Checkpoints(folder / "checkpoints").latest()
+    rounds = min(made["train.num_epochs"], 0 if last is None else last + 1)
+    return same and rounds >= settings.train.num_epochs
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:

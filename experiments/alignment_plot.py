@@ -73,10 +73,13 @@ def draw(axes: Axes, runs: dict[str, list[dict]], measure: str) -> None:
     for kind, (label, colour, marker, style) in STYLES.items():
         if kind in runs:
             used, values = curves(runs[kind], measure)
-            # A mean over other seeds at every point would jump: NaN ends it where a seed ends.
-            axes.plot(used, values.mean(0), style, color=colour, marker=marker, label=label)
-            for seed in values if len(values) > 1 else ():
-                axes.plot(used, seed, style, color=colour, alpha=0.35, linewidth=1)
+            # A mean over other seeds at every point would jump: it has the points of all seeds.
+            known = np.isfinite(values)
+            shared = known.all(0)
+            mean = values[:, shared].mean(0)
+            axes.plot(used[shared], mean, style, color=colour, marker=marker, label=label)
+            for seed, own in zip(values, known, strict=True) if len(values) > 1 else ():
+                axes.plot(used[own], seed[own], style, color=colour, alpha=0.35, linewidth=1)
     axes.set_xlabel("images used")
     axes.grid(alpha=0.3)
 

@@ -4,10 +4,11 @@
     python -m experiments.all --preset paper --model path/to/sd21-base --list --hours
 
 Each is a command of its own, goes on where it was stopped, and does nothing twice. The testbed's
-are cut to a night on two cores: DPO with and without D-Fusion goes to the end on every seed, all
-else a round or two on the first; --full takes all of it to the end on every seed. --list prints the
-commands with the UNet evaluations they take; --hours measures this machine and adds the hours. The
-time left is that of the evaluations left.
+are cut to a night on two cores: DPO with and without D-Fusion, template 1, goes to the end on every
+seed, the other curves a round or two on the first; --full takes every curve to the end on every
+seed. Table 1, Fig. 4 and what is changed one at a time are of one seed. --list prints the commands
+with the UNet evaluations they take; --hours measures this machine and adds the hours. The time left
+is that of the training left.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from dfusion.estimate import Times, estimate, evaluations, seconds
 from dfusion.inputs import load_prompts
 from dfusion.progress import clock
 from dfusion.settings import Settings
-from experiments import ablations, alignment, chosen_pair, generalisation, mask_quality
+from experiments import ablations, alignment, chosen_pair, generalisation
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,16 @@ CURVES = [
     Curve("dpo", "inversion"),
 ]
 RUN = "experiments.alignment"
-UNSEEN = 192  # images of unseen prompts of a template, on the testbed
 # Ways in which each fuses its pair; both endpoints of the pair are walked.
 PICTURES = {"attention_control": 10, "steps_layers": 30, "cross_maps": 0}
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A command, by module and flags. Of training: its settings. result: what it ends with.
+    """A command, by module and flags. Of training: its settings, and the file that it ends with.
 
-    drawn: UNet evaluations, at most, of a command that only samples and fuses.
+    drawn: UNet evaluations, at most, of a command that only samples and fuses; drawn_before:
+    whether it has.
     """
 
     module: str
@@ -66,6 +67,7 @@ class Stage:
     settings: Settings | None = None
     result: Path | None = None
     drawn: int = 0
+    drawn_before: bool = False
 
     @property
     def evaluations(self) -> float:
@@ -83,13 +85,10 @@ class Stage:
 
     @property
     def done(self) -> bool:
-        """Whether the result is there; of training: of as many rounds."""
-        if self.result is None or not self.result.exists():
-            return False
-        if self.settings is None:
-            return True
-        made = json.loads(self.result.read_text())["settings"]["train"]["num_epochs"]
-        return made >= self.settings.train.num_epochs
+        """Whether there is nothing left to do."""
+        if self.settings and self.result:
+            return alignment.finished(self.settings, self.result)
+        return self.drawn_before
 
     @property
     def command(self) -> list[str]:
@@ -112,8 +111,8 @@ def pictures(args: argparse.Namespace) -> list[Stage]:
         Stage(
             module=f"experiments.{name}",
             flags=tuple(chosen(args)),
-            result=chosen_pair.path_of(name, asked),
             drawn=(asked.images + 2 * plans) * steps,
+            drawn_before=chosen_pair.drawn_before(name, asked),
         )
         for name, plans in PICTURES.items()
     ]
@@ -127,7 +126,7 @@ def grids(args: argparse.Namespace) -> list[Stage]:
         Stage("experiments.fusion_grid", ()),
         Stage("experiments.fusion_plot", ()),
         Stage("experiments.fusion_grid", ("--final",)),
-        Stage("experiments.mask_quality", (), result=mask_quality.OUT),
+        Stage("experiments.mask_quality", ()),
     ]
 
 
@@ -161,9 +160,8 @@ def unseen(args: argparse.Namespace) -> list[Stage]:
     stages = [Stage("experiments.before_after", (preset, names(1)))]
     for t in (1, 2, 3):
         count = len(json.loads(alignment.prompts_file(args.preset, t, "test").read_text()))
-        images = UNSEEN // count if args.preset == "testbed" else generalisation.IMAGES
-        flags = (preset, f"--template={t}", f"--images={images}", names(t))
-        drawn = 3 * images * count * steps  # three models: the one before training, too
+        flags = (preset, f"--template={t}", names(t))
+        drawn = 3 * generalisation.images_of(args.preset, count) * count * steps  # three models
         stages.append(Stage("experiments.generalisation", flags, drawn=drawn))
     return stages
 
@@ -191,7 +189,7 @@ def stages(args: argparse.Namespace) -> list[Stage]:
 
 def run(wanted: list[Stage]) -> None:
     """Run what is missing; training, which takes nearly all of the time, tells how long is left."""
-    left = sum(stage.evaluations for stage in wanted if not stage.done)
+    left = sum(stage.evaluations for stage in wanted if stage.settings and not stage.done)
     spent = made = 0.0
     for number, stage in enumerate(wanted, 1):
         if stage.done:
@@ -200,7 +198,7 @@ def run(wanted: list[Stage]) -> None:
         print(f"== {number}/{len(wanted)}{guess}: {stage}", flush=True)
         started = time.monotonic()
         subprocess.run(stage.command, check=True)
-        if stage.evaluations:
+        if stage.settings:
             spent, made = spent + time.monotonic() - started, made + stage.evaluations
             left -= stage.evaluations
     print(f"Results are in {alignment.RESULTS}")
@@ -226,7 +224,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--preset", default="testbed", choices=("testbed", "paper"))
     parser.add_argument("--model", help="a folder, file or hub id; default: the preset's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
-    parser.add_argument("--full", action="store_true", help="everything, on every seed")
+    parser.add_argument("--full", action="store_true", help="every curve, on every seed")
     parser.add_argument("--list", action="store_true", help="print the commands and end")
     parser.add_argument("--hours", action="store_true", help="with --list: measure first")
     return parser.parse_args(given)

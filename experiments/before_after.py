@@ -2,8 +2,8 @@
 
     python -m experiments.before_after --names dpo_naive_t1_s42,dpo_dfusion_t1_s42
 
-The first images of each prompt, not chosen ones. On the testbed a bar below each says what the
-judge does: blue where it accepts, orange where it does not.
+The first images of the first prompts, not chosen ones. On the testbed a bar below each says what
+the judge does: blue where it accepts, orange where it does not.
 """
 
 import argparse
@@ -17,16 +17,17 @@ from experiments.alignment import RESULTS, runs_of
 from testbed.judge import Judge
 
 EACH = 4  # images of a prompt
+PROMPTS = 6  # at most
 GAP, BAR, LEFT, TOP = 4, 5, 130, 26
 ACCEPTED, REJECTED = "#0072B2", "#E69F00"
 
 
 def shown(round_: Round) -> dict[str, list[int]]:
-    """The first EACH images of each prompt."""
+    """The first EACH images of each of the first PROMPTS prompts."""
     groups: dict[str, list[int]] = {}
     for index, text in enumerate(round_.texts_to_score("images")):
         groups.setdefault(text, []).append(index)
-    return {text: indices[:EACH] for text, indices in groups.items()}
+    return {text: groups[text][:EACH] for text in list(groups)[:PROMPTS]}
 
 
 def row(round_: Round, judge: Judge | None) -> Image.Image:

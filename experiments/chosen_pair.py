@@ -1,6 +1,7 @@
 """One pair to look at closely: a base and a reference of any prompt, by seed or by score."""
 
 import argparse
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -73,12 +74,13 @@ class ChosenPair:
         return {
             "prompt": prompt.text,
             "items": {item.name: item.threshold for item in prompt.items},
-            "seed": self.settings.seed,
             "base": base,
             "reference": reference,
-            "layers": sorted(self.plan.layers),
-            "steps": self.settings.fusion.steps,
-            "merge": self.plan.merge,
+            "preset": {
+                "layers": sorted(self.plan.layers),
+                "steps": self.settings.fusion.steps,
+                "merge": self.plan.merge,
+            },
             "weights": self.policy.model.fingerprint(),
         }
 
@@ -166,6 +168,17 @@ def path_of(name: str, args: argparse.Namespace) -> Path:
     return (args.out or RESULTS / args.preset) / f"{name}_{words}.png"
 
 
+def asked(args: argparse.Namespace) -> dict[str, Any]:
+    """What a figure depends on, as flags."""
+    return {k: v for k, v in vars(args).items() if k not in ("device", "out")}
+
+
+def drawn_before(name: str, args: argparse.Namespace) -> bool:
+    """Whether this very figure is there."""
+    path = path_of(name, args).with_suffix(".json")
+    return path.exists() and json.loads(path.read_text()).get("asked") == asked(args)
+
+
 def save(
     figure: plt.Figure, args: argparse.Namespace, name: str, pair: ChosenPair, rows: dict[str, Any]
 ) -> None:
@@ -173,7 +186,7 @@ def save(
     path = path_of(name, args)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
-    write_json(path.with_suffix(".json"), {**pair.about(), "rows": rows})
+    write_json(path.with_suffix(".json"), {"asked": asked(args), **pair.about(), "rows": rows})
     for label, row in rows.items():
         print(f"{label:44} {'  '.join(f'{key} {value}' for key, value in row.items())}")
     print(f"Wrote {path} and {path.with_suffix('.json').name}.")

@@ -9,6 +9,7 @@ is missing. The figure, results/<preset>/generalisation.png, shows every templat
 
 import argparse
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,7 @@ from experiments.measure import Meters, diversity
 NUMBER = 2_000_000  # stands in for a round's number in the noise: no training round has it
 BATCH = 16
 IMAGES = 16  # of each prompt
+TESTBED_IMAGES = 192  # of all prompts of a template together, on the testbed
 
 
 def settings_of(name: str, preset: str, template: int) -> Settings:
@@ -62,7 +64,12 @@ def model_of(settings: Settings) -> DiffusionModel:
     return DiffusionModel.load(settings.pretrained, device, dtype)
 
 
-def images_of(settings: Settings, model: DiffusionModel, prompts: Sequence[Prompt]) -> np.ndarray:
+def images_of(preset: str, prompts: int) -> int:
+    """Images of each prompt where no flag says."""
+    return TESTBED_IMAGES // prompts if preset == "testbed" else IMAGES
+
+
+def sampled(settings: Settings, model: DiffusionModel, prompts: Sequence[Prompt]) -> np.ndarray:
     """One image for each prompt, uint8 (N, H, W, 3), from noise that only the seed decides."""
     ddim = model.sampler(settings.sample.num_steps, settings.sample.eta)
     policy = policy_of(settings, model, ddim, NUMBER)
@@ -80,7 +87,7 @@ def measured(
     settings: Settings, model: DiffusionModel, prompts: Sequence[Prompt], meters: Meters
 ) -> dict[str, Any]:
     """Score and judgement of every image, and how much images of a prompt differ."""
-    images, texts = images_of(settings, model, prompts), [p.text for p in prompts]
+    images, texts = sampled(settings, model, prompts), [p.text for p in prompts]
     reward = load_reward(settings.eval, model.device)
     scores = reward([Image.fromarray(image) for image in images], texts)
     return {
@@ -109,15 +116,16 @@ def gains(figures: dict[str, Any], base: dict[str, Any]) -> dict[str, Gain]:
 def redraw(folder: Path) -> Path:
     """The figure of all templates in a folder of results."""
     rows: dict[str, dict[str, Gain]] = {}
-    for path in sorted(folder.glob("generalisation_t[123].json")):
+    for path in sorted(folder.glob("generalisation_t[123]_s*.json")):
         saved = json.loads(path.read_text())
         models = saved["models"]
         for name, figures in models.items():
             if name != "base":
-                label = STYLES.get(name.rsplit("_", 2)[0], (name,))[0]
-                row = f"template {saved['template']}: {label}"
-                # More seeds of one kind, or runs with names of their own, keep their names.
-                rows[row if row not in rows else f"{row} ({name})"] = gains(figures, models["base"])
+                kind = re.fullmatch(rf"(.*)_t{saved['template']}_s{saved['seed']}", name)
+                label = STYLES[kind[1]][0] if kind and kind[1] in STYLES else name
+                about = f"template {saved['template']}, seed {saved['seed']}"
+                row = f"{about}: {label}, {figures['rounds']} rounds"
+                rows[row] = gains(figures, models["base"])
     out = folder / "generalisation.png"
     draw(rows, out)
     return out
@@ -128,7 +136,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--names", required=True, help="runs of experiments.alignment")
     parser.add_argument("--template", type=int, default=1, choices=(1, 2, 3))
-    parser.add_argument("--images", type=int, default=IMAGES, help="of each prompt")
+    parser.add_argument(
+        "--images", type=int, help=f"of each prompt; testbed: 6 or 12, else {IMAGES}"
+    )
     parser.add_argument("--preset", default="testbed", choices=("testbed", "paper"))
     parser.add_argument("--second", help="a scorer that training never saw: module:function")
     args = parser.parse_args()
@@ -140,16 +150,25 @@ def main() -> None:
     first = next(iter(every.values()))
     every = {name: replace(settings, seed=first.seed) for name, settings in every.items()}
     every = {"base": replace(first, pretrained=replace(first.pretrained, lora="")), **every}
-    prompts = [p for p in load_prompts(first) for _ in range(args.images)]
-    about = {"template": args.template, "images per prompt": args.images, "seed": first.seed}
-    out = RESULTS / args.preset / f"generalisation_t{args.template}.json"
+    listed = load_prompts(first)
+    each = args.images or images_of(args.preset, len(listed))
+    prompts = [p for p in listed for _ in range(each)]
+    about = {
+        "template": args.template,
+        "images per prompt": each,
+        "seed": first.seed,
+        "second scorer": args.second or ("the testbed's" if args.preset == "testbed" else None),
+    }
+    out = RESULTS / args.preset / f"generalisation_t{args.template}_s{first.seed}.json"
     saved = json.loads(out.read_text()) if out.exists() else {**about, "models": {}}
     if any(saved.get(key) != value for key, value in about.items()):
-        raise SystemExit(f"{out}: made with other prompts, images or seed; move it away first")
+        raise SystemExit(f"{out}: made with other images or scorer; move it away first")
     for name, settings in every.items():
         model = model_of(settings)
         if saved["models"].get(name, {}).get("weights") != model.fingerprint():
-            saved["models"][name] = measured(settings, model, prompts, meters)
+            rounds = 0 if name == "base" else int(Path(settings.pretrained.lora).name[5:]) + 1
+            figures = measured(settings, model, prompts, meters)
+            saved["models"][name] = {"rounds": rounds, **figures}
             write_json(out, saved)
         print(line(name, saved["models"][name], saved["models"]["base"]), flush=True)
     print(f"Figures are in {out}, drawn in {redraw(out.parent).name}")

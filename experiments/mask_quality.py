@@ -20,6 +20,7 @@ from torch import Tensor
 from dfusion.files import write_json
 from dfusion.masks import fusion_mask
 from dfusion.progress import Progress
+from dfusion.sampling import Policy
 from experiments.alignment import RESULTS
 from testbed.evaluate import GUIDANCE, WEIGHTS
 from testbed.scenes import render
@@ -70,9 +71,8 @@ def overlap(masks: Tensor, truths: Tensor) -> dict[str, float]:
     }
 
 
-def measure(template: int, scenes: int) -> dict[str, list[dict[str, float]]]:
+def measure(policy: Policy, template: int, scenes: int) -> dict[str, list[dict[str, float]]]:
     """Of each rule, the figures at every step t = T … 1; "everywhere": of a mask of all cells."""
-    policy = load_policy(WEIGHTS, GUIDANCE)
     steps = range(len(policy.ddim))
     rng = np.random.default_rng((SEED, template))
     prompts = Path(f"config/prompt/testbed{template}_train.json")
@@ -103,8 +103,13 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=96, help="of each template")
     args = parser.parse_args()
     torch.manual_seed(SEED)
-    found = {str(t): measure(t, args.scenes) for t in TEMPLATES}
-    write_json(OUT, {"scenes of each template": args.scenes, "templates": found})
+    policy = load_policy(WEIGHTS, GUIDANCE)
+    about = {"scenes of each template": args.scenes, "weights": policy.model.fingerprint()}
+    saved = json.loads(OUT.read_text()) if OUT.exists() else {}
+    found = saved.get("templates", {})
+    if about != {key: saved.get(key) for key in about}:
+        found = {str(t): measure(policy, t, args.scenes) for t in TEMPLATES}
+        write_json(OUT, {**about, "templates": found})
     for template, figures in found.items():
         for name, steps in figures.items():
             means = {key: np.mean([row[key] for row in steps]) for key in steps[0]}

@@ -4,8 +4,9 @@
 
 Of the DPO runs in results/<preset>/alignment/ and, on the testbed, of the masks that
 `experiments.mask_quality` measured: how well masks cover the items, how many targets are adopted,
-which steps the gradient comes from, and how far fusion moves each step of the adopted targets.
-Writes results/<preset>/parts.png and prints a table.
+which steps the gradient comes from, and how far fusion moves each step of the adopted targets (of
+those in a round's first update: later ones have no network before training to compare with). Writes
+results/<preset>/parts.png and prints a table.
 """
 
 import argparse
@@ -51,13 +52,18 @@ def label(key: tuple[int, str]) -> str:
 
 def by_step(runs: Sequence[dict], key: str) -> np.ndarray:
     """Mean over updates, then over seeds, of a list over steps t = T … 1; NaN where never known."""
-    means = []
-    for run in runs:
-        rows = np.array([update[key] for update in run["updates"]], dtype=float)
-        known = ~np.isnan(rows)
-        total = np.where(known, rows, 0).sum(0)
-        means.append(np.where(known.any(0), total / known.sum(0).clip(min=1), np.nan))
-    return np.mean(means, 0)
+    means = [
+        _known_mean(np.array([update[key] for update in run["updates"]], dtype=float))
+        for run in runs
+    ]
+    return _known_mean(np.array(means))
+
+
+def _known_mean(rows: np.ndarray) -> np.ndarray:
+    """Mean over the first axis of what is not NaN."""
+    known = ~np.isnan(rows)
+    total = np.where(known, rows, 0).sum(0)
+    return np.where(known.any(0), total / known.sum(0).clip(min=1), np.nan)
 
 
 def draw_masks(axes: Axes, figures: dict) -> None:
@@ -106,7 +112,9 @@ def draw_steps(axes: Axes, kinds: Kinds, key: str, title: str, ylabel: str) -> N
         if np.isfinite(values).any():
             axes.plot(np.arange(steps, 0, -1), values, line, color=colour, marker=marker,
                       markersize=4, label=label(kind))  # fmt: skip
-    axes.set(ylabel=ylabel, ylim=(0, 1.1 * axes.dataLim.ymax))
+    if axes.lines:
+        axes.set_ylim(0, 1.1 * axes.dataLim.ymax)
+    axes.set_ylabel(ylabel)
     axes.set_title(title, fontsize=10)
     _steps(axes, steps)
 
@@ -146,8 +154,9 @@ def table(kinds: Kinds, masks: dict | None) -> str:
         adopted = [row["adopted"] for run in runs for row in run["rounds"]]
         shares, shift = by_step(runs, "gradient_share"), by_step(runs, "fusion_shift")
         text = f"{label(key)}: largest share of the gradient {np.nanmax(shares):.2f}"
-        if np.isfinite(shift).any():
+        if any(adopted):
             text += f", adopted {min(adopted):.0%} to {max(adopted):.0%}, {np.mean(adopted):.0%}"
+        if np.isfinite(shift).any():
             text += f", fusion moves a step by {np.nanmin(shift):.2f} to {np.nanmax(shift):.2f} σ"
         lines.append(text)
     return "\n".join(lines)

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from dfusion.files import read_json
+from dfusion.runs import resolved
 from dfusion.settings import Settings, flat
 from dfusion.store import PAIRED
 
@@ -28,7 +29,7 @@ def beginning(settings: dict) -> dict[str, object]:
     return {
         name: value
         for name, value in flat(settings).items()
-        if not name.startswith((*OWN, "mixed_precision")) or name == "train.compare_images"
+        if not name.startswith(OWN) or name == "train.compare_images"
     }
 
 
@@ -45,7 +46,8 @@ def borrow(settings: Settings) -> str | None:
     has begun or no other begins alike.
     """
     data = Path(settings.save_path)
-    folder, wanted = data / settings.exp_name, settings.to_dict()
+    folder = data / settings.exp_name
+    wanted = resolved(settings).to_dict()
     if folder.exists():
         return None
     alike: list[tuple[bool, Path]] = []

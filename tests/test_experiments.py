@@ -25,6 +25,7 @@ from experiments import (
     ablations,
     alignment,
     alignment_plot,
+    chosen_pair,
     hpsv2,
     mask_quality,
     parts,
@@ -150,9 +151,10 @@ def test_a_run_borrows_only_a_beginning_like_its_own(settings: Settings) -> None
     one, two = (load_file(experiment.folder / weights) for experiment in (a, b))
     assert one.keys() == two.keys() and all(one[name].equal(two[name]) for name in one)
 
-    reseeded = small(other, 1, "reseeded")
+    reseeded, halved = (small(other, 1, name) for name in ("reseeded", "halved"))
     reseeded.seed += 1
-    assert borrow(reseeded) is None
+    halved.mixed_precision = "bf16"
+    assert borrow(reseeded) is None and borrow(halved) is None
 
 
 def test_a_run_borrows_targets_where_it_fuses_alike(settings: Settings) -> None:
@@ -205,10 +207,28 @@ def test_a_run_of_fewer_rounds_is_not_done(tmp_path: Path, monkeypatch: pytest.M
         next(s for s in every.stages(every.arguments(flags)) if s.settings and "ddpo" in str(s))
         for flags in ([], ["--full"])
     )
-    assert brief.result and brief.result == full.result and not brief.done
+    assert brief.settings and brief.result and brief.result == full.result and not brief.done
+    checkpoint = tmp_path / "alignment_testbed" / brief.settings.exp_name / "checkpoints/epoch0"
     brief.result.parent.mkdir(parents=True)
-    brief.result.write_text(json.dumps({"settings": {"train": {"num_epochs": 1}}}))
+    brief.result.write_text(json.dumps({"settings": brief.settings.to_dict()}))
+    assert not brief.done  # figures without the run, as in a fresh clone
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.json").write_text("{}")
     assert brief.done and not full.done
+    other = every.stages(every.arguments(["--model=another"]))
+    assert not any(stage.done for stage in other)
+
+
+def test_a_figure_of_another_seed_is_not_done(tmp_path: Path) -> None:
+    one, two = (
+        chosen_pair.parser(None).parse_args(["--out", str(tmp_path), "--seed", seed])
+        for seed in ("1", "2")
+    )
+    path = chosen_pair.path_of("cross_maps", one)
+    assert not chosen_pair.drawn_before("cross_maps", one)
+    path.with_suffix(".json").write_text(json.dumps({"asked": chosen_pair.asked(one)}))
+    assert chosen_pair.drawn_before("cross_maps", one)
+    assert not chosen_pair.drawn_before("cross_maps", two)
 
 
 def test_overlap_of_masks_by_hand() -> None:
@@ -226,8 +246,8 @@ def test_overlap_of_masks_by_hand() -> None:
 
 def test_figures_by_step_leave_out_what_is_not_known() -> None:
     one = {"updates": [{"x": [1.0, None, None]}, {"x": [3.0, 4.0, None]}]}
-    two = {"updates": [{"x": [5.0, 6.0, None]}]}
-    np.testing.assert_equal(parts.by_step([one, two], "x"), [3.5, 5.0, np.nan])
+    two = {"updates": [{"x": [5.0, None, None]}]}
+    np.testing.assert_equal(parts.by_step([one, two], "x"), [3.5, 4.0, np.nan])
 
 
 @pytest.mark.parametrize("preset", ["testbed", "paper"])
@@ -300,6 +320,6 @@ def test_ablations_of_other_rounds_are_made_anew(
     one, two = (ablations.arguments(["--rounds", str(rounds)]) for rounds in (1, 2))
     path = alignment.result_of(alignment.arguments(ablations.flags_of("or", one)))
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"settings": {"train": {"num_epochs": 1}}}))
+    path.write_text(json.dumps({"same_noise": [{"rounds": 0}, {"rounds": 1}]}))
     assert ablations.figures_of("or", one) and not ablations.figures_of("or", two)
     assert not ablations.figures_of("no_mask", one)
