@@ -26,6 +26,7 @@ from experiments import (
     alignment,
     alignment_plot,
     chosen_pair,
+    generalisation,
     hpsv2,
     mask_quality,
     parts,
@@ -303,6 +304,25 @@ def test_seeds_that_went_further_do_not_distort_the_curves() -> None:
     wide = stats.t.ppf(0.975, 1) * 0.5  # gains 1 and 0 more: standard error 0.5
     assert f"+0.500, over seeds ± {wide:.3f} (seeds 1: +1.000, 2: +0.000)" in after3
     assert "+2.000 (seeds 2: +2.000)" in after6
+
+
+def test_unseen_prompts_are_drawn_by_template_and_seed(tmp_path: Path) -> None:
+    def model(rounds: int, *scores: float) -> dict[str, object]:
+        return {"rounds": rounds, "scores": scores, "right": [0, 1], "second": []}
+
+    base, run, other = model(0, 0, 0), model(6, 1, 3), model(2, 5, 5)
+    models = {"base": base, "dpo_naive_t2_s7": run, "dpo_naive_t1_s7": other}
+    saved = {"template": 2, "seed": 7, "models": models}
+    (tmp_path / "generalisation_t2_s7.json").write_text(json.dumps(saved))
+    drawn: dict[str, dict] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(generalisation, "draw", lambda rows, path: drawn.update(rows))
+        generalisation.redraw(tmp_path)
+    own, foreign = drawn
+    assert own == "template 2, seed 7: naive DPO, 6 rounds"
+    assert foreign == "template 2, seed 7: dpo_naive_t1_s7, 2 rounds"  # trained on another template
+    assert drawn[own]["score"] == (2.0, pytest.approx(1.96)) and drawn[own]["second"] is None
+    assert generalisation.redraw(tmp_path).stat().st_size > 1000
 
 
 def test_liked_but_wrong_by_hand() -> None:
