@@ -172,12 +172,17 @@ def main() -> None:
         for row, (measure, title) in enumerate(shown.items()):
             draw(grid[row][column], kinds, measure)
             grid[row][column].set_title(f"template {template}: {title}", fontsize=10)
-        grid[0][column].legend(fontsize=8)
         print(f"template {template}")
         for kind in (k for k in STYLES if k in kinds):
             print("\n".join(f"  {line}" for line in summary(kind, kinds[kind])))
         for text in against_naive(kinds):
             print(f"  {text}")
+    labels = dict(
+        pair
+        for axes in grid[0]
+        for pair in zip(*axes.get_legend_handles_labels()[::-1], strict=True)
+    )
+    figure.legend(labels.values(), labels, loc="outside upper center", ncols=4, fontsize=9)
     out = folder / "alignment.png"
     figure.savefig(out, dpi=130)
     print(f"Wrote {out}.")
