@@ -17,7 +17,7 @@ from typing import Any
 
 from experiments import alignment
 from experiments.dots import draw
-from experiments.intervals import gain
+from experiments.intervals import gain_if_any
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,9 @@ def row_of(figures: dict[str, Any], count: int) -> dict[str, Any]:
     return {
         "adopted": sum(r["adopted"] for r in rounds) / len(rounds),
         "mask_coverage": sum(r["mask_coverage"] for r in rounds) / len(rounds),
-        "score": gain(last["scores"], first["scores"]),
-        "right": gain(last["right"], first["right"]) if last["right"] else None,
-        "second": gain(last["second_scores"], first["second_scores"])
-        if last["second_scores"]
-        else None,
+        "score": gain_if_any(last["scores"], first["scores"]),
+        "right": gain_if_any(last["right"], first["right"]),
+        "second": gain_if_any(last["second_scores"], first["second_scores"]),
     }
 
 

@@ -18,6 +18,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
 from experiments.alignment import RESULTS
@@ -89,14 +90,14 @@ def summary(kind: str, every: list[dict]) -> list[str]:
     lines = []
     for rounds in compared(every)[1:]:
         seeds = [run for run in every if rounds in at(run)]
-        texts = []
-        for key in keys_of(seeds):
+        texts, keys = [], keys_of(seeds)
+        for key in keys:
             before, after = (
                 np.concatenate([at(run)[k][key] for run in seeds]) for k in (0, rounds)
             )
             change = _over_seeds(gains(seeds, key, rounds))
             texts.append(f"{key} {said(after, before)}{change}")
-        if "right" in keys_of(seeds):
+        if "right" in keys:
             wrong = [np.mean([liked_but_wrong(run, k) for run in seeds]) for k in (0, rounds)]
             texts.append(f"liked but wrong {wrong[0]:.3f} -> {wrong[1]:.3f}")
         name = f"{STYLES[kind][0]}, rounds {rounds}, seeds {len(seeds)}"
@@ -177,12 +178,11 @@ def main() -> None:
             print("\n".join(f"  {line}" for line in summary(kind, kinds[kind])))
         for text in against_naive(kinds):
             print(f"  {text}")
-    labels = dict(
-        pair
-        for axes in grid[0]
-        for pair in zip(*axes.get_legend_handles_labels()[::-1], strict=True)
-    )
-    figure.legend(labels.values(), labels, loc="outside upper center", ncols=4, fontsize=9)
+    shown_as: dict[str, Artist] = {}
+    for axes in grid[0]:
+        handles, labels = axes.get_legend_handles_labels()
+        shown_as.update(zip(labels, handles, strict=True))
+    figure.legend(shown_as.values(), shown_as, loc="outside upper center", ncols=4, fontsize=9)
     out = folder / "alignment.png"
     figure.savefig(out, dpi=130)
     print(f"Wrote {out}.")

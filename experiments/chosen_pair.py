@@ -140,8 +140,8 @@ def choose(args: argparse.Namespace) -> ChosenPair:
     ddim = model.sampler(settings.sample.num_steps, settings.sample.eta)
     policy = policy_of(settings, model, ddim, number=0)
     reward = load_reward(settings.eval, device)
-    asked = [i for i in (args.base, args.reference) if i is not None]
-    numbers = asked if len(asked) == 2 else sorted({*range(args.images), *asked})
+    named = [i for i in (args.base, args.reference) if i is not None]
+    numbers = named if len(named) == 2 else sorted({*range(args.images), *named})
     batches = [numbers[i : i + BATCH] for i in range(0, len(numbers), BATCH)]
     made = [t for b in batches for t in sample(policy, b, [prompt] * len(b), mask_layers)]
     found = dict(zip(numbers, made, strict=True))

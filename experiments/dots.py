@@ -8,7 +8,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-Gain = tuple[float, float] | None  # mean and half of its 95 % interval; None where not measured
+from experiments.intervals import Gain
+
 TITLES = {
     "score": "gain in score (the reward)",
     "right": "gain in right images (the judge)",

@@ -20,6 +20,7 @@ from dfusion.rewards import Reward, load_reward
 from dfusion.rounds import read_source
 from dfusion.runs import Session, open_session
 from dfusion.settings import Settings
+from experiments.alignment import prompts_file
 from experiments.similarity import region, ssim_outside
 
 # (images uint8 (N, H, W, 3), prompts) -> (N,) bool: does the image satisfy its prompt?
@@ -48,12 +49,12 @@ def testbed_settings(template: int, split: str, data: Path, prompts: int, images
     """The testbed preset on the first prompts of one template's list, scored in process."""
     settings = PRESETS["testbed"]()
     settings.save_path, settings.exp_name = str(data), f"fusion_{split}_t{template}"
-    texts = json.loads(Path(f"config/prompt/testbed{template}_{split}.json").read_text())
+    texts = json.loads(prompts_file("testbed", template, split).read_text())
     chosen = data / f"fusion_{split}_t{template}.json"
     write_bytes(chosen, json.dumps(texts[:prompts]).encode())
     settings.prompt_file = str(chosen)
-    settings.item_idx_file = f"config/prompt/testbed{template}_item.json"
-    settings.mask_thr_file = f"config/prompt/testbed{template}_mask.json"
+    settings.item_idx_file = str(prompts_file("testbed", template, "item"))
+    settings.mask_thr_file = str(prompts_file("testbed", template, "mask"))
     settings.sample.batch_size, settings.sample.num_batches_per_epoch = images, 1
     settings.eval.in_process = True
     return settings

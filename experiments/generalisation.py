@@ -32,8 +32,8 @@ from dfusion.sampling import sample
 from dfusion.settings import Settings
 from experiments.alignment import RESULTS, prompts_file, runs_of
 from experiments.alignment_plot import STYLES
-from experiments.dots import Gain, draw
-from experiments.intervals import gain, said
+from experiments.dots import draw
+from experiments.intervals import Gain, gain_if_any, said
 from experiments.measure import Meters, diversity
 
 NUMBER = 2_000_000  # stands in for a round's number in the noise: no training round has it
@@ -42,12 +42,18 @@ IMAGES = 16  # of each prompt
 TESTBED_IMAGES = 192  # of all prompts of a template together, on the testbed
 
 
-def settings_of(name: str, preset: str, template: int) -> Settings:
-    """The settings of a run, with the test list's prompts and the run's last LoRA."""
+def last_round(name: str, preset: str) -> int:
+    """The number of a run's last trained round. Raises UserError where there is none."""
     folder = runs_of(preset) / name
     last = Checkpoints(folder / "checkpoints").latest()
     if last is None:
         raise UserError(f"--names {name}: no checkpoint in {folder}; run experiments.alignment")
+    return last
+
+
+def settings_of(name: str, preset: str, template: int) -> Settings:
+    """The settings of a run, with the test list's prompts and the run's last LoRA."""
+    folder, last = runs_of(preset) / name, last_round(name, preset)
     settings = Settings.of(read_json(folder / "config.json")["settings"])
     lora = str(Checkpoints(folder / "checkpoints").path(last))
     return replace(
@@ -108,9 +114,7 @@ def line(name: str, figures: dict[str, Any], base: dict[str, Any]) -> str:
 def gains(figures: dict[str, Any], base: dict[str, Any]) -> dict[str, Gain]:
     """What a model gained on the base model, images paired by noise."""
     keys = {"score": "scores", "right": "right", "second": "second"}
-    return {
-        key: gain(figures[name], base[name]) if base[name] else None for key, name in keys.items()
-    }
+    return {key: gain_if_any(figures[name], base[name]) for key, name in keys.items()}
 
 
 def redraw(folder: Path) -> Path:
@@ -166,7 +170,7 @@ def main() -> None:
     for name, settings in every.items():
         model = model_of(settings)
         if saved["models"].get(name, {}).get("weights") != model.fingerprint():
-            rounds = 0 if name == "base" else int(Path(settings.pretrained.lora).name[5:]) + 1
+            rounds = 0 if name == "base" else last_round(name, args.preset) + 1
             figures = measured(settings, model, prompts, meters)
             saved["models"][name] = {"rounds": rounds, **figures}
             write_json(out, saved)

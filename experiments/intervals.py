@@ -6,12 +6,18 @@ import numpy as np
 from scipy import stats
 
 Values = Sequence[float] | np.ndarray
+Gain = tuple[float, float] | None  # mean and half of its 95 % interval; None where not measured
 
 
 def gain(after: Values, before: Values) -> tuple[float, float]:
     """Mean of paired differences, and half the width of its 95 % interval (normal)."""
     difference = np.asarray(after) - np.asarray(before)
     return float(difference.mean()), 1.96 * float(difference.std(ddof=1)) / len(difference) ** 0.5
+
+
+def gain_if_any(after: Values, before: Values) -> Gain:
+    """`gain`, or None where nothing was measured."""
+    return gain(after, before) if len(before) else None
 
 
 def over_seeds(gains: Values) -> tuple[float, float]:

@@ -11,7 +11,6 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from dfusion.files import write_json
 from dfusion.masks import fusion_mask
 from dfusion.progress import Progress
 from dfusion.sampling import Policy
-from experiments.alignment import RESULTS
+from experiments.alignment import RESULTS, prompts_file
 from testbed.evaluate import GUIDANCE, WEIGHTS
 from testbed.scenes import render
 from testbed.thresholds import maps_of, truth_grid
@@ -75,9 +74,10 @@ def measure(policy: Policy, template: int, scenes: int) -> dict[str, list[dict[s
     """Of each rule, the figures at every step t = T … 1; "everywhere": of a mask of all cells."""
     steps = range(len(policy.ddim))
     rng = np.random.default_rng((SEED, template))
-    prompts = Path(f"config/prompt/testbed{template}_train.json")
-    thresholds = json.loads(Path(f"config/prompt/testbed{template}_mask.json").read_text())
-    listed = json.loads(prompts.read_text())
+    listed, thresholds = (
+        json.loads(prompts_file("testbed", template, kind).read_text())
+        for kind in ("train", "mask")
+    )
     texts = [listed[n % len(listed)] for n in range(scenes)]
     pictures = [render(text, rng) for text in texts]
     images = np.stack([picture.image for picture in pictures])
@@ -98,6 +98,17 @@ def measure(policy: Policy, template: int, scenes: int) -> dict[str, list[dict[s
     return figures
 
 
+def lines(templates: dict[str, dict[str, list[dict[str, float]]]]) -> list[str]:
+    """Means over the steps as text, a line for each template and rule."""
+    texts = []
+    for template, figures in templates.items():
+        for name, steps in figures.items():
+            means = {key: np.mean([row[key] for row in steps]) for key in steps[0]}
+            said = "  ".join(f"{key} {value:.2f}" for key, value in means.items())
+            texts.append(f"template {template}  {name:10}  {said}")
+    return texts
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scenes", type=int, default=96, help="of each template")
@@ -110,12 +121,7 @@ def main() -> None:
     if about != {key: saved.get(key) for key in about}:
         found = {str(t): measure(policy, t, args.scenes) for t in TEMPLATES}
         write_json(OUT, {**about, "templates": found})
-    for template, figures in found.items():
-        for name, steps in figures.items():
-            means = {key: np.mean([row[key] for row in steps]) for key in steps[0]}
-            said = "  ".join(f"{key} {value:.2f}" for key, value in means.items())
-            print(f"template {template}  {name:10}  {said}")
-    print(f"Figures are in {OUT}")
+    print("\n".join([*lines(found), f"Figures are in {OUT}"]))
 
 
 if __name__ == "__main__":

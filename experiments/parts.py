@@ -72,9 +72,9 @@ def draw_masks(axes: Axes, figures: dict) -> None:
         rows = [[row["overlap"] for row in template[name]] for template in figures.values()]
         values = np.mean(rows, 0)
         rule = mask_quality.RULES.get(name)
-        name = rule.label if rule else "a mask of all cells"
+        text = rule.label if rule else "a mask of all cells"
         axes.plot(np.arange(len(values), 0, -1), values, line, color=colour, marker=marker,
-                  markersize=4, label=name)  # fmt: skip
+                  markersize=4, label=text)  # fmt: skip
     axes.set(ylabel="intersection over union", ylim=(0, 1))
     axes.set_title("masks and the items' true places", fontsize=10)
     _steps(axes, len(values))
@@ -144,12 +144,7 @@ def draw(kinds: Kinds, masks: dict | None, path: Path) -> None:
 
 
 def table(kinds: Kinds, masks: dict | None) -> str:
-    lines = []
-    for template, figures in (masks or {}).items():
-        for name, rows in figures.items():
-            means = {key: np.mean([row[key] for row in rows]) for key in rows[0]}
-            said = ", ".join(f"{key} {value:.2f}" for key, value in means.items())
-            lines.append(f"template {template}, mask {name}: {said}")
+    lines = mask_quality.lines(masks or {})
     for key, runs in kinds.items():
         adopted = [row["adopted"] for run in runs for row in run["rounds"]]
         shares, shift = by_step(runs, "gradient_share"), by_step(runs, "fusion_shift")

@@ -47,9 +47,9 @@ def borrow(settings: Settings) -> str | None:
     """
     data = Path(settings.save_path)
     folder = data / settings.exp_name
-    wanted = resolved(settings).to_dict()
     if folder.exists():
         return None
+    wanted = resolved(settings).to_dict()
     alike: list[tuple[bool, Path]] = []
     for config in sorted(data.glob("*/config.json")):
         found = read_json(config)["settings"]
