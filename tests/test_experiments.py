@@ -36,6 +36,7 @@ from experiments import all as every
 from experiments.intervals import gain, over_seeds
 from experiments.measure import diversity
 from experiments.shared_start import borrow
+from testbed.words import SHAPES
 from tests.conftest import make_tokenizer, small
 
 
@@ -199,6 +200,17 @@ def test_every_training_run_has_a_name_of_its_own(
     assert len(set(runs[0])) == len(runs[0]) == count
     assert len(set(runs[1])) == len(runs[1]) == 2 * len(every.CURVES) + len(ablations.CHOICES)
     assert all(stage.evaluations > 0 for stage in stages if stage.settings)
+
+
+@pytest.mark.parametrize("template", [1, 2, 3])
+def test_a_run_on_the_testbed_meets_every_shape(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: int
+) -> None:
+    monkeypatch.setattr(alignment, "DATA", tmp_path)
+    run = alignment.settings_of(alignment.arguments([f"--template={template}"]))
+    prompts = json.loads(Path(run.prompt_file).read_text())
+    first = [next(word for word in text.split() if word in SHAPES) for text in prompts]
+    assert sorted(first) == sorted(SHAPES)
 
 
 def test_a_run_of_fewer_rounds_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
