@@ -12,6 +12,7 @@ import argparse
 import json
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -128,29 +129,49 @@ def liked_but_wrong(run: dict, rounds: int) -> float:
 
 
 def _over_seeds(values: np.ndarray) -> str:
-    return f", over seeds ± {over_seeds(values)[1]:.3f}" if len(values) > 1 else ""
+    return f", over runs ± {over_seeds(values)[1]:.3f}" if len(values) > 1 else ""
 
 
-def against_naive(kinds: dict[str, list[dict]]) -> list[str]:
-    """What D-Fusion gains over naive pairs, paired by seed, for each method that has both."""
+def pairs_of(kinds: dict[str, list[dict]], method: str) -> dict[int, tuple[dict, dict]]:
+    """By seed, a method's runs with fused and with naive pairs."""
+    fused, naive = (
+        {run["settings"]["seed"]: run for run in kinds.get(f"{method}_{pairs}", ())}
+        for pairs in ("dfusion", "naive")
+    )
+    return {seed: (fused[seed], naive[seed]) for seed in sorted(fused.keys() & naive.keys())}
+
+
+def against_naive(pairs: dict[Any, tuple[dict, dict]]) -> list[str]:
+    """What D-Fusion gains over naive pairs, paired by the run's name (a seed, say)."""
     texts = []
-    for method in ("dpo", "ddpo", "dpok"):
-        pair = [
-            {run["settings"]["seed"]: run for run in kinds.get(f"{method}_{pairs}", ())}
-            for pairs in ("dfusion", "naive")
-        ]
-        both = sorted(pair[0].keys() & pair[1].keys())
-        for rounds in compared([pair[0][seed] for seed in both])[1:]:
-            shared = [seed for seed in both if all(rounds in at(runs[seed]) for runs in pair)]
-            for key in keys_of([runs[seed] for runs in pair for seed in shared]) if shared else ():
-                fused, naive = (gains([runs[s] for s in shared], key, rounds) for runs in pair)
-                more = fused - naive
-                each = ", ".join(f"{s}: {m:+.3f}" for s, m in zip(shared, more, strict=True))
-                texts.append(
-                    f"D-Fusion more than naive {method.upper()} after {rounds} rounds, {key}: "
-                    f"{more.mean():+.3f}{_over_seeds(more)} (seeds {each})"
-                )
+    for rounds in compared([run for pair in pairs.values() for run in pair])[1:]:
+        shared = {
+            name: pair for name, pair in pairs.items() if all(rounds in at(run) for run in pair)
+        }
+        for key in keys_of([run for pair in shared.values() for run in pair]) if shared else ():
+            fused, naive = (
+                gains(list(runs), key, rounds) for runs in zip(*shared.values(), strict=True)
+            )
+            more = fused - naive
+            each = ", ".join(f"{name}: {m:+.3f}" for name, m in zip(shared, more, strict=True))
+            texts.append(
+                f"after {rounds} rounds, {key}: {more.mean():+.3f}{_over_seeds(more)} ({each})"
+            )
     return texts
+
+
+def print_differences(runs: Runs) -> None:
+    """D-Fusion against naive pairs: in each template by seed, then in all by template and seed."""
+    for method in ("dpo", "ddpo", "dpok"):
+        every: dict[str, tuple[dict, dict]] = {}
+        for template, kinds in sorted(runs.items()):
+            pairs = pairs_of(kinds, method)
+            every |= {f"t{template} s{seed}": pair for seed, pair in pairs.items()}
+            for text in against_naive(pairs):
+                print(f"  {method.upper()}, D-Fusion more, template {template}, {text}")
+        if len({name.split()[0] for name in every}) > 1:
+            for text in against_naive(every):
+                print(f"  {method.upper()}, D-Fusion more, all templates, {text}")
 
 
 def _everywhere(runs: Runs, measure: str) -> bool:
@@ -176,8 +197,7 @@ def main() -> None:
         print(f"template {template}")
         for kind in (k for k in STYLES if k in kinds):
             print("\n".join(f"  {line}" for line in summary(kind, kinds[kind])))
-        for text in against_naive(kinds):
-            print(f"  {text}")
+    print_differences(runs)
     shown_as: dict[str, Artist] = {}
     for axes in grid[0]:
         handles, labels = axes.get_legend_handles_labels()

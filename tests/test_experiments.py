@@ -311,11 +311,29 @@ def test_seeds_that_went_further_do_not_distort_the_curves() -> None:
     assert np.array_equal(values, [[1, 2, np.nan], [0, 1, 4]], equal_nan=True)
     three, six = alignment_plot.summary("dpo_naive", naive)
     assert "rounds 3, seeds 2" in three and "0.500 -> 1.500 (+1.000 ± 0.000)" in three
-    assert "rounds 6, seeds 1" in six and "0.000 -> 4.000" in six and "over seeds" not in six
-    after3, after6 = alignment_plot.against_naive({"dpo_naive": naive, "dpo_dfusion": fused})
+    assert "rounds 6, seeds 1" in six and "0.000 -> 4.000" in six and "over runs" not in six
+    pairs = alignment_plot.pairs_of({"dpo_naive": naive, "dpo_dfusion": fused}, "dpo")
+    after3, after6 = alignment_plot.against_naive(pairs)
     wide = stats.t.ppf(0.975, 1) * 0.5  # gains 1 and 0 more: standard error 0.5
-    assert f"+0.500, over seeds ± {wide:.3f} (seeds 1: +1.000, 2: +0.000)" in after3
-    assert "+2.000 (seeds 2: +2.000)" in after6
+    assert f"+0.500, over runs ± {wide:.3f} (1: +1.000, 2: +0.000)" in after3
+    assert "+2.000 (2: +2.000)" in after6
+
+
+def test_templates_are_compared_one_by_one_and_together(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def kinds(seed: int, naive: float, fused: float) -> dict[str, list[dict]]:
+        ends = {"dpo_naive": naive, "dpo_dfusion": fused}
+        return {kind: [made_up(seed, {0: [0, 0], 2: [end, end]})] for kind, end in ends.items()}
+
+    alignment_plot.print_differences({1: kinds(7, 1, 2), 2: kinds(7, 3, 6)})
+    wide = stats.t.ppf(0.975, 1) * 1.0  # 1 and 3 more: standard error 1
+    assert [line.strip() for line in capsys.readouterr().out.splitlines()] == [
+        "DPO, D-Fusion more, template 1, after 2 rounds, scores: +1.000 (7: +1.000)",
+        "DPO, D-Fusion more, template 2, after 2 rounds, scores: +3.000 (7: +3.000)",
+        "DPO, D-Fusion more, all templates, after 2 rounds, scores: "
+        f"+2.000, over runs ± {wide:.3f} (t1 s7: +1.000, t2 s7: +3.000)",
+    ]
 
 
 def test_unseen_prompts_are_drawn_by_template_and_seed(tmp_path: Path) -> None:
