@@ -141,14 +141,19 @@ def pairs_of(kinds: dict[str, list[dict]], method: str) -> dict[int, tuple[dict,
     return {seed: (fused[seed], naive[seed]) for seed in sorted(fused.keys() & naive.keys())}
 
 
-def against_naive(pairs: dict[Any, tuple[dict, dict]]) -> list[str]:
-    """What D-Fusion gains over naive pairs, paired by the run's name (a seed, say)."""
+def against_naive(pairs: dict[Any, tuple[dict, dict]], of_all: bool = False) -> list[str]:
+    """What D-Fusion gains over naive pairs, paired by the run's name (a seed, say).
+
+    of_all: only after as many rounds as all runs have.
+    """
     texts = []
     for rounds in compared([run for pair in pairs.values() for run in pair])[1:]:
         shared = {
             name: pair for name, pair in pairs.items() if all(rounds in at(run) for run in pair)
         }
-        for key in keys_of([run for pair in shared.values() for run in pair]) if shared else ():
+        if not shared or (of_all and shared.keys() != pairs.keys()):
+            continue
+        for key in keys_of([run for pair in shared.values() for run in pair]):
             fused, naive = (
                 gains(list(runs), key, rounds) for runs in zip(*shared.values(), strict=True)
             )
@@ -170,7 +175,7 @@ def print_differences(runs: Runs) -> None:
             for text in against_naive(pairs):
                 print(f"  {method.upper()}, D-Fusion more, template {template}, {text}")
         if len({name.split()[0] for name in every}) > 1:
-            for text in against_naive(every):
+            for text in against_naive(every, of_all=True):
                 print(f"  {method.upper()}, D-Fusion more, all templates, {text}")
 
 

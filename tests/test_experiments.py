@@ -322,15 +322,17 @@ def test_seeds_that_went_further_do_not_distort_the_curves() -> None:
 def test_templates_are_compared_one_by_one_and_together(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def kinds(seed: int, naive: float, fused: float) -> dict[str, list[dict]]:
-        ends = {"dpo_naive": naive, "dpo_dfusion": fused}
-        return {kind: [made_up(seed, {0: [0, 0], 2: [end, end]})] for kind, end in ends.items()}
+    def kinds(naive: dict[int, list[float]], fused: dict[int, list[float]]) -> dict:
+        return {"dpo_naive": [made_up(7, naive)], "dpo_dfusion": [made_up(7, fused)]}
 
-    alignment_plot.print_differences({1: kinds(7, 1, 2), 2: kinds(7, 3, 6)})
+    brief = kinds({0: [0, 0], 2: [1, 1]}, {0: [0, 0], 2: [2, 2]})
+    longer = kinds({0: [0, 0], 2: [3, 3], 4: [0, 0]}, {0: [0, 0], 2: [6, 6], 4: [5, 5]})
+    alignment_plot.print_differences({1: brief, 2: longer})
     wide = stats.t.ppf(0.975, 1) * 1.0  # 1 and 3 more: standard error 1
     assert [line.strip() for line in capsys.readouterr().out.splitlines()] == [
         "DPO, D-Fusion more, template 1, after 2 rounds, scores: +1.000 (7: +1.000)",
         "DPO, D-Fusion more, template 2, after 2 rounds, scores: +3.000 (7: +3.000)",
+        "DPO, D-Fusion more, template 2, after 4 rounds, scores: +5.000 (7: +5.000)",
         "DPO, D-Fusion more, all templates, after 2 rounds, scores: "
         f"+2.000, over runs ± {wide:.3f} (t1 s7: +1.000, t2 s7: +3.000)",
     ]
