@@ -48,10 +48,10 @@ def testbed() -> Settings:
     settings.sample.batch_size = 16
     settings.sample.num_batches_per_epoch = 1
     settings.fusion.batch_size = 8
-    # Few images a round and few rounds: a higher rate and more steps, chosen on naive DPO; each
-    # pair once, and none of the last steps, which draw outlines crisp and have most of the
-    # gradient's variance.
-    settings.train.learning_rate = 2e-3
+    # Few images a round and few rounds: a higher rate, chosen on naive DPO in all templates
+    # (experiments/rates.py), and more steps; each pair once, and none of the last steps, which draw
+    # outlines crisp and have most of the gradient's variance.
+    settings.train.learning_rate = 5e-4
     settings.train.num_inner_epochs, settings.train.updates_per_inner_epoch = 1, 8
     settings.train.step_weights = ",".join(["1"] * 16 + ["0"] * 4)
     settings.train.batch_size = 8

@@ -9,7 +9,6 @@ for one seed; runs of another seed may differ by more.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -53,12 +52,29 @@ def flags_of(name: str, args: argparse.Namespace) -> list[str]:
     return flags + [f"--set={change}" for change in CHOICES[name].changes]
 
 
-def figures_of(name: str, args: argparse.Namespace) -> dict[str, Any] | None:
-    """Figures of a choice's run; None where there is none of so many rounds."""
-    path = alignment.result_of(alignment.arguments(flags_of(name, args)))
-    figures = json.loads(path.read_text()) if path.exists() else None
+def figures_after(flags: list[str], rounds: int) -> dict[str, Any] | None:
+    """Figures of the run that these flags of experiments.alignment make; None where there is none
+    with its settings, or none after so many rounds."""
+    run = alignment.arguments(flags)
+    figures = alignment.figures_of(alignment.settings_of(run), alignment.result_of(run))
     compared = figures["same_noise"] if figures else ()
-    return figures if any(row["rounds"] == args.rounds for row in compared) else None
+    return figures if any(row["rounds"] == rounds for row in compared) else None
+
+
+def made(runs: dict[str, list[str]], rounds: int) -> dict[str, dict[str, Any]]:
+    """Make every run that is missing; figures of all. Ends the program where a run fails."""
+    for flags in runs.values():
+        if figures_after(flags, rounds) is None:
+            command = [sys.executable, "-m", "experiments.alignment", *flags]
+            if code := subprocess.run(command).returncode:
+                raise SystemExit(code)
+    return there(runs, rounds)
+
+
+def there(runs: dict[str, list[str]], rounds: int) -> dict[str, dict[str, Any]]:
+    """The figures of those runs that have any, by label."""
+    found = {label: figures_after(flags, rounds) for label, flags in runs.items()}
+    return {label: figures for label, figures in found.items() if figures}
 
 
 def row_of(figures: dict[str, Any], count: int) -> dict[str, Any]:
@@ -76,15 +92,15 @@ def row_of(figures: dict[str, Any], count: int) -> dict[str, Any]:
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
-    lines = [f"{'':26} {'adopted':>8} {'mask':>6} {'score':>16} {'right':>16} {'second':>16}"]
-    for name, row in rows.items():
+    lines = [f"{'':30} {'adopted':>8} {'mask':>6} {'score':>16} {'right':>16} {'second':>16}"]
+    for label, row in rows.items():
         gains = [
             f"{row[key][0]:+.3f} ± {row[key][1]:.3f}" if row[key] else ""
             for key in ("score", "right", "second")
         ]
         shares = f"{row['adopted']:8.0%} {row['mask_coverage']:6.0%}"
         texts = " ".join(f"{text:>16}" for text in gains)
-        lines.append(f"{CHOICES[name].label:26} {shares} {texts}")
+        lines.append(f"{label:30} {shares} {texts}")
     return "\n".join(lines)
 
 
@@ -101,17 +117,12 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
-    for name in args.only:
-        if figures_of(name, args) is None:
-            command = [sys.executable, "-m", "experiments.alignment", *flags_of(name, args)]
-            if code := subprocess.run(command).returncode:
-                raise SystemExit(code)
-    found = {name: figures_of(name, args) for name in CHOICES}
-    rows = {name: row_of(figures, args.rounds) for name, figures in found.items() if figures}
+    runs = {choice.label: flags_of(name, args) for name, choice in CHOICES.items()}
+    made({CHOICES[name].label: flags_of(name, args) for name in args.only}, args.rounds)
+    rows = {label: row_of(f, args.rounds) for label, f in there(runs, args.rounds).items()}
     print(table(rows))
     out = alignment.RESULTS / args.preset / "ablations.png"
-    labelled = {CHOICES[name].label: row for name, row in rows.items()}
-    draw(labelled, out, compare=CHOICES["as_it_is"].label)
+    draw(rows, out, compare=CHOICES["as_it_is"].label)
     print(f"Wrote {out}.")
 
 

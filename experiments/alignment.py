@@ -160,16 +160,22 @@ def result_of(args: argparse.Namespace) -> Path:
     return RESULTS / args.preset / "alignment" / f"{name_of(args)}.json"
 
 
+def figures_of(settings: Settings, result: Path) -> dict[str, Any] | None:
+    """The figures of a run with these very settings, of any number of rounds."""
+    figures = json.loads(result.read_text()) if result.exists() else {"settings": {}}
+    made = flat(figures["settings"])
+    same = all(made.get(k) == v for k, v in flat(settings.to_dict()).items() if k not in FREE)
+    return figures if same else None
+
+
 def finished(settings: Settings, result: Path) -> bool:
     """Whether there are figures of this very run, and the run itself, which others sample from."""
-    if not result.exists():
+    figures = figures_of(settings, result)
+    last = Checkpoints(Path(settings.save_path) / settings.exp_name / "checkpoints").latest()
+    if figures is None or last is None:
         return False
-    made = flat(json.loads(result.read_text())["settings"])
-    same = all(made.get(k) == v for k, v in flat(settings.to_dict()).items() if k not in FREE)
-    folder = Path(settings.save_path) / settings.exp_name
-    last = Checkpoints(folder / "checkpoints").latest()
-    rounds = min(made["train.num_epochs"], 0 if last is None else last + 1)
-    return same and rounds >= settings.train.num_epochs
+    rounds = min(figures["settings"]["train"]["num_epochs"], last + 1)
+    return rounds >= settings.train.num_epochs
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:

@@ -26,7 +26,7 @@ from dfusion.estimate import Times, estimate, evaluations, seconds
 from dfusion.inputs import load_prompts
 from dfusion.progress import clock
 from dfusion.settings import Settings
-from experiments import ablations, alignment, chosen_pair, generalisation
+from experiments import ablations, alignment, chosen_pair, generalisation, rates
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,15 @@ def _run(flags: list[str]) -> Stage:
     return Stage(RUN, tuple(flags), alignment.settings_of(run), alignment.result_of(run))
 
 
+def tried(args: argparse.Namespace) -> list[Stage]:
+    """The learning rate of the testbed preset, among others."""
+    if args.preset != "testbed":
+        return []
+    runs = [_run(flags) for flags in rates.runs_of(rates.arguments(chosen(args))).values()]
+    own = [run for run in runs if run.result and run.result.stem.startswith("rate_")]
+    return [*own, Stage("experiments.rates", tuple(chosen(args)))]
+
+
 def unseen(args: argparse.Namespace) -> list[Stage]:
     """Fig. 4 and Table 1, of the first seed's runs."""
     preset, steps = f"--preset={args.preset}", PRESETS[args.preset]().sample.num_steps
@@ -181,6 +190,7 @@ def stages(args: argparse.Namespace) -> list[Stage]:
         *pictures(args),
         *grids(args),
         *training(args),
+        *tried(args),
         *plots,
         *unseen(args),
         *choices(args),

@@ -14,7 +14,8 @@ FLAGS = [
     "--config.mask_thr_file=config/prompt/demo_mask.json",
     "--config.sample.batch_size=8",
     "--config.train.num_epochs=2",
-    "--config.train.updates_per_inner_epoch=2",  # of the few pairs there are
+    "--config.train.updates_per_inner_epoch=2",  # of the few pairs there are: so few steps
+    "--config.train.learning_rate=2e-3",  # are seen only if they are long
     "--config.train.compare_images=2",
 ]
 

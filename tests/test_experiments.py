@@ -17,7 +17,9 @@ from transformers import (
     CLIPProcessor,
 )
 
+from config.config import PRESETS
 from dfusion.errors import UserError
+from dfusion.files import write_json
 from dfusion.settings import Settings, flat
 from dfusion.store import Experiment
 from dfusion.training import train_rounds
@@ -31,6 +33,7 @@ from experiments import (
     mask_quality,
     parts,
     pickscore,
+    rates,
 )
 from experiments import all as every
 from experiments.intervals import gain, over_seeds
@@ -196,9 +199,10 @@ def test_every_training_run_has_a_name_of_its_own(
     full = every.stages(every.arguments([f"--preset={preset}", "--seeds", "1", "2", "--full"]))
     runs = [[s.result for s in of if s.settings] for of in (stages, full)]
     both = 2 if preset == "testbed" else len(every.CURVES)  # curves that every seed has
-    count = len(every.CURVES) + both + len(ablations.CHOICES)
-    assert len(set(runs[0])) == len(runs[0]) == count
-    assert len(set(runs[1])) == len(runs[1]) == 2 * len(every.CURVES) + len(ablations.CHOICES)
+    tried = 3 * (len(rates.RATES["testbed"]) - 1) if preset == "testbed" else 0  # templates
+    once = len(ablations.CHOICES) + tried
+    assert len(set(runs[0])) == len(runs[0]) == len(every.CURVES) + both + once
+    assert len(set(runs[1])) == len(runs[1]) == 2 * len(every.CURVES) + once
     assert all(stage.evaluations > 0 for stage in stages if stage.settings)
 
 
@@ -368,10 +372,29 @@ def test_liked_but_wrong_by_hand() -> None:
 def test_ablations_of_other_rounds_are_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(alignment, "DATA", tmp_path)
     monkeypatch.setattr(alignment, "RESULTS", tmp_path)
-    one, two = (ablations.arguments(["--rounds", str(rounds)]) for rounds in (1, 2))
-    path = alignment.result_of(alignment.arguments(ablations.flags_of("or", one)))
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"same_noise": [{"rounds": 0}, {"rounds": 1}]}))
-    assert ablations.figures_of("or", one) and not ablations.figures_of("or", two)
-    assert not ablations.figures_of("no_mask", one)
+    flags = ablations.flags_of("or", ablations.arguments(["--rounds=1"]))
+    run = alignment.arguments(flags)
+    figures = {"settings": alignment.settings_of(run).to_dict()}
+    figures["same_noise"] = [{"rounds": 0}, {"rounds": 1}]
+    write_json(alignment.result_of(run), figures)
+    assert list(ablations.there({"or": flags}, 1)) == ["or"]
+    assert not ablations.there({"or": flags}, 2)
+    assert not ablations.there({"or": [*flags, "--set=train.learning_rate=0.01"]}, 1)
+    assert not ablations.there({"no mask": [*flags, "--name=ablation_no_mask"]}, 1)
+
+
+def test_rates_are_compared_with_the_curve_at_the_presets_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alignment, "DATA", tmp_path)
+    args = rates.arguments([])
+    runs = [alignment.arguments(flags) for flags in rates.runs_of(args).values()]
+    settings = [alignment.settings_of(run) for run in runs]
+    assert {run.train.learning_rate for run in settings} == set(args.rates)
+    assert {run.train.pairs for run in settings} == {"naive"}
+    usual = PRESETS["testbed"]().train.learning_rate
+    curves = {f"dpo_naive_t{template}_s42" for template in (1, 2, 3)}
+    assert {run.exp_name for run in settings if run.train.learning_rate == usual} == curves
+    assert len({run.exp_name for run in settings}) == len(runs) == 3 * len(args.rates)

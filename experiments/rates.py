@@ -1,0 +1,61 @@
+"""The learning rate, to be chosen on naive DPO, in every template, before methods are compared.
+
+    python -m experiments.rates [--preset testbed] [--rates 5e-4 1e-3] [--rounds 2]
+
+Each is a run of `experiments.alignment` with naive pairs; runs that are there are not made again,
+and the one at the preset's rate is the curve that other methods are compared with. Prints a table
+and writes results/<preset>/rates.png: what each gained on the model before training, images paired
+by noise, with 95 % intervals. These hold for one seed.
+"""
+
+import argparse
+
+from config.config import PRESETS
+from experiments import alignment
+from experiments.ablations import made, row_of, table
+from experiments.dots import draw
+
+TEMPLATES = (1, 2, 3)
+RATES = {"testbed": (5e-4, 1e-3), "paper": (3e-5, 1e-4, 3e-4)}
+ROUNDS = {"testbed": 2, "paper": 10}
+
+
+def runs_of(args: argparse.Namespace) -> dict[str, list[str]]:
+    """The command line of experiments.alignment for every template and rate, by label."""
+    shared = [f"--preset={args.preset}", *([f"--model={args.model}"] if args.model else [])]
+    usual = PRESETS[args.preset]().train.learning_rate
+    runs = {}
+    for template in TEMPLATES:
+        for rate in args.rates:
+            flags = [*shared, "--pairs=naive", f"--template={template}", f"--rounds={args.rounds}"]
+            if rate != usual:
+                name = f"rate_{rate:g}_t{template}"
+                flags += [f"--name={name}", f"--set=train.learning_rate={rate:g}"]
+            runs[f"template {template}, rate {rate:g}"] = flags
+    return runs
+
+
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", default="testbed", choices=("testbed", "paper"))
+    parser.add_argument("--model", help="a folder, file or hub id; default: the preset's")
+    parser.add_argument("--rates", type=float, nargs="+", help="testbed: 5e-4 1e-3")
+    parser.add_argument("--rounds", type=int, help="testbed: 2, paper: 10")
+    args = parser.parse_args(given)
+    args.rates = args.rates or RATES[args.preset]
+    args.rounds = args.rounds or ROUNDS[args.preset]
+    return args
+
+
+def main() -> None:
+    args = arguments()
+    found = made(runs_of(args), args.rounds)
+    rows = {label: row_of(figures, args.rounds) for label, figures in found.items()}
+    print(table(rows))
+    out = alignment.RESULTS / args.preset / "rates.png"
+    draw(rows, out)
+    print(f"Wrote {out}.")
+
+
+if __name__ == "__main__":
+    main()
