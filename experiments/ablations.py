@@ -41,7 +41,7 @@ CHOICES = {
     "beta_0.01": Choice("β = 0.01", ("train.beta=0.01",)),
     "beta_1": Choice("β = 1", ("train.beta=1.0",)),
 }
-SIZES = {"testbed": ("--compare=32", "--compare-every=1"), "paper": ("--compare-every=5",)}
+SIZES = {"testbed": ("--compare=64", "--compare-every=1"), "paper": ("--compare-every=5",)}
 ROUNDS = {"testbed": 1, "paper": 20}
 
 

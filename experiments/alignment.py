@@ -35,7 +35,7 @@ from experiments.shared_start import borrow
 RESULTS = Path(__file__).parent / "results"
 DATA = Path("data")
 SIZES: dict[str, dict[str, int]] = {
-    "testbed": {"prompts": 8, "images": 16, "rounds": 4, "compare": 32, "compare_every": 2},
+    "testbed": {"prompts": 4, "images": 32, "rounds": 4, "compare": 64, "compare_every": 2},
     "paper": {"rounds": 40, "compare": 4, "compare_every": 5},
 }
 
@@ -100,13 +100,15 @@ def changed(settings: Settings, change: str) -> Settings:
 
 
 def _prompts(args: argparse.Namespace, listed: Path, data: Path) -> Path:
-    """The list, or its first --prompts, as a file of its own.
+    """The list, or --prompts of it, spread evenly, as a file of its own.
 
-    The testbed's lists go round its eight shapes, so its first eight have each once.
+    The testbed's lists go round its eight shapes, so its four are about stars (and squares in
+    template 1), which the model draws worst: most of the others leave nothing to learn.
     """
     if not args.prompts:
         return listed
-    chosen = json.loads(listed.read_text())[: args.prompts]
+    texts = json.loads(listed.read_text())
+    chosen = texts[:: max(1, len(texts) // args.prompts)][: args.prompts]
     path = data / f"template{args.template}_{args.prompts}.json"
     write_bytes(path, json.dumps(chosen).encode())
     return path
@@ -187,10 +189,10 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--method", default="dpo", choices=("dpo", "ddpo", "dpok"))
     parser.add_argument("--pairs", default="dfusion", choices=("dfusion", "naive", "inversion"))
     parser.add_argument("--template", type=int, default=1, choices=(1, 2, 3))
-    parser.add_argument("--prompts", type=int, help="the list's first; testbed: 8, paper: all 40")
-    parser.add_argument("--images", type=int, help="of each prompt and round; testbed: 16")
+    parser.add_argument("--prompts", type=int, help="of the list; testbed: 4, paper: all 40")
+    parser.add_argument("--images", type=int, help="of each prompt and round; testbed: 32")
     parser.add_argument("--rounds", type=int, help="testbed: 4, paper: 40")
-    parser.add_argument("--compare", type=int, help="images of each prompt; testbed: 32, paper: 4")
+    parser.add_argument("--compare", type=int, help="images of each prompt; testbed: 64, paper: 4")
     parser.add_argument("--compare-every", type=int, help="rounds; testbed: 2, paper: 5")
     parser.add_argument("--set", action="append", default=[], metavar="train.beta=1.0",
                         help="any other setting; may be given several times")  # fmt: skip
