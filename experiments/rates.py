@@ -16,7 +16,7 @@ from experiments.ablations import made, row_of, table
 from experiments.dots import draw
 
 TEMPLATES = (1, 2, 3)
-RATES = {"testbed": (5e-4, 1e-3), "paper": (3e-5, 1e-4, 3e-4)}
+RATES = {"testbed": (5e-4, 1e-3, 2e-3), "paper": (3e-5, 1e-4, 3e-4)}
 ROUNDS = {"testbed": 2, "paper": 10}
 
 
@@ -39,7 +39,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="testbed", choices=("testbed", "paper"))
     parser.add_argument("--model", help="a folder, file or hub id; default: the preset's")
-    parser.add_argument("--rates", type=float, nargs="+", help="testbed: 5e-4 1e-3")
+    parser.add_argument("--rates", type=float, nargs="+", help="testbed: 5e-4 1e-3 2e-3")
     parser.add_argument("--rounds", type=int, help="testbed: 2, paper: 10")
     args = parser.parse_args(given)
     args.rates = args.rates or RATES[args.preset]
