@@ -16,7 +16,7 @@ from typing import Any
 
 from experiments import alignment
 from experiments.dots import draw
-from experiments.intervals import gain_if_any
+from experiments.intervals import Gain, gain_if_any
 
 
 @dataclass(frozen=True)
@@ -77,31 +77,32 @@ def there(runs: dict[str, list[str]], rounds: int) -> dict[str, dict[str, Any]]:
     return {label: figures for label, figures in found.items() if figures}
 
 
-def row_of(figures: dict[str, Any], count: int) -> dict[str, Any]:
-    """Of a run's first `count` rounds: share adopted, cells in the mask, and gains (mean, half an
-    interval)."""
+def gains_of(figures: dict[str, Any], count: int) -> dict[str, Gain]:
+    """What a run gained in `count` rounds on the model before training."""
     compared = {row["rounds"]: row for row in figures["same_noise"]}
-    first, last, rounds = compared[0], compared[count], figures["rounds"][:count]
-    return {
-        "adopted": sum(r["adopted"] for r in rounds) / len(rounds),
-        "mask_coverage": sum(r["mask_coverage"] for r in rounds) / len(rounds),
-        "score": gain_if_any(last["scores"], first["scores"]),
-        "right": gain_if_any(last["right"], first["right"]),
-        "second": gain_if_any(last["second_scores"], first["second_scores"]),
-    }
+    first, last = compared[0], compared[count]
+    keys = {"score": "scores", "right": "right", "second": "second_scores"}
+    return {key: gain_if_any(last[name], first[name]) for key, name in keys.items()}
 
 
-def table(rows: dict[str, dict[str, Any]]) -> str:
-    lines = [f"{'':30} {'adopted':>8} {'mask':>6} {'score':>16} {'right':>16} {'second':>16}"]
+def fused_share(figures: dict[str, Any], count: int) -> tuple[float, float]:
+    """Of a run's first `count` rounds: share of targets adopted, share of cells in the mask."""
+    rounds = figures["rounds"][:count]
+    adopted, covered = (
+        sum(r[key] for r in rounds) / len(rounds) for key in ("adopted", "mask_coverage")
+    )
+    return adopted, covered
+
+
+def table(rows: dict[str, dict[str, Gain]]) -> dict[str, str]:
+    """Gains as text, by label, with a heading first."""
+    keys = ("score", "right", "second")
+    lines = {"": " ".join(f"{key:>16}" for key in keys)}
     for label, row in rows.items():
-        gains = [
-            f"{row[key][0]:+.3f} ± {row[key][1]:.3f}" if row[key] else ""
-            for key in ("score", "right", "second")
-        ]
-        shares = f"{row['adopted']:8.0%} {row['mask_coverage']:6.0%}"
-        texts = " ".join(f"{text:>16}" for text in gains)
-        lines.append(f"{label:30} {shares} {texts}")
-    return "\n".join(lines)
+        found = [row[key] for key in keys]
+        texts = [f"{gain[0]:+.3f} ± {gain[1]:.3f}" if gain else "" for gain in found]
+        lines[label] = " ".join(f"{text:>16}" for text in texts)
+    return lines
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
@@ -119,8 +120,12 @@ def main() -> None:
     args = arguments()
     runs = {choice.label: flags_of(name, args) for name, choice in CHOICES.items()}
     made({CHOICES[name].label: flags_of(name, args) for name in args.only}, args.rounds)
-    rows = {label: row_of(f, args.rounds) for label, f in there(runs, args.rounds).items()}
-    print(table(rows))
+    found = there(runs, args.rounds)
+    rows = {label: gains_of(figures, args.rounds) for label, figures in found.items()}
+    shares = {label: fused_share(figures, args.rounds) for label, figures in found.items()}
+    for label, line in table(rows).items():
+        left = "{:8.0%} {:6.0%}".format(*shares[label]) if label else f"{'adopted':>8} {'mask':>6}"
+        print(f"{label:26} {left} {line}")
     out = alignment.RESULTS / args.preset / "ablations.png"
     draw(rows, out, compare=CHOICES["as_it_is"].label)
     print(f"Wrote {out}.")

@@ -1,8 +1,9 @@
 """Alignment curves (the paper's Fig. 5, 7 and 11) of the runs in results/<preset>/alignment/.
 
-    python -m experiments.alignment_plot [--preset testbed]
+    python -m experiments.alignment_plot [--preset testbed] [--runs alignment]
 
-Writes results/<preset>/alignment.png and prints a table.
+Writes results/<preset>/alignment.png and prints a table. --runs takes runs that were put aside,
+made with other settings, say, from a folder of that name, and writes a figure of that name.
 
 Lines are means over seeds of images made with the same noise at every point, as far as all seeds
 go; thin lines are single seeds.
@@ -188,10 +189,12 @@ def _everywhere(runs: Runs, measure: str) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="testbed", choices=("testbed", "paper"))
-    folder = RESULTS / parser.parse_args().preset
-    runs = load(folder / "alignment")
+    parser.add_argument("--runs", default="alignment", help="folder in results/<preset>")
+    args = parser.parse_args()
+    folder = RESULTS / args.preset / args.runs
+    runs = load(folder)
     if not runs:
-        raise SystemExit(f"no runs in {folder / 'alignment'}; run experiments.alignment first")
+        raise SystemExit(f"no runs in {folder}; run experiments.alignment first")
     shown = {key: title for key, title in MEASURES.items() if _everywhere(runs, key)}
     shape, size = (len(shown), len(runs)), (5 * len(runs), 3.7 * len(shown))
     figure, grid = plt.subplots(*shape, figsize=size, layout="constrained", squeeze=False)
@@ -208,7 +211,7 @@ def main() -> None:
         handles, labels = axes.get_legend_handles_labels()
         shown_as.update(zip(labels, handles, strict=True))
     figure.legend(shown_as.values(), shown_as, loc="outside upper center", ncols=4, fontsize=9)
-    out = folder / "alignment.png"
+    out = folder.with_name(f"{folder.name}.png")
     figure.savefig(out, dpi=130)
     print(f"Wrote {out}.")
 

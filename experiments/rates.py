@@ -12,7 +12,7 @@ import argparse
 
 from config.config import PRESETS
 from experiments import alignment
-from experiments.ablations import made, row_of, table
+from experiments.ablations import gains_of, made, table
 from experiments.dots import draw
 
 TEMPLATES = (1, 2, 3)
@@ -50,8 +50,9 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     found = made(runs_of(args), args.rounds)
-    rows = {label: row_of(figures, args.rounds) for label, figures in found.items()}
-    print(table(rows))
+    rows = {label: gains_of(figures, args.rounds) for label, figures in found.items()}
+    for label, line in table(rows).items():
+        print(f"{label:26} {line}")
     out = alignment.RESULTS / args.preset / "rates.png"
     draw(rows, out)
     print(f"Wrote {out}.")
