@@ -1,11 +1,11 @@
 """What the paper leaves open, one choice changed at a time: masks, adoption, pairing, Eq. 6.
 
-    python -m experiments.ablations [--preset testbed] [--rounds 1] [--only no_mask or]
+    python -m experiments.ablations [--preset testbed] [--rounds 2] [--only no_mask or]
 
-Each is a run of `experiments.alignment` (DPO + D-Fusion, template 1) with one setting changed; runs
-that are there are not made again. Prints a table and writes results/<preset>/ablations.png: what
-each gained on the model before training, images paired by noise, with 95 % intervals. These hold
-for one seed; runs of another seed may differ by more.
+Each is a run of `experiments.alignment` (DPO + D-Fusion, template 1) with one setting changed,
+beside the curve of the preset itself; runs that are there are not made again. Prints a table and
+writes results/<preset>/ablations.png: what each gained on the model before training, images paired
+by noise, with 95 % intervals. These hold for one seed; runs of another seed may differ by more.
 """
 
 import argparse
@@ -41,15 +41,15 @@ CHOICES = {
     "beta_0.01": Choice("β = 0.01", ("train.beta=0.01",)),
     "beta_1": Choice("β = 1", ("train.beta=1.0",)),
 }
-SIZES = {"testbed": ("--compare=64", "--compare-every=1"), "paper": ("--compare-every=5",)}
-ROUNDS = {"testbed": 1, "paper": 20}
+ROUNDS = {"testbed": 2, "paper": 20}
 
 
 def flags_of(name: str, args: argparse.Namespace) -> list[str]:
-    """The command line of experiments.alignment for a choice."""
-    flags = [f"--preset={args.preset}", f"--name=ablation_{name}", f"--rounds={args.rounds}"]
-    flags += [*SIZES[args.preset], *([f"--model={args.model}"] if args.model else [])]
-    return flags + [f"--set={change}" for change in CHOICES[name].changes]
+    """The command line of experiments.alignment for a choice; of none, the curve itself."""
+    flags = [f"--preset={args.preset}", f"--rounds={args.rounds}"]
+    flags += [f"--model={args.model}"] if args.model else []
+    changes = [f"--set={change}" for change in CHOICES[name].changes]
+    return [*flags, f"--name=ablation_{name}", *changes] if changes else flags
 
 
 def figures_after(flags: list[str], rounds: int) -> dict[str, Any] | None:
@@ -109,7 +109,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="testbed", choices=("testbed", "paper"))
     parser.add_argument("--model", help="a folder, file or hub id; default: the preset's")
-    parser.add_argument("--rounds", type=int, help="testbed: 1, paper: 20")
+    parser.add_argument("--rounds", type=int, help="testbed: 2, paper: 20")
     parser.add_argument("--only", nargs="+", choices=CHOICES, default=list(CHOICES))
     args = parser.parse_args(given)
     args.rounds = args.rounds or ROUNDS[args.preset]

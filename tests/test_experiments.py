@@ -200,7 +200,7 @@ def test_every_training_run_has_a_name_of_its_own(
     runs = [[s.result for s in of if s.settings] for of in (stages, full)]
     both = 2 if preset == "testbed" else len(every.CURVES)  # curves that every seed has
     tried = 3 * (len(rates.RATES["testbed"]) - 1) if preset == "testbed" else 0  # templates
-    once = len(ablations.CHOICES) + tried
+    once = len(ablations.CHOICES) - 1 + tried  # the preset itself is a curve
     assert len(set(runs[0])) == len(runs[0]) == len(every.CURVES) + both + once
     assert len(set(runs[1])) == len(runs[1]) == 2 * len(every.CURVES) + once
     assert all(stage.evaluations > 0 for stage in stages if stage.settings)
@@ -226,7 +226,7 @@ def test_a_run_of_fewer_rounds_is_not_done(tmp_path: Path, monkeypatch: pytest.M
         for flags in ([], ["--full"])
     )
     assert brief.settings and brief.result and brief.result == full.result and not brief.done
-    checkpoint = tmp_path / "alignment_testbed" / brief.settings.exp_name / "checkpoints/epoch0"
+    checkpoint = tmp_path / "alignment_testbed" / brief.settings.exp_name / "checkpoints/epoch1"
     brief.result.parent.mkdir(parents=True)
     brief.result.write_text(json.dumps({"settings": brief.settings.to_dict()}))
     assert not brief.done  # figures without the run, as in a fresh clone
