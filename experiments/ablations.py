@@ -1,6 +1,6 @@
 """What the paper leaves open, one choice changed at a time: masks, adoption, pairing, Eq. 6.
 
-    python -m experiments.ablations [--preset testbed] [--rounds 2] [--only no_mask or]
+    python -m experiments.ablations [--preset testbed] [--rounds 2] [--seed 42] [--only or]
 
 Each is a run of `experiments.alignment` (DPO + D-Fusion, template 1) with one setting changed,
 beside the curve of the preset itself; runs that are there are not made again. Prints a table and
@@ -46,10 +46,10 @@ ROUNDS = {"testbed": 2, "paper": 20}
 
 def flags_of(name: str, args: argparse.Namespace) -> list[str]:
     """The command line of experiments.alignment for a choice; of none, the curve itself."""
-    flags = [f"--preset={args.preset}", f"--rounds={args.rounds}"]
+    flags = [f"--preset={args.preset}", f"--seed={args.seed}", f"--rounds={args.rounds}"]
     flags += [f"--model={args.model}"] if args.model else []
     changes = [f"--set={change}" for change in CHOICES[name].changes]
-    return [*flags, f"--name=ablation_{name}", *changes] if changes else flags
+    return [*flags, f"--name=ablation_{name}_s{args.seed}", *changes] if changes else flags
 
 
 def figures_after(flags: list[str], rounds: int) -> dict[str, Any] | None:
@@ -61,14 +61,18 @@ def figures_after(flags: list[str], rounds: int) -> dict[str, Any] | None:
     return figures if any(row["rounds"] == rounds for row in compared) else None
 
 
-def made(runs: dict[str, list[str]], rounds: int) -> dict[str, dict[str, Any]]:
-    """Make every run that is missing; figures of all. Ends the program where a run fails."""
-    for flags in runs.values():
+def make(runs: dict[str, list[str]], rounds: int) -> None:
+    """Make every run that is missing. Ends the program where one fails."""
+    for label, flags in runs.items():
         if figures_after(flags, rounds) is None:
             command = [sys.executable, "-m", "experiments.alignment", *flags]
             if code := subprocess.run(command).returncode:
                 raise SystemExit(code)
-    return there(runs, rounds)
+            if figures_after(flags, rounds) is None:
+                raise SystemExit(
+                    f"--rounds {rounds}: the run '{label}' went further before and has no "
+                    f"comparison there; give rounds that it has"
+                )
 
 
 def there(runs: dict[str, list[str]], rounds: int) -> dict[str, dict[str, Any]]:
@@ -110,6 +114,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--preset", default="testbed", choices=("testbed", "paper"))
     parser.add_argument("--model", help="a folder, file or hub id; default: the preset's")
     parser.add_argument("--rounds", type=int, help="testbed: 2, paper: 20")
+    parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--only", nargs="+", choices=CHOICES, default=list(CHOICES))
     args = parser.parse_args(given)
     args.rounds = args.rounds or ROUNDS[args.preset]
@@ -119,7 +124,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     runs = {choice.label: flags_of(name, args) for name, choice in CHOICES.items()}
-    made({CHOICES[name].label: flags_of(name, args) for name in args.only}, args.rounds)
+    make({CHOICES[name].label: flags_of(name, args) for name in args.only}, args.rounds)
     found = there(runs, args.rounds)
     rows = {label: gains_of(figures, args.rounds) for label, figures in found.items()}
     shares = {label: fused_share(figures, args.rounds) for label, figures in found.items()}

@@ -102,8 +102,8 @@ def changed(settings: Settings, change: str) -> Settings:
 def _prompts(args: argparse.Namespace, listed: Path, data: Path) -> Path:
     """The list, or --prompts of it, spread evenly, as a file of its own.
 
-    The testbed's lists go round its eight shapes, so its four are about stars (and squares in
-    template 1), which the model draws worst: most of the others leave nothing to learn.
+    The testbed's lists go round its eight shapes, so its four are about stars, which the model
+    draws worst, and in template 1 squares too: many others are right already.
     """
     if not args.prompts:
         return listed
@@ -170,13 +170,20 @@ def figures_of(settings: Settings, result: Path) -> dict[str, Any] | None:
     return figures if same else None
 
 
-def finished(settings: Settings, result: Path) -> bool:
-    """Whether there are figures of this very run, and the run itself, which others sample from."""
-    figures = figures_of(settings, result)
+def rounds_trained(settings: Settings) -> int:
+    """How many rounds the run on disk was trained for."""
     last = Checkpoints(Path(settings.save_path) / settings.exp_name / "checkpoints").latest()
-    if figures is None or last is None:
+    return 0 if last is None else last + 1
+
+
+def finished(settings: Settings, result: Path, kept: bool = True) -> bool:
+    """Whether there are figures of this very run and, if kept, the run itself."""
+    figures = figures_of(settings, result)
+    if figures is None:
         return False
-    rounds = min(figures["settings"]["train"]["num_epochs"], last + 1)
+    rounds = figures["settings"]["train"]["num_epochs"]
+    if kept:
+        rounds = min(rounds, rounds_trained(settings))
     return rounds >= settings.train.num_epochs
 
 
@@ -211,6 +218,8 @@ def main() -> None:
     if other := borrow(settings):
         print(f"What comes before training is that of {other}.")
     meters = Meters.of(args.preset, args.second)
+    # A longer run is measured whole: its figures must not say that it is shorter.
+    settings.train.num_epochs = max(settings.train.num_epochs, rounds_trained(settings))
     folder = train_rounds(settings)
     figures = measure(Experiment(folder), meters)
     out = result_of(args)

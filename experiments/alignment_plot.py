@@ -13,7 +13,6 @@ import argparse
 import json
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
@@ -97,7 +96,7 @@ def summary(kind: str, every: list[dict]) -> list[str]:
             before, after = (
                 np.concatenate([at(run)[k][key] for run in seeds]) for k in (0, rounds)
             )
-            change = _over_seeds(gains(seeds, key, rounds))
+            change = _spread(gains(seeds, key, rounds), ", over seeds")
             texts.append(f"{key} {said(after, before)}{change}")
         if "right" in keys:
             wrong = [np.mean([liked_but_wrong(run, k) for run in seeds]) for k in (0, rounds)]
@@ -129,8 +128,9 @@ def liked_but_wrong(run: dict, rounds: int) -> float:
     return float((~right[liked]).mean()) if liked.any() else float("nan")
 
 
-def _over_seeds(values: np.ndarray) -> str:
-    return f", over runs ± {over_seeds(values)[1]:.3f}" if len(values) > 1 else ""
+def _spread(values: np.ndarray, words: str = "") -> str:
+    """Half of the interval of their mean, where there are several."""
+    return f"{words} ± {over_seeds(values)[1]:.3f}" if len(values) > 1 else ""
 
 
 def pairs_of(kinds: dict[str, list[dict]], method: str) -> dict[int, tuple[dict, dict]]:
@@ -142,42 +142,55 @@ def pairs_of(kinds: dict[str, list[dict]], method: str) -> dict[int, tuple[dict,
     return {seed: (fused[seed], naive[seed]) for seed in sorted(fused.keys() & naive.keys())}
 
 
-def against_naive(pairs: dict[Any, tuple[dict, dict]], of_all: bool = False) -> list[str]:
-    """What D-Fusion gains over naive pairs, paired by the run's name (a seed, say).
-
-    of_all: only after as many rounds as all runs have.
-    """
+def against_naive(pairs: dict[int, tuple[dict, dict]]) -> list[str]:
+    """What D-Fusion gains over naive pairs, paired by seed."""
     texts = []
     for rounds in compared([run for pair in pairs.values() for run in pair])[1:]:
-        shared = {
-            name: pair for name, pair in pairs.items() if all(rounds in at(run) for run in pair)
-        }
-        if not shared or (of_all and shared.keys() != pairs.keys()):
-            continue
-        for key in keys_of([run for pair in shared.values() for run in pair]):
-            fused, naive = (
-                gains(list(runs), key, rounds) for runs in zip(*shared.values(), strict=True)
-            )
-            more = fused - naive
-            each = ", ".join(f"{name}: {m:+.3f}" for name, m in zip(shared, more, strict=True))
+        shared = {s: pair for s, pair in pairs.items() if all(rounds in at(run) for run in pair)}
+        for key in keys_of([run for pair in shared.values() for run in pair]) if shared else ():
+            more = leads(list(shared.values()), key, rounds)
+            each = ", ".join(f"{seed}: {m:+.3f}" for seed, m in zip(shared, more, strict=True))
             texts.append(
-                f"after {rounds} rounds, {key}: {more.mean():+.3f}{_over_seeds(more)} ({each})"
+                f"after {rounds} rounds, {key}: {more.mean():+.3f}{_spread(more)} ({each})"
+            )
+    return texts
+
+
+def leads(pairs: list[tuple[dict, dict]], key: str, rounds: int) -> np.ndarray:
+    """Gain of each pair's first run less that of its second."""
+    first, second = ([pair[n] for pair in pairs] for n in (0, 1))
+    return gains(first, key, rounds) - gains(second, key, rounds)
+
+
+def over_templates(every: dict[int, dict[int, tuple[dict, dict]]]) -> list[str]:
+    """What D-Fusion gains over naive pairs: means of each template's seeds, then over templates,
+    as seeds of one template share their prompts. After as many rounds as all runs have."""
+    runs = [run for pairs in every.values() for pair in pairs.values() for run in pair]
+    texts = []
+    for rounds in compared(runs)[1:]:
+        if any(rounds not in at(run) for run in runs):
+            continue
+        for key in keys_of(runs):
+            more = np.array(
+                [leads(list(pairs.values()), key, rounds).mean() for pairs in every.values()]
+            )
+            each = ", ".join(f"{t}: {m:+.3f}" for t, m in zip(every, more, strict=True))
+            texts.append(
+                f"after {rounds} rounds, {key}: {more.mean():+.3f}{_spread(more)} ({each})"
             )
     return texts
 
 
 def print_differences(runs: Runs) -> None:
-    """D-Fusion against naive pairs: in each template by seed, then in all by template and seed."""
+    """D-Fusion against naive pairs: in each template by seed, then over templates."""
     for method in ("dpo", "ddpo", "dpok"):
-        every: dict[str, tuple[dict, dict]] = {}
-        for template, kinds in sorted(runs.items()):
-            pairs = pairs_of(kinds, method)
-            every |= {f"t{template} s{seed}": pair for seed, pair in pairs.items()}
+        every = {t: pairs_of(kinds, method) for t, kinds in sorted(runs.items())}
+        every = {template: pairs for template, pairs in every.items() if pairs}
+        for template, pairs in every.items():
             for text in against_naive(pairs):
-                print(f"  {method.upper()}, D-Fusion more, template {template}, {text}")
-        if len({name.split()[0] for name in every}) > 1:
-            for text in against_naive(every, of_all=True):
-                print(f"  {method.upper()}, D-Fusion more, all templates, {text}")
+                print(f"  {method.upper()}, D-Fusion more, template {template}, by seed, {text}")
+        for text in over_templates(every) if len(every) > 1 else ():
+            print(f"  {method.upper()}, D-Fusion more, by template, {text}")
 
 
 def _everywhere(runs: Runs, measure: str) -> bool:

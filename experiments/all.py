@@ -6,9 +6,9 @@
 Each is a command of its own, goes on where it was stopped, and does nothing twice. The testbed's
 are cut to a night on two cores: DPO with and without D-Fusion, template 1, goes to the end on every
 seed, the other curves two rounds on the first; --full takes every curve to the end on every seed.
-Table 1, Fig. 4 and what is changed one at a time are of one seed. --list prints the commands with
-the UNet evaluations they take; --hours measures this machine and adds the hours. The time left is
-that of the training left.
+Table 1, Fig. 4, learning rates and what is changed one at a time are of one seed. --list prints the
+commands with the UNet evaluations they take; --hours measures this machine and adds the hours. The
+time left is that of the training left.
 """
 
 import argparse
@@ -58,14 +58,15 @@ PICTURES = {"attention_control": 10, "steps_layers": 30, "cross_maps": 0}
 class Stage:
     """A command, by module and flags. Of training: its settings, and the file that it ends with.
 
-    drawn: UNet evaluations, at most, of a command that only samples and fuses; drawn_before:
-    whether it has.
+    kept: whether later commands sample from what it trained, or only read its figures. drawn: UNet
+    evaluations, at most, of a command that only samples and fuses; drawn_before: whether it has.
     """
 
     module: str
     flags: tuple[str, ...]
     settings: Settings | None = None
     result: Path | None = None
+    kept: bool = False
     drawn: int = 0
     drawn_before: bool = False
 
@@ -87,7 +88,7 @@ class Stage:
     def done(self) -> bool:
         """Whether there is nothing left to do."""
         if self.settings and self.result:
-            return alignment.finished(self.settings, self.result)
+            return alignment.finished(self.settings, self.result, self.kept)
         return self.drawn_before
 
     @property
@@ -139,23 +140,23 @@ def training(args: argparse.Namespace) -> list[Stage]:
             if brief and seed != args.seeds[0]:
                 continue
             rounds = [f"--rounds={brief}"] if brief else []
-            stages.append(_run([*chosen(args), *curve.flags(seed), *rounds]))
+            stages.append(_run([*chosen(args), *curve.flags(seed), *rounds], kept=True))
     return stages
 
 
-def _run(flags: list[str]) -> Stage:
+def _run(flags: list[str], kept: bool = False) -> Stage:
     """One run of experiments.alignment."""
     run = alignment.arguments(flags)
-    return Stage(RUN, tuple(flags), alignment.settings_of(run), alignment.result_of(run))
+    return Stage(RUN, tuple(flags), alignment.settings_of(run), alignment.result_of(run), kept)
 
 
 def tried(args: argparse.Namespace) -> list[Stage]:
-    """The learning rate of the testbed preset, among others."""
+    """What the testbed preset's learning rate was chosen from."""
     if args.preset != "testbed":
         return []
-    runs = [_run(flags) for flags in rates.runs_of(rates.arguments(chosen(args))).values()]
-    own = [run for run in runs if run.result and run.result.stem.startswith("rate_")]
-    return [*own, Stage("experiments.rates", tuple(chosen(args)))]
+    flags = [*chosen(args), f"--seed={args.seeds[0]}"]
+    runs = [_run(run) for run in rates.runs_of(rates.arguments(flags)).values()]
+    return [*runs, Stage("experiments.rates", tuple(flags))]
 
 
 def unseen(args: argparse.Namespace) -> list[Stage]:
@@ -166,10 +167,11 @@ def unseen(args: argparse.Namespace) -> list[Stage]:
         runs = (f"dpo_{pairs}_t{template}_s{args.seeds[0]}" for pairs in ("naive", "dfusion"))
         return f"--names={','.join(runs)}"
 
-    stages = [Stage("experiments.before_after", (preset, names(1)))]
+    stages = []
     for t in (1, 2, 3):
         count = len(json.loads(alignment.prompts_file(args.preset, t, "test").read_text()))
         flags = (preset, f"--template={t}", names(t))
+        stages.append(Stage("experiments.before_after", flags))
         drawn = 3 * generalisation.images_of(args.preset, count) * count * steps  # three models
         stages.append(Stage("experiments.generalisation", flags, drawn=drawn))
     return stages
@@ -177,17 +179,17 @@ def unseen(args: argparse.Namespace) -> list[Stage]:
 
 def choices(args: argparse.Namespace) -> list[Stage]:
     """What the paper leaves open, and the table of it."""
-    asked = ablations.arguments(chosen(args))
-    changed = [name for name, choice in ablations.CHOICES.items() if choice.changes]
-    runs = [_run(ablations.flags_of(name, asked)) for name in changed]
-    return [*runs, Stage("experiments.ablations", tuple(chosen(args)))]
+    flags = [*chosen(args), f"--seed={args.seeds[0]}"]
+    asked = ablations.arguments(flags)
+    runs = [_run(ablations.flags_of(name, asked)) for name in ablations.CHOICES]
+    return [*runs, Stage("experiments.ablations", tuple(flags))]
 
 
 def stages(args: argparse.Namespace) -> list[Stage]:
-    """All of them, in order."""
+    """All of them, in order; a run that two of them need is in it once."""
     preset = (f"--preset={args.preset}",)
     plots = [Stage(f"experiments.{name}", preset) for name in ("alignment_plot", "parts")]
-    return [
+    every = [
         *pictures(args),
         *grids(args),
         *training(args),
@@ -196,6 +198,11 @@ def stages(args: argparse.Namespace) -> list[Stage]:
         *unseen(args),
         *choices(args),
     ]
+    first: dict[Path, Stage] = {}
+    for stage in every:
+        if stage.result:
+            first.setdefault(stage.result, stage)
+    return [s for s in every if s.result is None or first[s.result] is s]
 
 
 def run(wanted: list[Stage]) -> None:

@@ -1,6 +1,6 @@
 """Images of the same noise before and after training (the paper's Fig. 4), for runs of `alignment`.
 
-    python -m experiments.before_after --names dpo_naive_t1_s42,dpo_dfusion_t1_s42
+    python -m experiments.before_after --names dpo_naive_t1_s42,dpo_dfusion_t1_s42 --template 1
 
 The first images of the first prompts, not chosen ones. On the testbed a bar below each says what
 the judge does: blue where it accepts, orange where it does not.
@@ -65,19 +65,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--names", required=True, help="runs of experiments.alignment")
     parser.add_argument("--preset", default="testbed", choices=("testbed", "paper"))
-    parser.add_argument("--out", type=Path, help="default: results/<preset>/before_after.png")
+    parser.add_argument("--template", type=int, default=1, choices=(1, 2, 3), help="names the file")
+    parser.add_argument("--out", type=Path, help="default: results/<preset>/before_after_t<t>.png")
     args = parser.parse_args()
     runs = {n: Experiment(runs_of(args.preset) / n).comparisons() for n in args.names.split(",")}
     for name, found in runs.items():
         if len(found) < 2:
             raise SystemExit(f"--names {name}: no comparisons; run experiments.alignment")
+    if len({tuple(shown(found[0])) for found in runs.values()}) > 1:
+        raise SystemExit(f"--names {args.names}: runs of different prompts; name those of one")
     judge = Judge.load() if args.preset == "testbed" else None
     first = next(iter(runs.values()))[0]
     rows = {"before": row(first, judge)}
     for name, found in runs.items():
         last = max(found)
         rows[f"{name}\nafter {last} rounds".replace("_", " ")] = row(found[last], judge)
-    out = args.out or RESULTS / args.preset / "before_after.png"
+    out = args.out or RESULTS / args.preset / f"before_after_t{args.template}.png"
     sheet(rows, list(shown(first))).save(out)
     print(f"Wrote {out}.")
 

@@ -1,6 +1,6 @@
 """The learning rate, to be chosen on naive DPO, in every template, before methods are compared.
 
-    python -m experiments.rates [--preset testbed] [--rates 5e-4 1e-3] [--rounds 2]
+    python -m experiments.rates [--preset testbed] [--rates 5e-4 1e-3] [--rounds 2] [--seed 42]
 
 Each is a run of `experiments.alignment` with naive pairs; runs that are there are not made again,
 and the one at the preset's rate is the curve that other methods are compared with. Prints a table
@@ -12,7 +12,7 @@ import argparse
 
 from config.config import PRESETS
 from experiments import alignment
-from experiments.ablations import gains_of, made, table
+from experiments.ablations import gains_of, make, table, there
 from experiments.dots import draw
 
 TEMPLATES = (1, 2, 3)
@@ -22,14 +22,15 @@ ROUNDS = {"testbed": 2, "paper": 10}
 
 def runs_of(args: argparse.Namespace) -> dict[str, list[str]]:
     """The command line of experiments.alignment for every template and rate, by label."""
-    shared = [f"--preset={args.preset}", *([f"--model={args.model}"] if args.model else [])]
+    shared = [f"--preset={args.preset}", f"--seed={args.seed}", f"--rounds={args.rounds}"]
+    shared += [f"--model={args.model}"] if args.model else []
     usual = PRESETS[args.preset]().train.learning_rate
     runs = {}
     for template in TEMPLATES:
         for rate in args.rates:
-            flags = [*shared, "--pairs=naive", f"--template={template}", f"--rounds={args.rounds}"]
+            flags = [*shared, "--pairs=naive", f"--template={template}"]
             if rate != usual:
-                name = f"rate_{rate:g}_t{template}"
+                name = f"rate_{rate:g}_t{template}_s{args.seed}"
                 flags += [f"--name={name}", f"--set=train.learning_rate={rate:g}"]
             runs[f"template {template}, rate {rate:g}"] = flags
     return runs
@@ -39,8 +40,11 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="testbed", choices=("testbed", "paper"))
     parser.add_argument("--model", help="a folder, file or hub id; default: the preset's")
-    parser.add_argument("--rates", type=float, nargs="+", help="testbed: 5e-4 1e-3 2e-3")
+    parser.add_argument(
+        "--rates", type=float, nargs="+", help="testbed: 5e-4 1e-3 2e-3, paper: 3e-5 1e-4 3e-4"
+    )
     parser.add_argument("--rounds", type=int, help="testbed: 2, paper: 10")
+    parser.add_argument("--seed", type=int, default=42)
     args = parser.parse_args(given)
     args.rates = args.rates or RATES[args.preset]
     args.rounds = args.rounds or ROUNDS[args.preset]
@@ -49,7 +53,9 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
-    found = made(runs_of(args), args.rounds)
+    runs = runs_of(args)
+    make(runs, args.rounds)
+    found = there(runs, args.rounds)
     rows = {label: gains_of(figures, args.rounds) for label, figures in found.items()}
     for label, line in table(rows).items():
         print(f"{label:26} {line}")

@@ -1,6 +1,7 @@
 """What the experiments compute, apart from the runs themselves."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -204,12 +205,17 @@ def test_every_training_run_has_a_name_of_its_own(
     assert len(set(runs[0])) == len(runs[0]) == len(every.CURVES) + both + once
     assert len(set(runs[1])) == len(runs[1]) == 2 * len(every.CURVES) + once
     assert all(stage.evaluations > 0 for stage in stages if stage.settings)
+    flags = [f"--preset={preset}", "--seed=1"]
+    asked = ablations.arguments(flags)
+    needed = [ablations.flags_of(name, asked) for name in ablations.CHOICES]
+    needed += rates.runs_of(rates.arguments(flags)).values() if preset == "testbed" else []
+    assert {alignment.result_of(alignment.arguments(f)) for f in needed} <= set(runs[0])
 
 
 @pytest.mark.parametrize(
     ("template", "shapes"), [(1, {"star", "square"}), (2, {"star"}), (3, {"star"})]
 )
-def test_runs_on_the_testbed_are_about_the_shapes_it_draws_worst(
+def test_runs_on_the_testbed_are_about_stars_and_squares(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, template: int, shapes: set[str]
 ) -> None:
     monkeypatch.setattr(alignment, "DATA", tmp_path)
@@ -316,30 +322,32 @@ def test_seeds_that_went_further_do_not_distort_the_curves() -> None:
     assert np.array_equal(values, [[1, 2, np.nan], [0, 1, 4]], equal_nan=True)
     three, six = alignment_plot.summary("dpo_naive", naive)
     assert "rounds 3, seeds 2" in three and "0.500 -> 1.500 (+1.000 ± 0.000)" in three
-    assert "rounds 6, seeds 1" in six and "0.000 -> 4.000" in six and "over runs" not in six
+    assert "rounds 6, seeds 1" in six and "0.000 -> 4.000" in six and "over seeds" not in six
     pairs = alignment_plot.pairs_of({"dpo_naive": naive, "dpo_dfusion": fused}, "dpo")
     after3, after6 = alignment_plot.against_naive(pairs)
     wide = stats.t.ppf(0.975, 1) * 0.5  # gains 1 and 0 more: standard error 0.5
-    assert f"+0.500, over runs ± {wide:.3f} (1: +1.000, 2: +0.000)" in after3
+    assert f"+0.500 ± {wide:.3f} (1: +1.000, 2: +0.000)" in after3
     assert "+2.000 (2: +2.000)" in after6
 
 
 def test_templates_are_compared_one_by_one_and_together(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def kinds(naive: dict[int, list[float]], fused: dict[int, list[float]]) -> dict:
-        return {"dpo_naive": [made_up(7, naive)], "dpo_dfusion": [made_up(7, fused)]}
+    def run(seed: int, *ends: float) -> dict:
+        return made_up(seed, {2 * n: [end, end] for n, end in enumerate((0, *ends))})
 
-    brief = kinds({0: [0, 0], 2: [1, 1]}, {0: [0, 0], 2: [2, 2]})
-    longer = kinds({0: [0, 0], 2: [3, 3], 4: [0, 0]}, {0: [0, 0], 2: [6, 6], 4: [5, 5]})
-    alignment_plot.print_differences({1: brief, 2: longer})
-    wide = stats.t.ppf(0.975, 1) * 1.0  # 1 and 3 more: standard error 1
+    one = {"dpo_naive": [run(7, 1), run(8, 1)], "dpo_dfusion": [run(7, 2), run(8, 4)]}
+    two = {"dpo_naive": [run(7, 3, 0)], "dpo_dfusion": [run(7, 6, 5)]}
+    alignment_plot.print_differences({1: one, 2: two})
+    seeds = stats.t.ppf(0.975, 1) * 1.0  # 1 and 3 more: standard error 1
+    templates = stats.t.ppf(0.975, 1) * 0.5  # 2 and 3 more
     assert [line.strip() for line in capsys.readouterr().out.splitlines()] == [
-        "DPO, D-Fusion more, template 1, after 2 rounds, scores: +1.000 (7: +1.000)",
-        "DPO, D-Fusion more, template 2, after 2 rounds, scores: +3.000 (7: +3.000)",
-        "DPO, D-Fusion more, template 2, after 4 rounds, scores: +5.000 (7: +5.000)",
-        "DPO, D-Fusion more, all templates, after 2 rounds, scores: "
-        f"+2.000, over runs ± {wide:.3f} (t1 s7: +1.000, t2 s7: +3.000)",
+        "DPO, D-Fusion more, template 1, by seed, after 2 rounds, scores: "
+        f"+2.000 ± {seeds:.3f} (7: +1.000, 8: +3.000)",
+        "DPO, D-Fusion more, template 2, by seed, after 2 rounds, scores: +3.000 (7: +3.000)",
+        "DPO, D-Fusion more, template 2, by seed, after 4 rounds, scores: +5.000 (7: +5.000)",
+        "DPO, D-Fusion more, by template, after 2 rounds, scores: "
+        f"+2.500 ± {templates:.3f} (1: +2.000, 2: +3.000)",
     ]
 
 
@@ -370,7 +378,7 @@ def test_liked_but_wrong_by_hand() -> None:
     assert alignment_plot.liked_but_wrong(run, 3) == pytest.approx(2 / 3)
 
 
-def test_ablations_of_other_rounds_are_made_anew(
+def test_figures_of_other_rounds_settings_or_names_are_not_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(alignment, "DATA", tmp_path)
@@ -386,6 +394,30 @@ def test_ablations_of_other_rounds_are_made_anew(
     assert not ablations.there({"no mask": [*flags, "--name=ablation_no_mask"]}, 1)
 
 
+def test_runs_that_are_missing_are_made_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alignment, "DATA", tmp_path)
+    monkeypatch.setattr(alignment, "RESULTS", tmp_path)
+    commands: list[list[str]] = []
+
+    def train(command: list[str]) -> subprocess.CompletedProcess[str]:
+        commands.append(command[3:])
+        run = alignment.arguments(command[3:])
+        rows = [{"rounds": 0}, {"rounds": 2}]  # whatever was asked for
+        figures = {"settings": alignment.settings_of(run).to_dict(), "same_noise": rows}
+        write_json(alignment.result_of(run), figures)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", train)
+    runs = {"or": ["--name=or", "--set=mask.merge=or"], "preset": ["--rounds=2"]}
+    ablations.make(runs, 2)
+    ablations.make(runs, 2)
+    assert commands == list(runs.values())
+    with pytest.raises(SystemExit, match="--rounds 1: the run 'or' went further"):
+        ablations.make(runs, 1)
+
+
 def test_rates_are_compared_with_the_curve_at_the_presets_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -396,6 +428,6 @@ def test_rates_are_compared_with_the_curve_at_the_presets_own(
     assert {run.train.learning_rate for run in settings} == set(args.rates)
     assert {run.train.pairs for run in settings} == {"naive"}
     usual = PRESETS["testbed"]().train.learning_rate
-    curves = {f"dpo_naive_t{template}_s42" for template in (1, 2, 3)}
+    curves = {f"dpo_naive_t{template}_s42" for template in (1, 2, 3)}  # experiments.all's
     assert {run.exp_name for run in settings if run.train.learning_rate == usual} == curves
     assert len({run.exp_name for run in settings}) == len(runs) == 3 * len(args.rates)
