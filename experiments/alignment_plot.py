@@ -6,7 +6,8 @@ Writes results/<preset>/alignment.png and prints a table. --runs takes runs that
 made with other settings, say, from a folder of that name, and writes a figure of that name.
 
 Lines are means over seeds of images made with the same noise at every point, as far as all seeds
-go; thin lines are single seeds.
+go, with the 95 % interval of what was gained since the first point, paired by image; thin lines are
+single seeds, which may differ by more.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
 from experiments.alignment import RESULTS
-from experiments.intervals import over_seeds, said
+from experiments.intervals import gain, over_seeds, said
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; markers for print without colour.
 STYLES = {
@@ -40,6 +41,7 @@ MEASURES = {
     "judge": "right, by the judge",
     "second": "mean score of a second scorer",
 }
+EACH = {"scorer": "scores", "judge": "right", "second": "second_scores"}  # of every image
 Runs = dict[int, dict[str, list[dict]]]  # template -> method_pairs -> one run a seed
 
 
@@ -71,6 +73,12 @@ def curves(seeds: list[dict], measure: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array(rounds) * each, np.array(values, float)
 
 
+def paired(seeds: list[dict], key: str, rounds: int) -> tuple[np.ndarray, np.ndarray]:
+    """A measure of all seeds' images after so many rounds, and of the same noise before."""
+    before, after = (np.concatenate([at(run)[k][key] for run in seeds]) for k in (0, rounds))
+    return after, before
+
+
 def draw(axes: Axes, runs: dict[str, list[dict]], measure: str) -> None:
     for kind, (label, colour, marker, style) in STYLES.items():
         if kind in runs:
@@ -79,7 +87,12 @@ def draw(axes: Axes, runs: dict[str, list[dict]], measure: str) -> None:
             known = np.isfinite(values)
             shared = known.all(0)
             mean = values[:, shared].mean(0)
-            axes.plot(used[shared], mean, style, color=colour, marker=marker, label=label)
+            wide = [
+                gain(*paired(runs[kind], EACH[measure], rounds))[1]
+                for rounds in np.array(compared(runs[kind]))[shared]
+            ]
+            axes.errorbar(used[shared], mean, wide, color=colour, marker=marker, linestyle=style,
+                          capsize=4, label=label)  # fmt: skip
             for seed, own in zip(values, known, strict=True) if len(values) > 1 else ():
                 axes.plot(used[own], seed[own], style, color=colour, alpha=0.35, linewidth=1)
     axes.set_xlabel("images used")
@@ -93,11 +106,8 @@ def summary(kind: str, every: list[dict]) -> list[str]:
         seeds = [run for run in every if rounds in at(run)]
         texts, keys = [], keys_of(seeds)
         for key in keys:
-            before, after = (
-                np.concatenate([at(run)[k][key] for run in seeds]) for k in (0, rounds)
-            )
             change = _spread(gains(seeds, key, rounds), ", over seeds")
-            texts.append(f"{key} {said(after, before)}{change}")
+            texts.append(f"{key} {said(*paired(seeds, key, rounds))}{change}")
         if "right" in keys:
             wrong = [np.mean([liked_but_wrong(run, k) for run in seeds]) for k in (0, rounds)]
             texts.append(f"liked but wrong {wrong[0]:.3f} -> {wrong[1]:.3f}")
