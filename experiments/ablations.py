@@ -9,14 +9,12 @@ by noise, with 95 % intervals. These hold for one seed; runs of another seed may
 """
 
 import argparse
-import subprocess
-import sys
 from dataclasses import dataclass
 from typing import Any
 
-from experiments import alignment
+from experiments import alignment, side_by_side
 from experiments.dots import draw
-from experiments.intervals import Gain, gain_if_any
+from experiments.side_by_side import gains_of, make, shared_flags, table, there
 
 
 @dataclass(frozen=True)
@@ -46,47 +44,9 @@ ROUNDS = {"testbed": 2, "paper": 20}
 
 def flags_of(name: str, args: argparse.Namespace) -> list[str]:
     """The command line of experiments.alignment for a choice; of none, the curve itself."""
-    flags = [f"--preset={args.preset}", f"--seed={args.seed}", f"--rounds={args.rounds}"]
-    flags += [f"--model={args.model}"] if args.model else []
+    flags = shared_flags(args)
     changes = [f"--set={change}" for change in CHOICES[name].changes]
     return [*flags, f"--name=ablation_{name}_s{args.seed}", *changes] if changes else flags
-
-
-def figures_after(flags: list[str], rounds: int) -> dict[str, Any] | None:
-    """Figures of the run that these flags of experiments.alignment make; None where there is none
-    with its settings, or none after so many rounds."""
-    run = alignment.arguments(flags)
-    figures = alignment.figures_of(alignment.settings_of(run), alignment.result_of(run))
-    compared = figures["same_noise"] if figures else ()
-    return figures if any(row["rounds"] == rounds for row in compared) else None
-
-
-def make(runs: dict[str, list[str]], rounds: int) -> None:
-    """Make every run that is missing. Ends the program where one fails."""
-    for label, flags in runs.items():
-        if figures_after(flags, rounds) is None:
-            command = [sys.executable, "-m", "experiments.alignment", *flags]
-            if code := subprocess.run(command).returncode:
-                raise SystemExit(code)
-            if figures_after(flags, rounds) is None:
-                raise SystemExit(
-                    f"--rounds {rounds}: the run '{label}' went further before and has no "
-                    f"comparison there; give rounds that it has"
-                )
-
-
-def there(runs: dict[str, list[str]], rounds: int) -> dict[str, dict[str, Any]]:
-    """The figures of those runs that have any, by label."""
-    found = {label: figures_after(flags, rounds) for label, flags in runs.items()}
-    return {label: figures for label, figures in found.items() if figures}
-
-
-def gains_of(figures: dict[str, Any], count: int) -> dict[str, Gain]:
-    """What a run gained in `count` rounds on the model before training."""
-    compared = {row["rounds"]: row for row in figures["same_noise"]}
-    first, last = compared[0], compared[count]
-    keys = {"score": "scores", "right": "right", "second": "second_scores"}
-    return {key: gain_if_any(last[name], first[name]) for key, name in keys.items()}
 
 
 def fused_share(figures: dict[str, Any], count: int) -> tuple[float, float]:
@@ -98,23 +58,8 @@ def fused_share(figures: dict[str, Any], count: int) -> tuple[float, float]:
     return adopted, covered
 
 
-def table(rows: dict[str, dict[str, Gain]]) -> dict[str, str]:
-    """Gains as text, by label, with a heading first."""
-    keys = ("score", "right", "second")
-    lines = {"": " ".join(f"{key:>16}" for key in keys)}
-    for label, row in rows.items():
-        found = [row[key] for key in keys]
-        texts = [f"{gain[0]:+.3f} ± {gain[1]:.3f}" if gain else "" for gain in found]
-        lines[label] = " ".join(f"{text:>16}" for text in texts)
-    return lines
-
-
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--preset", default="testbed", choices=("testbed", "paper"))
-    parser.add_argument("--model", help="a folder, file or hub id; default: the preset's")
-    parser.add_argument("--rounds", type=int, help="testbed: 2, paper: 20")
-    parser.add_argument("--seed", type=int, default=42)
+    parser = side_by_side.parser(__doc__, ROUNDS)
     parser.add_argument("--only", nargs="+", choices=CHOICES, default=list(CHOICES))
     args = parser.parse_args(given)
     args.rounds = args.rounds or ROUNDS[args.preset]
@@ -124,13 +69,15 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     runs = {choice.label: flags_of(name, args) for name, choice in CHOICES.items()}
-    make({CHOICES[name].label: flags_of(name, args) for name in args.only}, args.rounds)
+    only = [CHOICES[name].label for name in args.only]
+    make({label: runs[label] for label in only}, args.rounds)
     found = there(runs, args.rounds)
     rows = {label: gains_of(figures, args.rounds) for label, figures in found.items()}
-    shares = {label: fused_share(figures, args.rounds) for label, figures in found.items()}
-    for label, line in table(rows).items():
-        left = "{:8.0%} {:6.0%}".format(*shares[label]) if label else f"{'adopted':>8} {'mask':>6}"
-        print(f"{label:26} {left} {line}")
+    heading, *lines = table(rows)
+    print(f"{'':26} {'adopted':>8} {'mask':>6} {heading}")
+    for (label, figures), line in zip(found.items(), lines, strict=True):
+        adopted, covered = fused_share(figures, args.rounds)
+        print(f"{label:26} {adopted:8.0%} {covered:6.0%} {line}")
     out = alignment.RESULTS / args.preset / "ablations.png"
     draw(rows, out, compare=CHOICES["as_it_is"].label)
     print(f"Wrote {out}.")

@@ -45,6 +45,11 @@ def runs_of(preset: str) -> Path:
     return DATA / f"alignment_{preset}"
 
 
+def folder_of(settings: Settings) -> Path:
+    """The folder of a run."""
+    return Path(settings.save_path) / settings.exp_name
+
+
 def name_of(args: argparse.Namespace) -> str:
     """What tells a run from others where no --name does."""
     return args.name or f"{args.method}_{args.pairs}_t{args.template}_s{args.seed}"
@@ -164,15 +169,17 @@ def result_of(args: argparse.Namespace) -> Path:
 
 def figures_of(settings: Settings, result: Path) -> dict[str, Any] | None:
     """The figures of a run with these very settings, of any number of rounds."""
-    figures = json.loads(result.read_text()) if result.exists() else {"settings": {}}
+    if not result.exists():
+        return None
+    figures = json.loads(result.read_text())
     made = flat(figures["settings"])
     same = all(made.get(k) == v for k, v in flat(settings.to_dict()).items() if k not in FREE)
     return figures if same else None
 
 
-def rounds_trained(settings: Settings) -> int:
-    """How many rounds the run on disk was trained for."""
-    last = Checkpoints(Path(settings.save_path) / settings.exp_name / "checkpoints").latest()
+def rounds_trained(folder: Path) -> int:
+    """How many rounds the run in this folder was trained for."""
+    last = Checkpoints(folder / "checkpoints").latest()
     return 0 if last is None else last + 1
 
 
@@ -183,7 +190,7 @@ def finished(settings: Settings, result: Path, kept: bool = True) -> bool:
         return False
     rounds = figures["settings"]["train"]["num_epochs"]
     if kept:
-        rounds = min(rounds, rounds_trained(settings))
+        rounds = min(rounds, rounds_trained(folder_of(settings)))
     return rounds >= settings.train.num_epochs
 
 
@@ -219,7 +226,7 @@ def main() -> None:
         print(f"What comes before training is that of {other}.")
     meters = Meters.of(args.preset, args.second)
     # A longer run is measured whole: its figures must not say that it is shorter.
-    settings.train.num_epochs = max(settings.train.num_epochs, rounds_trained(settings))
+    settings.train.num_epochs = max(settings.train.num_epochs, rounds_trained(folder_of(settings)))
     folder = train_rounds(settings)
     figures = measure(Experiment(folder), meters)
     out = result_of(args)

@@ -119,9 +119,7 @@ def summary(kind: str, every: list[dict]) -> list[str]:
 def keys_of(runs: list[dict]) -> list[str]:
     """What all of them measured of every image: the judge's answer, say, on the testbed only."""
     rows = [row for run in runs for row in run["same_noise"]]
-    return [
-        key for key in ("scores", "right", "second_scores") if all(row.get(key) for row in rows)
-    ]
+    return [key for key in EACH.values() if all(row.get(key) for row in rows)]
 
 
 def gains(seeds: list[dict], key: str, rounds: int) -> np.ndarray:
@@ -159,10 +157,7 @@ def against_naive(pairs: dict[int, tuple[dict, dict]]) -> list[str]:
         shared = {s: pair for s, pair in pairs.items() if all(rounds in at(run) for run in pair)}
         for key in keys_of([run for pair in shared.values() for run in pair]) if shared else ():
             more = leads(list(shared.values()), key, rounds)
-            each = ", ".join(f"{seed}: {m:+.3f}" for seed, m in zip(shared, more, strict=True))
-            texts.append(
-                f"after {rounds} rounds, {key}: {more.mean():+.3f}{_spread(more)} ({each})"
-            )
+            texts.append(_lead(rounds, key, list(shared), more))
     return texts
 
 
@@ -170,6 +165,12 @@ def leads(pairs: list[tuple[dict, dict]], key: str, rounds: int) -> np.ndarray:
     """Gain of each pair's first run less that of its second."""
     first, second = ([pair[n] for pair in pairs] for n in (0, 1))
     return gains(first, key, rounds) - gains(second, key, rounds)
+
+
+def _lead(rounds: int, key: str, names: list[int], more: np.ndarray) -> str:
+    """The mean of leads with its interval, then each by its name."""
+    each = ", ".join(f"{name}: {m:+.3f}" for name, m in zip(names, more, strict=True))
+    return f"after {rounds} rounds, {key}: {more.mean():+.3f}{_spread(more)} ({each})"
 
 
 def over_templates(every: dict[int, dict[int, tuple[dict, dict]]]) -> list[str]:
@@ -184,10 +185,7 @@ def over_templates(every: dict[int, dict[int, tuple[dict, dict]]]) -> list[str]:
             more = np.array(
                 [leads(list(pairs.values()), key, rounds).mean() for pairs in every.values()]
             )
-            each = ", ".join(f"{t}: {m:+.3f}" for t, m in zip(every, more, strict=True))
-            texts.append(
-                f"after {rounds} rounds, {key}: {more.mean():+.3f}{_spread(more)} ({each})"
-            )
+            texts.append(_lead(rounds, key, list(every), more))
     return texts
 
 

@@ -198,11 +198,10 @@ def stages(args: argparse.Namespace) -> list[Stage]:
         *unseen(args),
         *choices(args),
     ]
-    first: dict[Path, Stage] = {}
+    once: dict[Path | str, Stage] = {}
     for stage in every:
-        if stage.result:
-            first.setdefault(stage.result, stage)
-    return [s for s in every if s.result is None or first[s.result] is s]
+        once.setdefault(stage.result or str(stage), stage)
+    return list(once.values())
 
 
 def run(wanted: list[Stage]) -> None:

@@ -30,7 +30,7 @@ from dfusion.rewards import load_reward
 from dfusion.runs import policy_of
 from dfusion.sampling import sample
 from dfusion.settings import Settings
-from experiments.alignment import RESULTS, prompts_file, runs_of
+from experiments.alignment import RESULTS, prompts_file, rounds_trained, runs_of
 from experiments.alignment_plot import STYLES
 from experiments.dots import draw
 from experiments.intervals import Gain, gain_if_any, said
@@ -42,20 +42,14 @@ IMAGES = 16  # of each prompt
 TESTBED_IMAGES = 192  # of all prompts of a template together, on the testbed
 
 
-def last_round(name: str, preset: str) -> int:
-    """The number of a run's last trained round. Raises UserError where there is none."""
-    folder = runs_of(preset) / name
-    last = Checkpoints(folder / "checkpoints").latest()
-    if last is None:
-        raise UserError(f"--names {name}: no checkpoint in {folder}; run experiments.alignment")
-    return last
-
-
 def settings_of(name: str, preset: str, template: int) -> Settings:
     """The settings of a run, with the test list's prompts and the run's last LoRA."""
-    folder, last = runs_of(preset) / name, last_round(name, preset)
+    folder = runs_of(preset) / name
+    rounds = rounds_trained(folder)
+    if not rounds:
+        raise UserError(f"--names {name}: no checkpoint in {folder}; run experiments.alignment")
     settings = Settings.of(read_json(folder / "config.json")["settings"])
-    lora = str(Checkpoints(folder / "checkpoints").path(last))
+    lora = str(Checkpoints(folder / "checkpoints").path(rounds - 1))
     return replace(
         settings,
         pretrained=replace(settings.pretrained, lora=lora),
@@ -170,7 +164,7 @@ def main() -> None:
     for name, settings in every.items():
         model = model_of(settings)
         if saved["models"].get(name, {}).get("weights") != model.fingerprint():
-            rounds = 0 if name == "base" else last_round(name, args.preset) + 1
+            rounds = 0 if name == "base" else rounds_trained(runs_of(args.preset) / name)
             figures = measured(settings, model, prompts, meters)
             saved["models"][name] = {"rounds": rounds, **figures}
             write_json(out, saved)

@@ -11,9 +11,9 @@ by noise, with 95 % intervals. These hold for one seed.
 import argparse
 
 from config.config import PRESETS
-from experiments import alignment
-from experiments.ablations import gains_of, make, table, there
+from experiments import alignment, side_by_side
 from experiments.dots import draw
+from experiments.side_by_side import gains_of, make, shared_flags, table, there
 
 TEMPLATES = (1, 2, 3)
 RATES = {"testbed": (5e-4, 1e-3, 2e-3), "paper": (3e-5, 1e-4, 3e-4)}
@@ -22,13 +22,11 @@ ROUNDS = {"testbed": 2, "paper": 10}
 
 def runs_of(args: argparse.Namespace) -> dict[str, list[str]]:
     """The command line of experiments.alignment for every template and rate, by label."""
-    shared = [f"--preset={args.preset}", f"--seed={args.seed}", f"--rounds={args.rounds}"]
-    shared += [f"--model={args.model}"] if args.model else []
     usual = PRESETS[args.preset]().train.learning_rate
     runs = {}
     for template in TEMPLATES:
         for rate in args.rates:
-            flags = [*shared, "--pairs=naive", f"--template={template}"]
+            flags = [*shared_flags(args), "--pairs=naive", f"--template={template}"]
             if rate != usual:
                 name = f"rate_{rate:g}_t{template}_s{args.seed}"
                 flags += [f"--name={name}", f"--set=train.learning_rate={rate:g}"]
@@ -37,14 +35,10 @@ def runs_of(args: argparse.Namespace) -> dict[str, list[str]]:
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--preset", default="testbed", choices=("testbed", "paper"))
-    parser.add_argument("--model", help="a folder, file or hub id; default: the preset's")
+    parser = side_by_side.parser(__doc__, ROUNDS)
     parser.add_argument(
         "--rates", type=float, nargs="+", help="testbed: 5e-4 1e-3 2e-3, paper: 3e-5 1e-4 3e-4"
     )
-    parser.add_argument("--rounds", type=int, help="testbed: 2, paper: 10")
-    parser.add_argument("--seed", type=int, default=42)
     args = parser.parse_args(given)
     args.rates = args.rates or RATES[args.preset]
     args.rounds = args.rounds or ROUNDS[args.preset]
@@ -57,7 +51,7 @@ def main() -> None:
     make(runs, args.rounds)
     found = there(runs, args.rounds)
     rows = {label: gains_of(figures, args.rounds) for label, figures in found.items()}
-    for label, line in table(rows).items():
+    for label, line in zip(["", *rows], table(rows), strict=True):
         print(f"{label:26} {line}")
     out = alignment.RESULTS / args.preset / "rates.png"
     draw(rows, out)
