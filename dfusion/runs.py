@@ -176,20 +176,29 @@ def score(settings: Settings) -> int:
     return total
 
 
-def _check_same(settings: Settings, experiment: Experiment) -> None:
-    """Refuse to mix two configs in one experiment."""
-    if settings.allow_config_change or not experiment.config_file.exists():
-        return
+def changes(settings: Settings, experiment: Experiment) -> list[str]:
+    """What these settings change of those that the experiment was begun with, where that matters.
+
+    settings: as `resolved`. Raises UserError for a damaged config.json.
+    """
     file = experiment.config_file
+    if not file.exists():
+        return []
     before = settings_of(read_json(file, RENEW).get("settings"), str(file)).to_dict()
     before = _what_matters(before, experiment)
     now = _what_matters(settings.to_dict(), experiment)
-    changed = [
+    return [
         f"{key} ({before.get(key)} -> {now.get(key)})"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
     ]
-    if changed:
+
+
+def _check_same(settings: Settings, experiment: Experiment) -> None:
+    """Refuse to mix two configs in one experiment."""
+    if settings.allow_config_change:
+        return
+    if changed := changes(settings, experiment):
         raise UserError(
             f"{experiment.config_file}: this experiment was begun with another config: "
             f"{', '.join(changed)}; choose another --config.exp_name, or pass "

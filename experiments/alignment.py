@@ -23,8 +23,8 @@ from PIL import Image
 from config.config import PRESETS
 from dfusion.checkpoints import Checkpoints
 from dfusion.errors import UserError, ends_in_one_line
-from dfusion.files import write_bytes, write_json
-from dfusion.runs import FREE
+from dfusion.files import read_json, write_bytes, write_json
+from dfusion.runs import FREE, changes, resolved
 from dfusion.settings import Settings, flat
 from dfusion.settings import settings_of as settings_from
 from dfusion.store import Experiment, Round
@@ -84,11 +84,11 @@ def settings_of(args: argparse.Namespace) -> Settings:
     chosen_flags = {k: v for k, v in given.items() if v is not None}
     settings.train = replace(settings.train, **chosen_flags)
     for change in args.set:
-        settings = changed(settings, change)
+        settings = with_setting(settings, change)
     return settings
 
 
-def changed(settings: Settings, change: str) -> Settings:
+def with_setting(settings: Settings, change: str) -> Settings:
     """With one setting changed, "train.beta=1.0". Raises UserError for what is no setting."""
     flag, _, text = change.partition("=")
     values = settings.to_dict()
@@ -177,6 +177,16 @@ def figures_of(settings: Settings, result: Path) -> dict[str, Any] | None:
     return figures if same else None
 
 
+def check_same(settings: Settings) -> None:
+    """Refuse a run that was begun with other settings. Raises UserError."""
+    folder = folder_of(settings)
+    if changed := changes(resolved(settings), Experiment(folder)):
+        raise UserError(
+            f"{folder}: begun with other settings: {', '.join(changed)}; give another --name, or "
+            "move that folder away"
+        )
+
+
 def rounds_trained(folder: Path) -> int:
     """How many rounds the run in this folder was trained for."""
     last = Checkpoints(folder / "checkpoints").latest()
@@ -192,6 +202,17 @@ def finished(settings: Settings, result: Path, kept: bool = True) -> bool:
     if kept:
         rounds = min(rounds, rounds_trained(folder_of(settings)))
     return rounds >= settings.train.num_epochs
+
+
+def run_of(name: str, preset: str, template: int) -> Settings:
+    """The settings of a run of this template. Raises UserError for any other name."""
+    folder = runs_of(preset) / name
+    if not rounds_trained(folder):
+        raise UserError(f"--names {name}: no checkpoint in {folder}; run experiments.alignment")
+    settings = settings_from(read_json(folder / "config.json")["settings"], f"--names {name}")
+    if settings.item_idx_file != str(prompts_file(preset, template, "item")):
+        raise UserError(f"--names {name}: not a run of template {template}; give its --template")
+    return settings
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
@@ -222,6 +243,7 @@ def main() -> None:
     args = arguments()
     torch.manual_seed(0)
     settings = settings_of(args)
+    check_same(settings)
     if other := borrow(settings):
         print(f"What comes before training is that of {other}.")
     meters = Meters.of(args.preset, args.second)

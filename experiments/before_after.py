@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from dfusion.errors import UserError, ends_in_one_line
 from dfusion.store import Experiment, Round
-from experiments.alignment import RESULTS, runs_of
+from experiments.alignment import RESULTS, run_of, runs_of
 from testbed.judge import Judge
 
 EACH = 4  # images of a prompt
@@ -61,19 +62,22 @@ def sheet(rows: dict[str, Image.Image], texts: list[str]) -> Image.Image:
     return made
 
 
+@ends_in_one_line()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--names", required=True, help="runs of experiments.alignment")
     parser.add_argument("--preset", default="testbed", choices=("testbed", "paper"))
-    parser.add_argument("--template", type=int, default=1, choices=(1, 2, 3), help="names the file")
+    parser.add_argument("--template", type=int, default=1, choices=(1, 2, 3), help="of the runs")
     parser.add_argument("--out", type=Path, help="default: results/<preset>/before_after_t<t>.png")
     args = parser.parse_args()
-    runs = {n: Experiment(runs_of(args.preset) / n).comparisons() for n in args.names.split(",")}
-    for name, found in runs.items():
-        if len(found) < 2:
-            raise SystemExit(f"--names {name}: no comparisons; run experiments.alignment")
+    runs = {}
+    for name in args.names.split(","):
+        run_of(name, args.preset, args.template)
+        runs[name] = Experiment(runs_of(args.preset) / name).comparisons()
+        if len(runs[name]) < 2:
+            raise UserError(f"--names {name}: no comparisons; run experiments.alignment")
     if len({tuple(shown(found[0])) for found in runs.values()}) > 1:
-        raise SystemExit(f"--names {args.names}: runs of different prompts; name those of one")
+        raise UserError(f"--names {args.names}: runs of different prompts; name those of one")
     judge = Judge.load() if args.preset == "testbed" else None
     first = next(iter(runs.values()))[0]
     rows = {"before": row(first, judge)}

@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 
 from dfusion.checkpoints import Checkpoints
-from dfusion.errors import UserError, ends_in_one_line
-from dfusion.files import read_json, write_json
+from dfusion.errors import ends_in_one_line
+from dfusion.files import write_json
 from dfusion.inputs import load_prompts, plan_of
 from dfusion.models import DiffusionModel, pick_device, pick_dtype, quiet_libraries
 from dfusion.progress import Progress
@@ -30,7 +30,7 @@ from dfusion.rewards import load_reward
 from dfusion.runs import policy_of
 from dfusion.sampling import sample
 from dfusion.settings import Settings
-from experiments.alignment import RESULTS, prompts_file, rounds_trained, runs_of
+from experiments.alignment import RESULTS, prompts_file, rounds_trained, run_of, runs_of
 from experiments.alignment_plot import STYLES
 from experiments.dots import draw
 from experiments.intervals import Gain, gain_if_any, said
@@ -44,12 +44,8 @@ TESTBED_IMAGES = 192  # of all prompts of a template together, on the testbed
 
 def settings_of(name: str, preset: str, template: int) -> Settings:
     """The settings of a run, with the test list's prompts and the run's last LoRA."""
-    folder = runs_of(preset) / name
-    rounds = rounds_trained(folder)
-    if not rounds:
-        raise UserError(f"--names {name}: no checkpoint in {folder}; run experiments.alignment")
-    settings = Settings.of(read_json(folder / "config.json")["settings"])
-    lora = str(Checkpoints(folder / "checkpoints").path(rounds - 1))
+    settings, folder = run_of(name, preset, template), runs_of(preset) / name
+    lora = str(Checkpoints(folder / "checkpoints").path(rounds_trained(folder) - 1))
     return replace(
         settings,
         pretrained=replace(settings.pretrained, lora=lora),

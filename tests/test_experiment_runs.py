@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from config.config import PRESETS
 from dfusion.errors import UserError
 from dfusion.files import write_json
+from dfusion.runs import resolved
 from dfusion.settings import Settings, flat
 from dfusion.store import Experiment
 from dfusion.training import train_rounds
@@ -74,7 +75,7 @@ def test_a_run_borrows_targets_where_it_fuses_alike(settings: Settings) -> None:
 
     changes = {"fusion.steps": "19-1", "mask.merge": "or", "pair.rule": "quarter"}
     for n, (flag, value) in enumerate(changes.items()):
-        unlike = alignment.changed(small(other, 1, f"unlike{n}"), f"{flag}={value}")
+        unlike = alignment.with_setting(small(other, 1, f"unlike{n}"), f"{flag}={value}")
         assert borrow(unlike)
         assert Experiment(Path(other.save_path) / f"unlike{n}").round(0).pairs() is None
 
@@ -136,6 +137,35 @@ def test_a_run_of_fewer_rounds_is_not_done(tmp_path: Path, monkeypatch: pytest.M
     assert not any(stage.done for stage in other)
 
 
+def test_a_run_begun_with_other_settings_is_refused_by_its_own_flag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alignment, "DATA", tmp_path)
+    run = alignment.settings_of(alignment.arguments(["--device=cpu"]))
+    alignment.check_same(run)  # not begun
+    begun = resolved(run).to_dict()
+    write_json(alignment.folder_of(run) / "config.json", {"settings": begun})
+    alignment.check_same(run)
+    other = alignment.with_setting(run, "mask.merge=or")
+    with pytest.raises(UserError, match=r"mask.merge \(xor -> or\); give another --name"):
+        alignment.check_same(other)
+
+
+def test_a_run_is_taken_for_its_own_template_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alignment, "DATA", tmp_path)
+    run = alignment.settings_of(alignment.arguments(["--template=2", "--name=mine"]))
+    folder = alignment.folder_of(run)
+    with pytest.raises(UserError, match="--names mine: no checkpoint"):
+        alignment.run_of("mine", "testbed", 2)
+    write_json(folder / "config.json", {"settings": run.to_dict()})
+    write_json(folder / "checkpoints" / "epoch0" / "state.json", {})
+    assert alignment.run_of("mine", "testbed", 2) == run
+    with pytest.raises(UserError, match="--names mine: not a run of template 1"):
+        alignment.run_of("mine", "testbed", 1)
+
+
 def test_a_figure_of_another_seed_is_not_done(tmp_path: Path) -> None:
     one, two = (
         chosen_pair.parser(None).parse_args(["--out", str(tmp_path), "--seed", seed])
@@ -172,7 +202,7 @@ def test_an_ablation_changes_what_it_says_and_nothing_else(
 )
 def test_a_change_of_no_setting_is_refused(change: str) -> None:
     with pytest.raises(UserError, match="--set"):
-        alignment.changed(Settings(), change)
+        alignment.with_setting(Settings(), change)
 
 
 def test_figures_of_other_rounds_settings_or_names_are_not_taken(
