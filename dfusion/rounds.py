@@ -265,6 +265,8 @@ class RoundRunner:
             rows.append({"base": base, "reference": reference, "target": target, "adopted": kept})
         if round_.adoption() != rows and self.world.rank == 0:
             round_.write_adoption(rows)
+        # Every process trains on what is adopted: an older or no file must not be read.
+        self._wait(lambda: int(round_.adoption() == rows), 1, "the adoption")
 
     def _check_still_there(self) -> None:
         """Raises UserError where the folder vanished: nothing would ever appear in it."""

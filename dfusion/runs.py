@@ -1,6 +1,7 @@
 """The library calls behind run_sample.py and run_eval.py."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -104,6 +105,8 @@ def open_session(settings: Settings) -> Session:
     if world.rank == 0:
         sweep(experiment.folder)
         write_json(experiment.config_file, {"settings": settings.to_dict()})
+    while not experiment.config_file.exists():  # process 0 may still load the scorer
+        time.sleep(0.2)
     runner = RoundRunner(settings, experiment, prompts, plan, mask_layers, world, reward)
     return Session(settings, experiment, runner, model, ddim)
 

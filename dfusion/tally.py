@@ -1,5 +1,6 @@
 """Sums over one optimiser step, by denoising step: what the metrics say of it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -7,10 +8,15 @@ from torch import Tensor
 
 from dfusion.losses import Loss
 
+NAMES = (
+    *("count", "loss", "kl", "kl_initial", "ratio", "clipped", "gradient"),
+    *("shift", "shifts"),
+)
+
 
 @dataclass
 class Tally:
-    """steps: T. sums: (T,) each, on the network's device until `figures` asks for numbers."""
+    """steps: T. sums: by NAMES, (T,) each, on the network's device until `figures` asks."""
 
     steps: int
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -40,6 +46,12 @@ class Tally:
         if name not in self.sums:
             self.sums[name] = torch.zeros(self.steps, device=values.device)
         self.sums[name].index_add_(0, i.to(values.device), values.float())
+
+    def over_processes(self, add: Callable[[Tensor], Tensor]) -> "Tally":
+        """The sums of all processes; add: turns a tensor into its sum over them."""
+        device = self.sums["count"].device
+        own = [self.sums.get(name, torch.zeros(self.steps, device=device)) for name in NAMES]
+        return Tally(self.steps, dict(zip(NAMES, add(torch.stack(own)), strict=True)))
 
     def of(self, name: str) -> Tensor:
         """(T,) sums on the CPU; zeros where nothing was added."""

@@ -7,24 +7,42 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from PIL import Image
 
 from dfusion.errors import UserError
 from dfusion.settings import Settings, flat
 
 TRACKERS = ("none", "wandb", "tensorboard")
+SHARDED = ("DEEPSPEED", "FSDP", "MEGATRON_LM")
 HIDDEN = ("kind", "round")
 
 
 def accelerator(settings: Settings, cpu: bool) -> Accelerator:
-    """An Accelerator that knows the tracker; logs lie under log/. Raises UserError without it."""
-    if settings.tracker == "none":
-        return Accelerator(cpu=cpu)
-    if importlib.util.find_spec(settings.tracker) is None:
-        raise UserError(f"--config.tracker {settings.tracker}: pip install {settings.tracker}")
-    folder = Path("log")
-    folder.mkdir(exist_ok=True)
-    return Accelerator(cpu=cpu, log_with=settings.tracker, project_dir=str(folder))
+    """An Accelerator that knows the tracker; logs lie under log/.
+
+    Raises UserError without the tracker, and where accelerate's own config shards the model.
+    """
+    tracker: dict[str, Any] = {}
+    if settings.tracker != "none":
+        if importlib.util.find_spec(settings.tracker) is None:
+            raise UserError(f"--config.tracker {settings.tracker}: pip install {settings.tracker}")
+        folder = Path("log")
+        folder.mkdir(exist_ok=True)
+        tracker = {"log_with": settings.tracker, "project_dir": str(folder)}
+    # Else accelerate's own config would put autocast over a network that has its precision.
+    made = Accelerator(cpu=cpu, mixed_precision="no", **tracker)
+    check_not_sharded(made.distributed_type)
+    return made
+
+
+def check_not_sharded(kind: DistributedType) -> None:
+    """Raises UserError for ways of sharing that split the model itself."""
+    if kind.value in SHARDED:
+        raise UserError(
+            f"accelerate's config asks for {kind.value}: every process needs the whole UNet here; "
+            "choose plain multi-GPU in 'accelerate config'"
+        )
 
 
 def start(accelerator: Accelerator, settings: Settings) -> None:

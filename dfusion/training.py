@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dfusion import metrics, optimiser, report, tracking
 from dfusion.checkpoints import Checkpoints
@@ -220,8 +220,13 @@ class Trainer:
         if self.rank == 0:
             updater.advance = Progress(f"training, inner epoch {inner}", len(steps)).advance
         self.optimiser.zero_grad(set_to_none=True)
-        tally = updater.backward(steps)
         where = f"round {number}, training, inner epoch {inner}"
+        if not steps:  # other processes would wait for this one's gradient
+            raise UserError(
+                f"{where}: --config.train.step_weights leaves a process no step of its pairs; give "
+                "more of the fused steps a weight"
+            )
+        tally = updater.backward(steps)
         broken = updater.broken()
         if broken:
             raise UserError(f"{where}, {broken}; {self._intact()}; {CALMER}")
@@ -246,7 +251,7 @@ class Trainer:
             "inner_epoch": inner,
             "grad_norm": norm,
             "learning_rate": self.settings.train.learning_rate,
-            **tally.figures(),
+            **tally.over_processes(self._sum).figures(),
         }
         self.say(
             f"  inner epoch {inner}: loss {row['loss']:.4f}, ratio {row['ratio']:.4f}, "
@@ -257,6 +262,10 @@ class Trainer:
     def _intact(self) -> str:
         done = self.checkpoints.latest()
         return "no checkpoint yet" if done is None else f"checkpoint epoch{done} is intact"
+
+    def _sum(self, values: Tensor) -> Tensor:
+        """Over all processes."""
+        return self.accelerator.reduce(values, reduction="sum")
 
     def _sync(self, last: bool) -> AbstractContextManager:
         return contextlib.nullcontext() if last else self.accelerator.no_sync(self.network)

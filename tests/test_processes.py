@@ -14,20 +14,27 @@ from safetensors.torch import load_file
 
 from dfusion.settings import Settings
 from dfusion.training import train_rounds
+from dfusion.verify import verify
 
 ROOT = Path(__file__).parent.parent
 # What `accelerate launch` does for every process, with the settings read from a file.
 RANK = """
-import json, os, sys, torch
+import json, os, sys, time, torch
 torch.set_num_threads(1)
 os.fsync = lambda descriptor: None
+from dfusion import runs
 from dfusion.settings import Settings
 from dfusion.training import train_rounds
-train_rounds(Settings.of(json.load(open(sys.argv[1]))))
+load = runs.load_reward
+runs.load_reward = lambda *given: (time.sleep(float(sys.argv[3])), load(*given))[1]
+act = {"sample": runs.sample_rounds, "train": train_rounds}[sys.argv[2]]
+act(Settings.of(json.load(open(sys.argv[1]))))
 """
 
 
-def launch(settings: Settings, folder: Path, processes: int = 2) -> None:
+def launch(settings: Settings, folder: Path, act: str = "train", scorer_takes: int = 0) -> None:
+    """Two processes. act: sample or train. scorer_takes: seconds to load, in process 0."""
+    processes = 2
     (folder / "settings.json").write_text(json.dumps(settings.to_dict()))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -44,7 +51,14 @@ def launch(settings: Settings, folder: Path, processes: int = 2) -> None:
         with open(folder / f"rank{rank}.log", "w") as log:
             running.append(
                 subprocess.Popen(
-                    [sys.executable, "-c", RANK, str(folder / "settings.json")],
+                    [
+                        sys.executable,
+                        "-c",
+                        RANK,
+                        str(folder / "settings.json"),
+                        act,
+                        str(scorer_takes),
+                    ],
                     cwd=ROOT,
                     env={**os.environ, **shared, **own},
                     stdout=log,
@@ -57,6 +71,13 @@ def launch(settings: Settings, folder: Path, processes: int = 2) -> None:
     finally:
         for process in running:
             process.kill()
+
+
+def known(figures: float | list[float | None]) -> float | list[float]:
+    """With -1 for steps of which nothing is known."""
+    if isinstance(figures, list):
+        return [-1.0 if figure is None else figure for figure in figures]
+    return figures
 
 
 @pytest.mark.parametrize("method", ["dpo", pytest.param("dpok", marks=pytest.mark.slow)])
@@ -85,3 +106,14 @@ def test_two_processes_train_as_one(settings: Settings, tmp_path: Path, method: 
     for one, two in zip(*rows, strict=True):
         if one["kind"] == "update":
             assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
+            for name in ("loss", "kl", "ratio", "gradient_share", "clip_fraction", "fusion_shift"):
+                close = pytest.approx(known(one[name]), rel=1e-2, abs=1e-5)
+                assert known(two[name]) == close, name
+
+
+def test_two_processes_sample_though_the_scorer_loads_slowly(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """Process 0 writes config.json when all is loaded; the other must not take it for lost."""
+    launch(replace(settings, exp_name="slow"), tmp_path, act="sample", scorer_takes=3)
+    assert verify(Path(settings.save_path) / "slow") == []

@@ -14,6 +14,7 @@ from safetensors.torch import load, load_file
 from dfusion import runs
 from dfusion.errors import UserError
 from dfusion.rewards import REWARDS, reward_name
+from dfusion.rounds import RoundRunner, World
 from dfusion.scoring import heartbeat, score_missing, scorer_alive
 from dfusion.settings import Settings
 from dfusion.store import Experiment
@@ -189,6 +190,28 @@ def test_another_adoption_threshold_decides_again(settings: Settings) -> None:
     rows = Experiment(folder).round(0).adoption()
     assert rows is not None
     assert all(row["adopted"] for row in rows)
+
+
+def test_every_process_waits_for_what_is_adopted(settings: Settings) -> None:
+    """Also where a file of another threshold is there: training on it would be on other pairs."""
+    settings.pair.adoption_threshold = 100.0
+    round_ = Experiment(runs.sample_rounds(settings)).round(0)
+    pairs, scores, targets = (
+        round_.pairs() or (),
+        round_.scores("images"),
+        round_.scores("target_images"),
+    )
+    settings.pair.adoption, settings.allow_config_change = "all", True
+    runner = runs.open_session(settings).runner
+    about = runner.experiment, runner.prompts, runner.plan, runner.mask_layers
+    first, second = (RoundRunner(settings, *about, World(rank, 2)) for rank in (0, 1))
+    waiting = threading.Thread(target=second._adopt, args=(round_, pairs, scores, targets))
+    waiting.start()
+    waiting.join(0.3)
+    assert waiting.is_alive()
+    first._adopt(round_, pairs, scores, targets)
+    waiting.join(10)
+    assert not waiting.is_alive() and all(row["adopted"] for row in round_.adoption() or [])
 
 
 def test_changed_scores_are_noticed(settings: Settings) -> None:

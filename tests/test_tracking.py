@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 
 from dfusion import tracking
 from dfusion.errors import UserError
@@ -60,6 +62,23 @@ def test_wandb_runs_offline_without_a_login(
     assert {"loss", "kl", "learning_rate", "clip_fraction/t=4"} <= sent[0][1]
     assert {"reward_mean", "adopted", "mask_coverage", "seconds/training"} <= sent[2][1]
     assert list((tmp_path / "log" / "wandb").glob("offline-run-*/*.wandb"))
+
+
+def test_precision_is_not_accelerates_to_choose(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`accelerate launch` hands its own config to the processes in this variable."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    AcceleratorState._reset_state()
+    assert tracking.accelerator(settings, cpu=True).mixed_precision == "no"
+
+
+def test_a_config_that_shards_the_model_is_refused() -> None:
+    for kind in DistributedType:
+        if kind.value in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+            with pytest.raises(UserError, match=kind.value):
+                tracking.check_not_sharded(kind)
+    tracking.check_not_sharded(DistributedType.MULTI_GPU)
 
 
 def test_a_tracker_that_is_not_installed_is_named(settings: Settings, monkeypatch) -> None:
