@@ -21,7 +21,7 @@ def stock_unet(model: DiffusionModel) -> UNet2DConditionModel:
 
 def with_lora(stock: UNet2DConditionModel, train: Train) -> UNet2DConditionModel:
     """The stock UNet with LoRA of its own, to be trained."""
-    targets = lora.targets_of(train.lora_targets)
+    targets = lora.names_of(train.lora_targets)
     lora.add(stock, train.lora_rank, train.lora_alpha, targets, seed=0)
     return stock
 

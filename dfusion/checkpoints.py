@@ -102,13 +102,16 @@ class Checkpoints:
     def save_within(
         self, tuning: Tuning, optimiser: torch.optim.Optimizer, state: dict[str, Any], card: str
     ) -> None:
-        """state: round, updates done, processes, and the metrics so far."""
+        """state: as `state_within` asks for it, and the metrics so far."""
         _write(self.within, tuning, optimiser, state, card)
 
-    def state_within(self, number: int, processes: int) -> dict[str, Any] | None:
-        """The state of a checkpoint within round `number`, if there is one that can be used."""
+    def state_within(self, about: dict[str, Any]) -> dict[str, Any] | None:
+        """The state of a checkpoint within a round, if there is one that can be used.
+
+        about: entries of the state that must be the same: what it was trained on, and how.
+        """
         state = read_state(self.within) if (self.within / "state.json").exists() else None
-        fits = state is not None and state["round"] == number and state["processes"] == processes
+        fits = state is not None and all(state.get(key) == about[key] for key in about)
         return state if fits else None
 
     def load_known(self, rank: int) -> tuple[Known, Known]:

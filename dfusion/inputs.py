@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dfusion.errors import UserError
 from dfusion.fusion import FusionPlan
-from dfusion.lora import targets_of
+from dfusion.lora import names_of
 from dfusion.losses import RATIOS
 from dfusion.masks import MERGES
 from dfusion.objective import METHODS, REFERENCES, parse_weights
@@ -120,7 +120,7 @@ def _check_training(s: Settings) -> None:
             f"--config.train.step_weights: {len(weights)} weights for {s.sample.num_steps} steps; "
             "give one for each step, t = T first"
         )
-    if not targets_of(train.lora_targets):
+    if not names_of(train.lora_targets):
         raise UserError("--config.train.lora_targets: name at least one module, e.g. to_q,to_v")
     given = s.resume_from not in ("", "latest") and Path(s.resume_from) / "state.json"
     if given and not given.exists():

@@ -19,8 +19,8 @@ FILE = "pytorch_lora_weights.safetensors"
 REMOVE = "remove this checkpoint's folder; the same command goes on from the one before"
 
 
-def targets_of(text: str) -> list[str]:
-    """Module names of the flag train.lora_targets: "to_q,to_v"."""
+def names_of(text: str) -> list[str]:
+    """The names of a flag that lists them: modules, or LoRA to merge, "to_q,to_v"."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
 

@@ -5,10 +5,11 @@ import json
 from collections.abc import Sequence
 
 from dfusion.errors import one_line
+from dfusion.lora import names_of
 from dfusion.settings import Settings
 
 LOADS = {
-    "lora": """    pipe.load_lora_weights("path/to/this/folder")""",
+    "lora": """{merged}    pipe.load_lora_weights("path/to/this/folder")""",
     "full": """    unet = UNet2DConditionModel.from_pretrained("path/to/this/folder/unet")
     pipe = StableDiffusionPipeline.from_pretrained(base_model, unet=unet)""",
 }
@@ -26,6 +27,10 @@ def model_card(settings: Settings, number: int, rewards: Sequence[float]) -> str
     table = "\n".join(["| round | mean reward |", "|---|---|", *lines]) if lines else ""
     base, name = _plain(settings.pretrained.model), _plain(settings.exp_name)
     prompts = _plain(settings.prompt_file or settings.prompt)
+    guidance = f"guidance {sample.guidance_scale}" if sample.cfg else "no guidance"
+    loras = names_of(settings.pretrained.lora)
+    merged = f"\n| merged into it first | {_plain(', '.join(loras))} |" if loras else ""
+    load = LOADS[train.tune].format(merged="".join(map(_merge, loras)))
     scorer = _plain(f"{settings.eval.reward}: {settings.eval.model} {settings.eval.pretrained}")
     return f"""---
 base_model: {json.dumps(settings.pretrained.model)}
@@ -38,18 +43,26 @@ tags: [text-to-image, d-fusion, {train.method}, {train.tune}]
 
 | | |
 |---|---|
-| base model | {base} |
+| base model | {base} |{merged}
 | prompts | {prompts} |
 | method | {train.method}, pairs {pairs} |
 | reward | {scorer} |
 | images a round | {settings.images_per_prompt} of each prompt |
-| sampling | DDIM, {sample.num_steps} steps, eta {sample.eta}, guidance {sample.guidance_scale} |
+| sampling | DDIM, {sample.num_steps} steps, eta {sample.eta}, {guidance} |
 | optimiser | AdamW, learning rate {train.learning_rate}, {train.num_inner_epochs} inner epochs |
 | seed | {settings.seed} |
 
 {table}
 
-{LOADS[train.tune]}
+{load}
+"""
+
+
+def _merge(lora: str) -> str:
+    """Code that merges a LoRA into the pipeline, as it was before training."""
+    return f"""    pipe.load_lora_weights({json.dumps(lora)})
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
 """
 
 

@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from dfusion.ddim import DDIM
 from dfusion.errors import NotFiniteError, UserError
+from dfusion.lora import names_of
 from dfusion.model_folder import (
     FLAG,
     HELP,
@@ -56,8 +57,8 @@ class DiffusionModel:
         """Load a pipeline and its LoRA. Raises UserError that says what to do."""
         pipe = _load_pipeline(pretrained)
         _check_pipeline(pipe, pretrained.model)
-        if pretrained.lora:
-            _merge_lora(pipe, pretrained.lora)
+        for lora in names_of(pretrained.lora):
+            _merge_lora(pipe, lora)
         return cls(pipe, device, dtype)
 
     @property

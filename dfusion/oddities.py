@@ -4,7 +4,7 @@
 |---|---|---|
 | all scores of a prompt are equal | paired in the order of their indices, as ties are; by Eq. 7 a target that is not worse is adopted | prompts, counted |
 | one image per prompt | refused before a model loads | the flag |
-| a mask that is empty at every fused step | the target is its base to the bit; adopted only where base and reference score the same | targets, counted |
+| a mask that is empty at every fused step | the target is its base to the bit; at adoption threshold 1 adopted only where base and reference score the same | targets, counted |
 | a mask that covers everything at every fused step | keys and values are the reference's everywhere | targets, counted |
 | an item that the prompt lacks, or that is named twice | refused before a model loads | flag, item, prompt |
 | an item that the text encoder cuts off | refused before sampling | flag, item, prompt |

@@ -48,12 +48,12 @@ class Stopwatch:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Adds the block's time to stage `name`."""
-        started = time.monotonic()
+        """Adds the block's time to stage `name`, less that of stages inside it."""
+        started = time.monotonic() - sum(self.seconds.values())
         try:
             yield
         finally:
-            spent = time.monotonic() - started
+            spent = time.monotonic() - sum(self.seconds.values()) - started
             self.seconds[name] = self.seconds.get(name, 0.0) + spent
 
     def take(self) -> dict[str, float]:

@@ -373,6 +373,7 @@ def _write_target(
     target: Target,
     image: np.ndarray,
 ) -> None:
+    round_.inversion(p).unlink(missing_ok=True)  # of an older target
     for kind, index in (("base_images", pair.base), ("reference_images", pair.reference)):
         write_bytes(round_.image(kind, p), round_.image("images", index).read_bytes())
     write_png(round_.image("masks", p), mask_sheet(target.masks, source.reference.maps))

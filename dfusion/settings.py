@@ -22,7 +22,8 @@ class Pretrained:
     revision: str = "main"
     # Single-file checkpoints: folder or hub id of their model configs; empty finds it out.
     config: str = ""
-    # LoRA to merge into the model: a folder or file in diffusers' format; empty for none.
+    # LoRA to merge into the model: a folder or file in diffusers' format; several, one upon the
+    # other, with commas between them; empty for none.
     lora: str = ""
 
 
@@ -80,7 +81,8 @@ class Pair:
 
 @dataclass
 class Eval:
-    # Reward by name; "clip" is the cosine of open_clip's image and text features.
+    # Reward by name: "clip" is the cosine of open_clip's image and text features, "human" waits for
+    # people (dfusion.view), and package.module:function is your own.
     reward: str = "clip"
     # open_clip model: a name with its pretrained tag, or local-dir:path/to/folder and no tag.
     model: str = "ViT-H-14"

@@ -120,6 +120,11 @@ class Round:
         ordered = {str(i): scores[i] for i in sorted(scores)}
         write_json(self.scores_file(kind), {"reward": reward, "scores": ordered})
 
+    def scored_by(self, kind: str) -> str | None:
+        """The name of the reward that scored a kind; None where nothing is scored."""
+        path = self.scores_file(kind)
+        return _checked(path, check_scores)["reward"] if path.exists() else None
+
     def scores(self, kind: str, reward: str | None = None) -> dict[int, float]:
         """Scores by image index; empty where there are none.
 

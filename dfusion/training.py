@@ -1,6 +1,8 @@
 """Training round after round: sample and fuse with the policy so far, update it (Algorithm 1)."""
 
 import contextlib
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -21,9 +23,9 @@ from dfusion.model_card import model_card
 from dfusion.objective import Objective
 from dfusion.progress import Progress
 from dfusion.rounds import unfinished
-from dfusion.runs import Session, claimed, open_session
+from dfusion.runs import FREE, Session, claimed, open_session
 from dfusion.sampling import Policy
-from dfusion.settings import Settings
+from dfusion.settings import Settings, flat
 from dfusion.steps import first_fused, fused_indices
 from dfusion.transitions import Step, TrainingRound
 from dfusion.tuning import tune
@@ -118,7 +120,8 @@ class Trainer:
     def compare(self, number: int) -> None:
         """Show the policy after `number` rounds, if this is a time for it."""
         train = self.settings.train
-        due = number % train.compare_every == 0 or number == train.num_epochs
+        ends = number in (train.begin_epoch, train.num_epochs)
+        due = ends or number % train.compare_every == 0
         if train.compare_images and due:
             scores = self.session.runner.compare(number, self.session.policy(COMPARED))
             self.say(f"  mean reward, same noise each time: {np.mean(list(scores.values())):.4f}")
@@ -176,7 +179,8 @@ class Trainer:
         """All optimiser steps of a round; returns their metrics. Goes on where it was stopped."""
         train, world = self.settings.train, self.session.runner.world
         updater = self.updater(policy, data)
-        state = self.checkpoints.state_within(number, world.size)
+        about = self._about(number, data)
+        state = self.checkpoints.state_within(about)
         if state is None:
             self._check_sampler(policy, data, share)
             rows = []
@@ -196,7 +200,7 @@ class Trainer:
                 pairs = _pairs_in_update(len(data.pairs), world.size, len(groups), u)
                 rows.append(self.update(number, inner, updater, steps, pairs))
                 if len(rows) < total:
-                    self._save_within(number, updater, rows)
+                    self._save_within(about, updater, rows)
         return rows
 
     def updater(self, policy: Policy, data: TrainingRound) -> Updater:
@@ -273,7 +277,9 @@ class Trainer:
     def _check_sampler(self, policy: Policy, data: TrainingRound, share: list[int]) -> None:
         """Stop if the network that trains is not the one that sampled (ratio = 1)."""
         last = len(policy.ddim) - 1
-        steps = [Step(p, i) for p, i in zip(share[:4], (0, last, last // 2, 1), strict=False)]
+        steps = [
+            Step(p, i) for p, i in zip(share[:4], (0, last, last // 2, min(1, last)), strict=False)
+        ]
         gap = sampling_gap(policy, self.network, data, steps)
         limit = max(GAP[self.session.model.dtype], GAP[policy.store_dtype])
         if not gap <= limit:
@@ -301,7 +307,19 @@ class Trainer:
             if self.rank == 0:
                 progress.advance(len(batch))
 
-    def _save_within(self, number: int, updater: Updater, rows: list[dict[str, Any]]) -> None:
+    def _about(self, number: int, data: TrainingRound) -> dict[str, Any]:
+        """What a checkpoint within a round may be resumed for: the same pairs and settings."""
+        settings = {k: v for k, v in flat(self.settings.to_dict()).items() if k not in FREE}
+        content = json.dumps([data.content(), settings], sort_keys=True)
+        return {
+            "round": number,
+            "processes": self.session.runner.world.size,
+            "trained_on": hashlib.sha256(content.encode()).hexdigest(),
+        }
+
+    def _save_within(
+        self, about: dict[str, Any], updater: Updater, rows: list[dict[str, Any]]
+    ) -> None:
         """A checkpoint between two optimiser steps of a round."""
         if self.rank == 0:
             self.checkpoints.forget_within()
@@ -309,8 +327,8 @@ class Trainer:
         self.checkpoints.save_known(self.rank, updater.old, updater.first)
         self.accelerator.wait_for_everyone()
         if self.rank == 0:
-            state = {"round": number, "processes": self.accelerator.num_processes, "rows": rows}
-            card = model_card(self.settings, number, [])
+            card = model_card(self.settings, about["round"], [])
+            state = {**about, "rows": rows}
             self.checkpoints.save_within(self.tuning, self.optimiser, state, card)
 
     def _finish(self, number: int, data: TrainingRound, rows: list[dict[str, Any]]) -> None:

@@ -1,7 +1,7 @@
 """The denoising steps of a round's pairs, as training reads them from disk."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -60,6 +60,11 @@ class TrainingRound:
                 [normalised(r, *stats[pair.prompt]) for r in (preferred, scores[pair.base])]
             )
 
+    def content(self) -> list[dict[str, object]]:
+        """Per pair, what training on it depends on, but for the states themselves."""
+        rows = zip(self.pairs, self.fused, self._advantages, strict=True)
+        return [{**asdict(p), "fused": fused, "advantages": a} for p, fused, a in rows]
+
     def first_step(self, p: int) -> int:
         """The first step at which the two sides differ: Eq. 6 has no gradient before it.
 
@@ -116,9 +121,14 @@ class TrainingRound:
 
 
 def _history(experiment: Experiment, number: int) -> dict[str, list[float]]:
-    """Scores of the plain samples of every prompt, up to and including round `number`."""
+    """Scores of the plain samples of every prompt, up to and including round `number`.
+
+    Rounds that another reward scored are left out: its units are others.
+    """
     history: dict[str, list[float]] = {}
+    reward = experiment.round(number).scored_by("images")
     for k, round_ in experiment.rounds().items():
-        for text, scores in round_.scores_by_text().items() if k <= number else ():
-            history.setdefault(text, []).extend(scores)
+        if k <= number and round_.scored_by("images") == reward:
+            for text, scores in round_.scores_by_text().items():
+                history.setdefault(text, []).extend(scores)
     return history

@@ -39,7 +39,7 @@ class LoraTuning:
 
     def __init__(self, unet: UNet2DConditionModel, train: Train, seed: int) -> None:
         self.unet = unet
-        targets = lora.targets_of(train.lora_targets)
+        targets = lora.names_of(train.lora_targets)
         self.parameters = lora.add(unet, train.lora_rank, train.lora_alpha, targets, seed)
         self.names = [name for name, p in unet.named_parameters() if p.requires_grad]
 

@@ -44,14 +44,15 @@ def verify(folder: Path) -> list[str]:
     except UserError as error:
         return [str(error)]
     problems = []
-    trained = Checkpoints(folder / "checkpoints").latest()
+    checkpoints = Checkpoints(folder / "checkpoints")
+    trained, within = checkpoints.latest(), [p for p in [checkpoints.within] if p.exists()]
     for k, round_ in experiment.rounds().items():
         found = _guarded(round_.folder, partial(_round, round_, settings))
         problems += _behind(found, k, trained)
     for k, round_ in experiment.comparisons().items():
         found = _guarded(round_.folder, partial(_images, round_))
         problems += _behind(found, k, trained)
-    for state in sorted(folder.glob("checkpoints/epoch*")):
+    for state in sorted((folder / "checkpoints").glob("epoch*")) + within:
         problems += _guarded(state, partial(_checkpoint, state))
     problems += _guarded(folder, partial(_metrics, folder / "metrics.jsonl"))
     return problems + _links(folder)
@@ -162,6 +163,8 @@ def _targets(round_: Round, settings: Settings) -> Iterator[str]:
             continue
         problems = list(_tensors(path, "latents"))
         yield from problems
+        if round_.inversion(p).exists():
+            yield from _tensors(round_.inversion(p), "latents")
         for picture in (round_.image(kind, p) for kind in PAIRED):
             if not picture.exists():
                 yield f"{picture}: missing; {AGAIN}"
@@ -217,7 +220,8 @@ def _checkpoint(folder: Path) -> Iterator[str]:
         yield f"{folder}: not finished; run the same command again"
         return
     yield from _problem(folder, read_state)
-    yield from _problem(folder / "optimiser.safetensors", lambda p: read_tensors(p, REMOVE))
+    for path in [folder / "optimiser.safetensors", *sorted(folder.glob("rank*.safetensors"))]:
+        yield from _problem(path, lambda p: read_tensors(p, REMOVE))
     weights = [*folder.glob(LORA), *folder.glob("unet/*.safetensors")]
     for path in weights:
         yield from _problem(path, _weights)

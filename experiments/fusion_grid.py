@@ -73,6 +73,9 @@ EXTENT = [
 ]
 
 
+TRIED, FINAL = (5, 8), (9, 16)  # prompts of a template, images of each
+
+
 def load_judge() -> Judge:
     judge = TestbedJudge.load()
     return lambda images, prompts: np.asarray(judge.satisfied(images, list(prompts)))
@@ -132,9 +135,9 @@ def preset_cell() -> Cell:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--final", action="store_true", help="the preset, on train prompts")
-    parser.add_argument("--prompts", type=int, default=5, help="prompts per template")
+    parser.add_argument("--prompts", type=int, help="per template; default 5, with --final 9")
     parser.add_argument(
-        "--images", type=int, default=8, help="images per prompt; half as many pairs"
+        "--images", type=int, help="per prompt, twice its pairs; default 8, with --final 16"
     )
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -143,7 +146,8 @@ def main() -> None:
         out, cells, split = args.out / "fusion_final.json", [preset_cell()], "train"
     else:
         out, cells, split = args.out / "fusion_grid.json", EXTENT + MASKS + GRID, "test"
-    figures = run(cells, split, args.prompts, args.images, args.data, out)
+    prompts, images = FINAL if args.final else TRIED
+    figures = run(cells, split, args.prompts or prompts, args.images or images, args.data, out)
     for cell in cells:
         print(line(cell.name, figures[cell.name]))
     print(f"Results are in {out}; each cell: {list(asdict(cells[0]))}.")

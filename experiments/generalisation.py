@@ -23,6 +23,7 @@ from dfusion.checkpoints import Checkpoints
 from dfusion.errors import ends_in_one_line
 from dfusion.files import write_json
 from dfusion.inputs import load_prompts, plan_of
+from dfusion.lora import names_of
 from dfusion.models import DiffusionModel, pick_device, pick_dtype, quiet_libraries
 from dfusion.progress import Progress
 from dfusion.prompts import Prompt
@@ -45,7 +46,8 @@ TESTBED_IMAGES = 192  # of all prompts of a template together, on the testbed
 def settings_of(name: str, preset: str, template: int) -> Settings:
     """The settings of a run, with the test list's prompts and the run's last LoRA."""
     settings, folder = run_of(name, preset, template), runs_of(preset) / name
-    lora = str(Checkpoints(folder / "checkpoints").path(rounds_trained(folder) - 1))
+    own = str(Checkpoints(folder / "checkpoints").path(rounds_trained(folder) - 1))
+    lora = ",".join([*names_of(settings.pretrained.lora), own])
     return replace(
         settings,
         pretrained=replace(settings.pretrained, lora=lora),
@@ -143,7 +145,8 @@ def main() -> None:
     every = {name: settings_of(name, args.preset, args.template) for name in names}
     first = next(iter(every.values()))
     every = {name: replace(settings, seed=first.seed) for name, settings in every.items()}
-    every = {"base": replace(first, pretrained=replace(first.pretrained, lora="")), **every}
+    untrained = run_of(names[0], args.preset, args.template).pretrained
+    every = {"base": replace(first, pretrained=untrained), **every}
     listed = load_prompts(first)
     each = args.images or images_of(args.preset, len(listed))
     prompts = [p for p in listed for _ in range(each)]

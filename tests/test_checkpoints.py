@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 
 from dfusion.errors import UserError
 from dfusion.files import write_json
+from dfusion.models import DiffusionModel
 from dfusion.rng import generator
 from dfusion.runs import open_session
 from dfusion.settings import Settings
@@ -84,6 +86,35 @@ def test_stock_pipeline_with_our_lora_gives_our_images(
     assert abs(plain - ours(1)).max() > 1
 
 
+def test_the_card_loads_what_was_trained_on_a_merged_lora(
+    settings: Settings, pipeline_folder: Path
+) -> None:
+    """Its lines, run on a stock pipeline, and both LoRA by our own flag, give the trained model."""
+    first = train_rounds(small(settings, 1, "first")) / "checkpoints" / "epoch0"
+    second = small(settings, 1, "second")
+    second.pretrained = dataclasses.replace(second.pretrained, lora=str(first))
+    trainer = Trainer(open_session(second))
+    trainer.run()
+    last = trainer.checkpoints.path(0)
+    card = (last / "README.md").read_text()
+    assert f"| merged into it first | {first} |" in card
+    code = textwrap.dedent(card[card.index("    pipe.") :]).replace(
+        "path/to/this/folder", str(last)
+    )
+    stock = StableDiffusionPipeline.from_pretrained(pipeline_folder, safety_checker=None)
+    exec(code, {"pipe": stock})
+    both = dataclasses.replace(second.pretrained, lora=f"{first},{last}")
+    ours = DiffusionModel.load(both, "cpu", torch.float32)
+    x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    text = ours.encode(["the dog"])
+    with torch.no_grad():
+        wanted, *found = (
+            unet(x, torch.tensor(501), text).sample
+            for unet in (trainer.session.model.unet, stock.unet, ours.unet)
+        )
+    assert all(torch.allclose(noise, wanted, atol=1e-5) for noise in found)
+
+
 def test_checkpoint_of_another_rank_is_refused(settings: Settings) -> None:
     train_rounds(small(settings, 1, "exp"))
     other = small(settings, 2, "exp")
@@ -140,6 +171,35 @@ def test_resume_within_a_round(settings: Settings, monkeypatch: pytest.MonkeyPat
         rows = [(f / "metrics.jsonl").read_text().splitlines() for f in (whole, folder)]
         updates = [[r for r in map(json.loads, f) if r["kind"] == "update"] for f in rows]
         assert updates[0] == updates[1]
+
+
+def test_a_round_stopped_under_other_settings_begins_anew(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What theta_old gave is of the pairs and settings then: targets that are references now."""
+
+    def changed(run: Settings) -> Settings:
+        run.pair.adoption_threshold, run.allow_config_change = 100.0, True
+        run.train = dataclasses.replace(run.train, method="dpok")
+        return run
+
+    settings.pair.adoption_threshold = -100.0
+    real, calls = Trainer.update, iter(range(9))
+
+    def update(self, *args):
+        if next(calls) == 1:
+            raise KeyboardInterrupt
+        return real(self, *args)
+
+    monkeypatch.setattr(Trainer, "update", update)
+    with pytest.raises(KeyboardInterrupt):
+        train_rounds(small(settings, 1, "stopped"))
+    monkeypatch.undo()
+    again = train_rounds(changed(small(settings, 1, "stopped")))
+    alone = train_rounds(changed(small(settings, 1, "alone")))
+    name = "checkpoints/epoch0/pytorch_lora_weights.safetensors"
+    a, b = (load_file(folder / name) for folder in (again, alone))
+    assert all(a[k].equal(b[k]) for k in a)
 
 
 def test_resume_from_another_experiment(settings: Settings) -> None:

@@ -206,6 +206,28 @@ def test_unseen_prompts_are_drawn_by_template_and_seed(tmp_path: Path) -> None:
     assert generalisation.redraw(tmp_path).stat().st_size > 1000
 
 
+def test_loss_on_unseen_pairs_by_hand() -> None:
+    """Round 0: first update, then one below log 2 by 4e-5; round 1: by 2e-5; passes after the first
+    have seen all pairs."""
+
+    def run(seed: int, *below: float) -> dict:
+        losses = [(0, 0, 9.0), (0, 0, below[0]), (0, 1, 9.0), (1, 0, 9.0), (1, 0, below[1])]
+        updates = [
+            {"round": k, "inner_epoch": inner, "loss": np.log(2) - b * 1e-5}
+            for k, inner, b in losses
+        ]
+        return {"settings": {"seed": seed}, "updates": updates}
+
+    assert parts.unseen(run(1, 4.0, 2.0)) == pytest.approx(3e-5)
+    runs = {1: {"dpo_dfusion": [run(1, 4.0, 2.0), run(2, 5.0, 5.0)], "dpo_naive": [run(1, 1, 1)]}}
+    assert parts.unseen_lines(runs) == []  # one seed has both
+    runs[1]["dpo_naive"].append(run(2, 0.5, 1.5))
+    (line,) = parts.unseen_lines(runs)
+    half = stats.t.ppf(0.975, 1)  # of 3 and 5: mean 4, deviation sqrt 2, by sqrt 2 runs
+    assert f"2 runs: D-Fusion 4.00 ± {half:.2f}e-5, naive 1.00 ± 0.00e-5" in line
+    assert f"D-Fusion more 3.00 ± {half:.2f}e-5" in line
+
+
 def test_liked_but_wrong_by_hand() -> None:
     before = {"rounds": 0, "scores": [1.0, 2.0, 3.0, 4.0], "right": [0, 1, 1, 0]}
     hacked = {"rounds": 3, "scores": [4.0, 4.0, 2.0, 4.0], "right": [0, 0, 1, 1]}

@@ -84,6 +84,20 @@ def test_lora_is_merged(pipeline_folder: Path, lora_folder: tuple[Path, Tensor])
     assert not any("lora" in name for name, _ in merged.unet.named_parameters())
 
 
+def test_several_lora_are_merged_one_upon_the_other(
+    pipeline_folder: Path, lora_folder: tuple[Path, Tensor]
+) -> None:
+    """Twice the same is once of twice the alpha."""
+    folder, _ = lora_folder
+    twice = load(pipeline_folder, lora=f"{folder}, {folder}")
+    stock = StableDiffusionPipeline.from_pretrained(pipeline_folder, safety_checker=None)
+    stock.load_lora_weights(folder)
+    stock.fuse_lora(lora_scale=2.0)
+    stock.unload_lora_weights()
+    expected = noise(DiffusionModel(stock, "cpu", torch.float32))
+    assert torch.allclose(noise(twice), expected, atol=1e-5)
+
+
 def test_lora_with_alpha_unlike_rank_loads_in_stock_diffusers(
     pipeline_folder: Path, lora_folder: tuple[Path, Tensor]
 ) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load, load_file
 
 from dfusion import runs
 from dfusion.errors import UserError
+from dfusion.progress import Stopwatch
 from dfusion.rewards import REWARDS, reward_name
 from dfusion.rounds import RoundRunner, World
 from dfusion.scoring import heartbeat, score_missing, scorer_alive
@@ -238,6 +239,17 @@ def test_a_reward_that_gives_no_number_stops(settings: Settings, monkeypatch) ->
     settings.eval.reward = "nothing"
     with pytest.raises(UserError, match="gave nan"):
         runs.sample_rounds(settings)
+
+
+def test_a_stage_within_a_stage_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter((0.0, 1.0, 5.0, 7.0, 10.0, 11.0))  # outer begins, inner, its end, outer's; again
+    monkeypatch.setattr("time.monotonic", lambda: next(now))
+    stopwatch = Stopwatch()
+    with stopwatch.stage("comparing"), stopwatch.stage("scoring"):
+        pass
+    with stopwatch.stage("scoring"):
+        pass
+    assert stopwatch.take() == {"scoring": 5.0, "comparing": 3.0}
 
 
 def test_reward_names() -> None:

@@ -1,6 +1,7 @@
 """Whole rounds of training on the tiny model, under every choice of what and how."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ from safetensors.torch import load_file
 from dfusion.errors import UserError
 from dfusion.runs import open_session
 from dfusion.settings import Settings
+from dfusion.store import Experiment
 from dfusion.training import Trainer, train_rounds
 from dfusion.transitions import Step
 from dfusion.updates import transitions
+from dfusion.verify import verify
 from tests.conftest import small
 
 
@@ -91,6 +94,28 @@ def test_inversion_trains_on_guessed_trajectories(settings: Settings) -> None:
     assert rows[0]["fusion_shift"] == [None] * 4
 
 
+def test_a_new_target_is_inverted_anew(settings: Settings) -> None:
+    """Targets that are made again, as a changed pairing asks for, take their inversions along."""
+    chosen = small(settings, 1, "again")
+    chosen.train.pairs, chosen.pair.adoption_threshold = "inversion", -10.0
+    folder = train_rounds(chosen)
+    round_ = Trainer(open_session(chosen)).session.experiment.round(0)
+    round_.target(1).unlink()
+    stale = {p: round_.inversion(p).stat().st_mtime_ns for p in (0, 1)}
+    shutil.rmtree(folder / "checkpoints")
+    train_rounds(chosen)
+    fresh = {p: round_.inversion(p).stat().st_mtime_ns for p in (0, 1)}
+    # A batch of targets is made whole again.
+    assert fresh[1] != stale[1] and verify(folder) == []
+
+
+def test_one_denoising_step_is_enough(settings: Settings) -> None:
+    chosen = small(settings, 1, "single")
+    chosen.sample.num_steps, chosen.fusion.steps = 1, "1-1"
+    folder = train_rounds(chosen)
+    assert (folder / "checkpoints" / "epoch0" / "state.json").exists()
+
+
 def test_lora_on_other_modules(settings: Settings) -> None:
     chosen = small(settings, 1, "targets")
     chosen.train.lora_targets = "to_v,ff.net.2"
@@ -117,6 +142,14 @@ def test_comparisons_use_the_same_noise(settings: Settings) -> None:
     assert {k for k in a if a[k] != b[k]} == {"weights"}
     assert before.image("images", 0).read_bytes() != after.image("images", 0).read_bytes()
     assert not (folder / "compare" / "epoch0" / "trajectories").exists()
+
+
+def test_a_comparison_comes_before_any_training(settings: Settings) -> None:
+    """Also where training begins at a round that compare_every passes over."""
+    chosen = small(settings, 2, "later")
+    chosen.train.begin_epoch, chosen.train.compare_images, chosen.train.compare_every = 1, 1, 10
+    folder = train_rounds(chosen)
+    assert sorted(Experiment(folder).comparisons()) == [1, 2]
 
 
 def test_metrics_of_a_round(settings: Settings) -> None:

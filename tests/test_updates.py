@@ -1,5 +1,6 @@
 """Updates on the tiny model: against a plain loop, closed forms and each other."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ from torch import Tensor
 from dfusion.errors import UserError
 from dfusion.objective import Objective
 from dfusion.runs import open_session
+from dfusion.store import Experiment
 from dfusion.tally import Tally
 from dfusion.training import Trainer
 from dfusion.transitions import Step, TrainingRound
 from dfusion.updates import sampling_gap, transitions
-from tests.conftest import make_settings
+from tests.conftest import REWARD, make_settings
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +154,19 @@ def test_log_probs_are_those_of_sampling(trainer: Trainer) -> None:
     assert sampling_gap(policy, trainer.network, data, steps) > 1e-3
     with pytest.raises(UserError, match="not the one that sampled"):
         trainer.train_round(0, policy)
+
+
+def test_scores_of_another_reward_are_not_mixed_in(trainer: Trainer, tmp_path: Path) -> None:
+    """Advantages of round 1 take round 0's scores in, unless another reward gave them."""
+    experiment = Experiment(tmp_path)
+    for number in (0, 1):
+        shutil.copytree(trainer.session.experiment.round(0).folder, tmp_path / f"epoch{number}")
+    alone = TrainingRound(experiment, 0, "naive", 1).content()
+    scores = experiment.round(0).scores("images")
+    experiment.round(0).write_scores("images", REWARD, {i: 9 * s for i, s in scores.items()})
+    assert TrainingRound(experiment, 1, "naive", 1).content() != alone
+    experiment.round(0).write_scores("images", "another", {i: 9 * s for i, s in scores.items()})
+    assert TrainingRound(experiment, 1, "naive", 1).content() == alone
 
 
 def test_naive_pairs_use_the_reference(trainer: Trainer) -> None:

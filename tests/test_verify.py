@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from dfusion.files import write_tensors
 from dfusion.training import train_rounds
 from dfusion.verify import main, verify
 from tests.conftest import make_settings
@@ -157,6 +158,25 @@ def test_damage_is_detected(
     names = (Path(name).name, str(Path(name).parent), "epoch0:", *made_from)
     assert any(n in problem for problem in problems for n in names)
     assert all("\n" not in problem for problem in problems)
+
+
+def test_damaged_inversions_and_checkpoints_within_a_round_are_named(
+    whole: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "exp"
+    shutil.copytree(whole, folder)
+    inversion = folder / "epoch0" / "inversions" / "00002.safetensors"
+    inversion.parent.mkdir()
+    shutil.copy(folder / FUSED, inversion)
+    within = folder / "checkpoints" / "within"
+    shutil.copytree(within.with_name("epoch0"), within)
+    edit(lambda v: v.update(processes=1, rows=[]))(within / "state.json")
+    write_tensors(within / "rank0.safetensors", {"old.log_prob": torch.zeros(9)}, {})
+    assert verify(folder) == []
+    for path in (inversion, within / "rank0.safetensors", within / "optimiser.safetensors"):
+        flip(path)
+    problems = verify(folder)
+    assert [str(inversion) in problems[0], "rank0" in problems[2], len(problems)] == [True, True, 3]
 
 
 def test_a_whole_experiment_has_no_problems(whole: Path, capsys: pytest.CaptureFixture) -> None:
