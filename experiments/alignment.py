@@ -108,7 +108,7 @@ def _prompts(args: argparse.Namespace, listed: Path, data: Path) -> Path:
     """The list, or --prompts of it, spread evenly, as a file of its own.
 
     The testbed's lists go round its eight shapes, so its four are about stars, which the model
-    draws worst, and in template 1 squares too: many others are right already.
+    draws badly, and in template 1 squares too: many others are right already.
     """
     if not args.prompts:
         return listed

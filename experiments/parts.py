@@ -11,6 +11,7 @@ results/<preset>/parts.png and prints a table.
 
 import argparse
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from matplotlib.axes import Axes
 
 from experiments import mask_quality
 from experiments.alignment import RESULTS
-from experiments.alignment_plot import STYLES, Runs, load
+from experiments.alignment_plot import STYLES, Runs, load, pairs_of
+from experiments.intervals import over_seeds
 
 # Okabe and Ito's colours, markers and lines.
 MASKS = {
@@ -64,6 +66,33 @@ def _known_mean(rows: np.ndarray) -> np.ndarray:
     known = ~np.isnan(rows)
     total = np.where(known, rows, 0).sum(0)
     return np.where(known.any(0), total / known.sum(0).clip(min=1), np.nan)
+
+
+def unseen(run: dict) -> float:
+    """How far below log 2, Eq. 6 of a model that knows nothing, the loss on unseen pairs lies.
+
+    Those of a round's first pass, after its first update: the network has not trained on them.
+    """
+    first: dict[int, list[float]] = {}
+    for update in run["updates"]:
+        if update["inner_epoch"] == 0:
+            first.setdefault(update["round"], []).append(update["loss"])
+    return math.log(2) - float(np.mean([loss for losses in first.values() for loss in losses[1:]]))
+
+
+def unseen_lines(runs: Runs) -> list[str]:
+    """What the loss on unseen pairs says of fused and of naive pairs, over runs with both."""
+    pairs = [pair for _, kinds in sorted(runs.items()) for pair in pairs_of(kinds, "dpo").values()]
+    found = 1e5 * np.array([[unseen(run) for run in pair] for pair in pairs])
+    if len(found) < 2:
+        return []
+    about = {
+        "D-Fusion": found[:, 0],
+        "naive": found[:, 1],
+        "D-Fusion more": found[:, 0] - found[:, 1],
+    }
+    said = [f"{name} {{:.2f}} ± {{:.2f}}e-5".format(*over_seeds(v)) for name, v in about.items()]
+    return [f"loss on pairs not yet seen, below log 2, {len(found)} runs: {', '.join(said)}"]
 
 
 def draw_masks(axes: Axes, figures: dict) -> None:
@@ -143,18 +172,19 @@ def draw(kinds: Kinds, masks: dict | None, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def table(kinds: Kinds, masks: dict | None) -> str:
+def table(runs: Runs, masks: dict | None) -> str:
+    kinds = chosen(runs)
     lines = mask_quality.lines(masks or {})
-    for key, runs in kinds.items():
-        adopted = [row["adopted"] for run in runs for row in run["rounds"]]
-        shares, shift = by_step(runs, "gradient_share"), by_step(runs, "fusion_shift")
+    for key, seeds in kinds.items():
+        adopted = [row["adopted"] for run in seeds for row in run["rounds"]]
+        shares, shift = by_step(seeds, "gradient_share"), by_step(seeds, "fusion_shift")
         text = f"{label(key)}: largest share of the gradient {np.nanmax(shares):.2f}"
         if any(adopted):
             text += f", adopted {min(adopted):.0%} to {max(adopted):.0%}, {np.mean(adopted):.0%}"
         if np.isfinite(shift).any():
             text += f", fusion moves a step by {np.nanmin(shift):.2f} to {np.nanmax(shift):.2f} σ"
         lines.append(text)
-    return "\n".join(lines)
+    return "\n".join([*lines, *unseen_lines(runs)])
 
 
 def main() -> None:
@@ -162,7 +192,8 @@ def main() -> None:
     parser.add_argument("--preset", default="testbed", choices=("testbed", "paper"))
     preset = parser.parse_args().preset
     folder = RESULTS / preset / "alignment"
-    kinds = chosen(load(folder))
+    runs = load(folder)
+    kinds = chosen(runs)
     if not kinds:
         raise SystemExit(f"no DPO runs in {folder}; run experiments.alignment first")
     masks = None
@@ -170,7 +201,7 @@ def main() -> None:
         if not mask_quality.OUT.exists():
             raise SystemExit(f"{mask_quality.OUT}: not there; run experiments.mask_quality first")
         masks = json.loads(mask_quality.OUT.read_text())["templates"]
-    print(table(kinds, masks))
+    print(table(runs, masks))
     out = RESULTS / preset / "parts.png"
     draw(kinds, masks, out)
     print(f"Wrote {out}.")
