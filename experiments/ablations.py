@@ -5,7 +5,8 @@
 Each is a run of `experiments.alignment` (DPO + D-Fusion, template 1) with one setting changed,
 beside the curve of the preset itself; runs that are there are not made again. Prints a table and
 writes results/<preset>/ablations.png: what each gained on the model before training, images paired
-by noise, with 95 % intervals. These hold for one seed; runs of another seed may differ by more.
+by noise, with 95 % intervals; the table also says how much more than the preset. These hold for one
+seed; runs of another seed may differ by more.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from typing import Any
 
 from experiments import alignment, side_by_side
 from experiments.dots import draw
-from experiments.side_by_side import gains_of, make, shared_flags, table, there
+from experiments.side_by_side import gains_of, leads_of, make, shared_flags, table, there
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,15 @@ def main() -> None:
     for (label, figures), line in zip(found.items(), lines, strict=True):
         adopted, covered = fused_share(figures, args.rounds)
         print(f"{label:26} {adopted:8.0%} {covered:6.0%} {line}")
+    preset = CHOICES["as_it_is"].label
+    if preset in found:
+        others = {label: figures for label, figures in found.items() if label != preset}
+        more = {k: leads_of(run, found[preset], args.rounds) for k, run in others.items()}
+        print(f"\n{'more than ' + preset:42} " + table({})[0])
+        for label, line in zip(more, table(more)[1:], strict=True):
+            print(f"{label:42} {line}")
     out = alignment.RESULTS / args.preset / "ablations.png"
-    draw(rows, out, compare=CHOICES["as_it_is"].label)
+    draw(rows, out, compare=preset)
     print(f"Wrote {out}.")
 
 

@@ -151,14 +151,24 @@ def pairs_of(kinds: dict[str, list[dict]], method: str) -> dict[int, tuple[dict,
 
 
 def against_naive(pairs: dict[int, tuple[dict, dict]]) -> list[str]:
-    """What D-Fusion gains over naive pairs, paired by seed."""
+    """What D-Fusion gains over naive pairs, paired by seed; of one seed, by image."""
     texts = []
     for rounds in compared([run for pair in pairs.values() for run in pair])[1:]:
         shared = {s: pair for s, pair in pairs.items() if all(rounds in at(run) for run in pair)}
         for key in keys_of([run for pair in shared.values() for run in pair]) if shared else ():
-            more = leads(list(shared.values()), key, rounds)
-            texts.append(_lead(rounds, key, list(shared), more))
+            every = list(shared.values())
+            more = leads(every, key, rounds)
+            wide = over_images(*every[0], key, rounds) if len(every) == 1 else ""
+            texts.append(_lead(rounds, key, list(shared), more) + wide)
     return texts
+
+
+def over_images(first: dict, second: dict, key: str, rounds: int) -> str:
+    """Half of the interval of how much more the first run gained, images paired by noise."""
+    more, less = (
+        np.subtract(at(run)[rounds][key], at(run)[0][key], dtype=float) for run in (first, second)
+    )
+    return f" ± {gain(more, less)[1]:.3f} over images"
 
 
 def leads(pairs: list[tuple[dict, dict]], key: str, rounds: int) -> np.ndarray:

@@ -9,6 +9,8 @@ from experiments import alignment
 from experiments.dots import TITLES
 from experiments.intervals import Gain, gain_if_any
 
+MEASURED = {"score": "scores", "right": "right", "second": "second_scores"}  # of every image
+
 
 def parser(description: str | None, rounds: dict[str, int]) -> argparse.ArgumentParser:
     """The flags that all runs of a comparison share. rounds: by preset, where no flag says."""
@@ -60,8 +62,15 @@ def gains_of(figures: dict[str, Any], count: int) -> dict[str, Gain]:
     """What a run gained in `count` rounds on the model before training."""
     compared = {row["rounds"]: row for row in figures["same_noise"]}
     first, last = compared[0], compared[count]
-    keys = {"score": "scores", "right": "right", "second": "second_scores"}
-    return {key: gain_if_any(last[name], first[name]) for key, name in keys.items()}
+    return {key: gain_if_any(last[name], first[name]) for key, name in MEASURED.items()}
+
+
+def leads_of(figures: dict[str, Any], other: dict[str, Any], count: int) -> dict[str, Gain]:
+    """How much more a run gained in `count` rounds than another with the same noise before."""
+    one, two = (
+        next(row for row in run["same_noise"] if row["rounds"] == count) for run in (figures, other)
+    )
+    return {key: gain_if_any(one[name], two[name]) for key, name in MEASURED.items()}
 
 
 def table(rows: dict[str, dict[str, Gain]]) -> list[str]:

@@ -23,6 +23,7 @@ from experiments import (
     mask_quality,
     parts,
     pickscore,
+    side_by_side,
 )
 from experiments.intervals import gain, over_seeds
 from experiments.measure import diversity
@@ -163,7 +164,8 @@ def test_seeds_that_went_further_do_not_distort_the_curves() -> None:
     after3, after6 = alignment_plot.against_naive(pairs)
     wide = stats.t.ppf(0.975, 1) * 0.5  # gains 1 and 0 more: standard error 0.5
     assert f"+0.500 ± {wide:.3f} (1: +1.000, 2: +0.000)" in after3
-    assert "+2.000 (2: +2.000)" in after6
+    # Of one seed, by image: 6 and 6 gained against 3 and 5, so 3 and 1 more; deviation sqrt 2.
+    assert "+2.000 (2: +2.000) ± 1.960 over images" in after6
 
 
 def test_templates_are_compared_one_by_one_and_together(
@@ -180,11 +182,23 @@ def test_templates_are_compared_one_by_one_and_together(
     assert [line.strip() for line in capsys.readouterr().out.splitlines()] == [
         "DPO, D-Fusion more, template 1, by seed, after 2 rounds, scores: "
         f"+2.000 ± {seeds:.3f} (7: +1.000, 8: +3.000)",
-        "DPO, D-Fusion more, template 2, by seed, after 2 rounds, scores: +3.000 (7: +3.000)",
-        "DPO, D-Fusion more, template 2, by seed, after 4 rounds, scores: +5.000 (7: +5.000)",
+        "DPO, D-Fusion more, template 2, by seed, after 2 rounds, scores: +3.000 (7: +3.000) "
+        "± 0.000 over images",
+        "DPO, D-Fusion more, template 2, by seed, after 4 rounds, scores: +5.000 (7: +5.000) "
+        "± 0.000 over images",
         "DPO, D-Fusion more, by template, after 2 rounds, scores: "
         f"+2.500 ± {templates:.3f} (1: +2.000, 2: +3.000)",
     ]
+
+
+def test_a_lead_is_paired_by_image() -> None:
+    def run(*scores: float) -> dict:
+        rows = [(0, [0.0, 9.0]), (2, list(scores)), (4, [7.0, 7.0])]
+        made = [{"rounds": k, "scores": s, "right": [], "second_scores": []} for k, s in rows]
+        return {"same_noise": made}
+
+    lead = side_by_side.leads_of(run(5.0, 6.0), run(4.0, 2.0), 2)  # 1 and 4 more
+    assert lead["score"] == (2.5, pytest.approx(1.96 * 1.5)) and lead["right"] is None
 
 
 def test_unseen_prompts_are_drawn_by_template_and_seed(tmp_path: Path) -> None:
