@@ -30,7 +30,7 @@ CHOICES = {
     "as_it_is": Choice("the preset"),
     "or": Choice("masks merged by OR", ("mask.merge=or",)),
     "otsu": Choice("masks by Otsu's threshold", ("mask_thr_file=", "mask_thr=auto")),
-    "mask_of_all_layers": Choice("masks of all layers", ("mask.layers=all",)),
+    "mask_of_grid": Choice("masks of all layers of that grid", ("mask.layers=first_up_grid",)),
     "no_mask": Choice("no mask", ("fusion.masked=False",)),
     "adopt_half": Choice("adoption threshold 0.5", ("pair.adoption_threshold=0.5",)),
     "adopt_better": Choice("adoption threshold 0", ("pair.adoption_threshold=0.0",)),

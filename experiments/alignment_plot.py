@@ -6,8 +6,8 @@ Writes results/<preset>/alignment.png and prints a table. --runs takes runs that
 made with other settings, say, from a folder of that name, and writes a figure of that name.
 
 Lines are means over seeds of images made with the same noise at every point, as far as all seeds
-go, with the 95 % interval of what was gained since the first point, paired by image; thin lines are
-single seeds, which may differ by more.
+go, with the 95 % interval of what was gained since the first point: over seeds, or of one seed
+over its images. Thin lines are single seeds.
 """
 
 import argparse
@@ -79,22 +79,29 @@ def paired(seeds: list[dict], key: str, rounds: int) -> tuple[np.ndarray, np.nda
     return after, before
 
 
+def half_width(seeds: list[dict], key: str, rounds: int) -> float:
+    """Of the gain's 95 % interval: over seeds where there are several, else over images."""
+    if len(seeds) > 1:
+        return over_seeds(gains(seeds, key, rounds))[1]
+    return gain(*paired(seeds, key, rounds))[1]
+
+
 def draw(axes: Axes, runs: dict[str, list[dict]], measure: str) -> None:
-    for kind, (label, colour, marker, style) in STYLES.items():
-        if kind in runs:
-            used, values = curves(runs[kind], measure)
-            # A mean over other seeds at every point would jump: it has the points of all seeds.
-            known = np.isfinite(values)
-            shared = known.all(0)
-            mean = values[:, shared].mean(0)
-            wide = [
-                gain(*paired(runs[kind], EACH[measure], rounds))[1]
-                for rounds in np.array(compared(runs[kind]))[shared]
-            ]
-            axes.errorbar(used[shared], mean, wide, color=colour, marker=marker, linestyle=style,
-                          capsize=4, label=label)  # fmt: skip
-            for seed, own in zip(values, known, strict=True) if len(values) > 1 else ():
-                axes.plot(used[own], seed[own], style, color=colour, alpha=0.35, linewidth=1)
+    for place, kind in enumerate(kind for kind in STYLES if kind in runs):
+        label, colour, marker, style = STYLES[kind]
+        used, values = curves(runs[kind], measure)
+        used = used * (1 + 0.012 * place)  # else the bars hide each other
+        # A mean over other seeds at every point would jump: it has the points of all seeds.
+        known = np.isfinite(values)
+        shared = known.all(0)
+        mean = values[:, shared].mean(0)
+        every, key = runs[kind], EACH[measure]
+        points = np.array(compared(every))[shared]
+        wide = [half_width(every, key, rounds) for rounds in points]
+        axes.errorbar(used[shared], mean, wide, color=colour, marker=marker, linestyle=style,
+                      capsize=4, label=label)  # fmt: skip
+        for seed, own in zip(values, known, strict=True) if len(values) > 1 else ():
+            axes.plot(used[own], seed[own], style, color=colour, alpha=0.35, linewidth=1)
     axes.set_xlabel("images used")
     axes.grid(alpha=0.3)
 
@@ -241,7 +248,9 @@ def main() -> None:
     for axes in grid[0]:
         handles, labels = axes.get_legend_handles_labels()
         shown_as.update(zip(labels, handles, strict=True))
-    figure.legend(shown_as.values(), shown_as, loc="outside upper center", ncols=4, fontsize=9)
+    figure.legend(shown_as.values(), shown_as, loc="outside upper center", ncols=4, fontsize=9,
+                  title="bars: 95 % intervals of gains, over seeds, or of one seed over images",
+                  title_fontsize=9)  # fmt: skip
     out = folder.with_name(f"{folder.name}.png")
     figure.savefig(out, dpi=130)
     print(f"Wrote {out}.")

@@ -7,6 +7,7 @@ the judge does: blue where it accepts, orange where it does not.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -71,13 +72,17 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="default: results/<preset>/before_after_t<t>.png")
     args = parser.parse_args()
     runs = {}
-    for name in args.names.split(","):
+    for name in (name.strip() for name in args.names.split(",")):
         run_of(name, args.preset, args.template)
         runs[name] = Experiment(runs_of(args.preset) / name).comparisons()
         if len(runs[name]) < 2:
             raise UserError(f"--names {name}: no comparisons; run experiments.alignment")
-    if len({tuple(shown(found[0])) for found in runs.values()}) > 1:
-        raise UserError(f"--names {args.names}: runs of different prompts; name those of one")
+    # As a text: prompts, seed, base model and how it was sampled.
+    if len({json.dumps(found[0].manifest()) for found in runs.values()}) > 1:
+        raise UserError(
+            f"--names {args.names}: their images before training differ (prompts, seed or model); "
+            "name runs that begin alike"
+        )
     judge = Judge.load() if args.preset == "testbed" else None
     first = next(iter(runs.values()))[0]
     rows = {"before": row(first, judge)}

@@ -141,6 +141,8 @@ def choose(args: argparse.Namespace) -> ChosenPair:
     policy = policy_of(settings, model, ddim, number=0)
     reward = load_reward(settings.eval, device)
     named = [i for i in (args.base, args.reference) if i is not None]
+    if len(named) == 2 and named[0] == named[1]:
+        raise UserError(f"--base {args.base} --reference {args.reference}: name two images")
     numbers = named if len(named) == 2 else sorted({*range(args.images), *named})
     batches = [numbers[i : i + BATCH] for i in range(0, len(numbers), BATCH)]
     made = [t for b in batches for t in sample(policy, b, [prompt] * len(b), mask_layers)]
@@ -148,8 +150,10 @@ def choose(args: argparse.Namespace) -> ChosenPair:
     pictures = model.decode(torch.stack([t.latents[-1] for t in made])).numpy()
     scores = reward([Image.fromarray(p) for p in pictures], [prompt.text] * len(numbers))
     order = [n for _, n in sorted(zip(scores, numbers, strict=True))]
-    base = order[0] if args.base is None else args.base
-    reference = order[-1] if args.reference is None else args.reference
+    base = args.base if args.base is not None else next(n for n in order if n != args.reference)
+    reference = args.reference
+    if reference is None:
+        reference = next(n for n in reversed(order) if n != base)
     source = Source(base, prompt, found[base], found[reference])
     return ChosenPair(settings, policy, plan, reward, source, (base, reference))
 

@@ -32,6 +32,7 @@ def draw(rows: Mapping[str, Mapping[str, Gain]], path: Path, compare: str = "") 
         if marked := rows.get(compare, {}).get(key):
             axes.axvline(marked[0], color="#E69F00", linestyle="--", linewidth=1)
         axes.set_title(TITLES[key], fontsize=10)
+        axes.locator_params(axis="x", nbins=5)
         axes.grid(axis="x", alpha=0.3)
     grid[0][0].set_yticks(range(len(rows)), list(rows))
     grid[0][0].set_ylim(len(rows) - 0.5, -0.5)

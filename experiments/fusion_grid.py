@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from config.config import PRESETS
+from dfusion.errors import ends_in_one_line
 from dfusion.files import write_json
 from dfusion.fusion import FusionPlan
 from dfusion.progress import Progress
@@ -132,6 +133,7 @@ def preset_cell() -> Cell:
     return Cell(settings.fusion.layers, settings.fusion.steps, settings.mask.merge, threshold)
 
 
+@ends_in_one_line()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--final", action="store_true", help="the preset, on train prompts")

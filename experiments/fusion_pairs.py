@@ -48,9 +48,10 @@ class Candidates:
 def testbed_settings(template: int, split: str, data: Path, prompts: int, images: int) -> Settings:
     """The testbed preset on the first prompts of one template's list, scored in process."""
     settings = PRESETS["testbed"]()
-    settings.save_path, settings.exp_name = str(data), f"fusion_{split}_t{template}"
+    settings.save_path = str(data)
+    settings.exp_name = f"fusion_{split}_t{template}_{prompts}x{images}"
     texts = json.loads(prompts_file("testbed", template, split).read_text())
-    chosen = data / f"fusion_{split}_t{template}.json"
+    chosen = data / f"{settings.exp_name}.json"
     write_bytes(chosen, json.dumps(texts[:prompts]).encode())
     settings.prompt_file = str(chosen)
     settings.item_idx_file = str(prompts_file("testbed", template, "item"))

@@ -18,7 +18,7 @@ TEMPLATE_NAMES = {1: "behaviour", 2: "attribute", 3: "position"}
 PANELS = {
     "target_right": "targets that are right (judge)",
     "adopted": "targets adopted (Eq. 7)",
-    "ssim_target": "SSIM of target to base, outside the mask",
+    "ssim_target": "SSIM of target to base, outside the items",
 }
 
 

@@ -3,8 +3,9 @@
     python -m experiments.generalisation --names dpo_naive_t1_s42,dpo_dfusion_t1_s42 --template 1
 
 Every model samples the same prompts of the template's test list from the same noise, that of the
-first run's seed; differences to the base model are paired by image. Run again, it only makes what
-is missing. The figure, results/<preset>/generalisation.png, shows every template that was measured.
+first run's seed; differences to the base model are paired by noise, with 95 % intervals over
+prompts. They hold for one seed of training. Run again, it only makes what is missing. The figure,
+results/<preset>/generalisation.png, shows every template that was measured.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import torch
 from PIL import Image
 
 from dfusion.checkpoints import Checkpoints
-from dfusion.errors import ends_in_one_line
+from dfusion.errors import UserError, ends_in_one_line
 from dfusion.files import write_json
 from dfusion.inputs import load_prompts, plan_of
 from dfusion.lora import names_of
@@ -30,16 +31,17 @@ from dfusion.prompts import Prompt
 from dfusion.rewards import load_reward
 from dfusion.runs import policy_of
 from dfusion.sampling import sample
-from dfusion.settings import Settings
+from dfusion.settings import Settings, flat
 from experiments.alignment import RESULTS, prompts_file, rounds_trained, run_of, runs_of
 from experiments.alignment_plot import STYLES
 from experiments.dots import draw
-from experiments.intervals import Gain, gain_if_any, said
+from experiments.intervals import Gain, over_groups
 from experiments.measure import Meters, diversity
 
 NUMBER = 2_000_000  # stands in for a round's number in the noise: no training round has it
 BATCH = 16
 IMAGES = 16  # of each prompt
+MEASURED = {"score": "scores", "right": "right", "second": "second"}
 TESTBED_IMAGES = 192  # of all prompts of a template together, on the testbed
 
 
@@ -96,17 +98,29 @@ def measured(
     }
 
 
-def line(name: str, figures: dict[str, Any], base: dict[str, Any]) -> str:
-    """One model as text, with what it gained on the base model."""
-    keys = [key for key in ("scores", "right", "second") if base[key]]
-    texts = [f"{key} {said(figures[key], base[key])}" for key in keys]
-    return f"{name:24} {'  '.join(texts)}  diversity {figures['diversity']}"
+def line(name: str, figures: dict[str, Any], other: dict[str, Any], each: int) -> str:
+    """One model as text: its means, and how much more they are than another's."""
+    texts = []
+    for key, found in gains(figures, other, each).items():
+        if found:
+            mean = np.mean(figures[MEASURED[key]])
+            texts.append(f"{key} {mean:.3f} ({found[0]:+.3f} ± {found[1]:.3f})")
+    return f"{name:44} {'  '.join(texts)}  diversity {figures['diversity']}"
 
 
-def gains(figures: dict[str, Any], base: dict[str, Any]) -> dict[str, Gain]:
-    """What a model gained on the base model, images paired by noise."""
-    keys = {"score": "scores", "right": "right", "second": "second"}
-    return {key: gain_if_any(figures[name], base[name]) for key, name in keys.items()}
+def gains(figures: dict[str, Any], base: dict[str, Any], each: int) -> dict[str, Gain]:
+    """What a model gained on another, images paired by noise; each: images of a prompt."""
+    return {
+        key: over_groups(figures[name], base[name], each) if base[name] else None
+        for key, name in MEASURED.items()
+    }
+
+
+def made_with(settings: Settings) -> dict[str, Any]:
+    """What pictures and scores depend on, besides weights, prompts and noise."""
+    names = ("sample.num_steps", "sample.eta", "sample.cfg", "sample.guidance_scale")
+    flags = flat(settings.to_dict())
+    return {k: flags[k] for k in (*names, "eval.reward", "eval.model", "eval.pretrained")}
 
 
 def redraw(folder: Path) -> Path:
@@ -121,7 +135,7 @@ def redraw(folder: Path) -> Path:
                 label = STYLES[kind[1]][0] if kind and kind[1] in STYLES else name
                 about = f"template {saved['template']}, seed {saved['seed']}"
                 row = f"{about}: {label}, {figures['rounds']} rounds"
-                rows[row] = gains(figures, models["base"])
+                rows[row] = gains(figures, models["base"], saved["images per prompt"])
     out = folder / "generalisation.png"
     draw(rows, out)
     return out
@@ -147,6 +161,10 @@ def main() -> None:
     every = {name: replace(settings, seed=first.seed) for name, settings in every.items()}
     untrained = run_of(names[0], args.preset, args.template).pretrained
     every = {"base": replace(first, pretrained=untrained), **every}
+    if any(made_with(settings) != made_with(first) for settings in every.values()):
+        raise UserError(
+            f"--names {args.names}: runs of other sampling or scorers; name those alike"
+        )
     listed = load_prompts(first)
     each = args.images or images_of(args.preset, len(listed))
     prompts = [p for p in listed for _ in range(each)]
@@ -154,20 +172,27 @@ def main() -> None:
         "template": args.template,
         "images per prompt": each,
         "seed": first.seed,
+        "made with": made_with(first),
         "second scorer": args.second or ("the testbed's" if args.preset == "testbed" else None),
     }
     out = RESULTS / args.preset / f"generalisation_t{args.template}_s{first.seed}.json"
     saved = json.loads(out.read_text()) if out.exists() else {**about, "models": {}}
     if any(saved.get(key) != value for key, value in about.items()):
-        raise SystemExit(f"{out}: made with other images or scorer; move it away first")
+        raise UserError(f"{out}: made with other images or scorer; move it away first")
     for name, settings in every.items():
         model = model_of(settings)
-        if saved["models"].get(name, {}).get("weights") != model.fingerprint():
+        known = saved["models"].get(name, {}).get("weights")
+        if name == "base" and known not in (None, model.fingerprint()):
+            raise UserError(f"{out}: made with another base model; move it away first")
+        if known != model.fingerprint():
             rounds = 0 if name == "base" else rounds_trained(runs_of(args.preset) / name)
             figures = measured(settings, model, prompts, meters)
             saved["models"][name] = {"rounds": rounds, **figures}
             write_json(out, saved)
-        print(line(name, saved["models"][name], saved["models"]["base"]), flush=True)
+        print(line(name, saved["models"][name], saved["models"]["base"], each), flush=True)
+    for name in names[1:]:
+        one, two = saved["models"][name], saved["models"][names[0]]
+        print(line(f"{name} against {names[0]}", one, two, each))
     print(f"Figures are in {out}, drawn in {redraw(out.parent).name}")
 
 

@@ -27,6 +27,13 @@ def over_seeds(gains: Values) -> tuple[float, float]:
     return float(np.mean(gains)), float(stats.t.ppf(0.975, n - 1)) * spread
 
 
+def over_groups(after: Values, before: Values, each: int) -> tuple[float, float]:
+    """`over_seeds` of the mean paired differences of groups of `each`: images of one prompt, say,
+    which are not independent of each other."""
+    difference = np.asarray(after, float) - np.asarray(before, float)
+    return over_seeds(difference.reshape(-1, each).mean(1))
+
+
 def said(after: Values, before: Values) -> str:
     """0.700 -> 0.750 (+0.050 ± 0.010)"""
     more, wide = gain(after, before)

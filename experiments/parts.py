@@ -82,7 +82,12 @@ def unseen(run: dict) -> float:
 
 def unseen_lines(runs: Runs) -> list[str]:
     """What the loss on unseen pairs says of fused and of naive pairs, over runs with both."""
-    pairs = [pair for _, kinds in sorted(runs.items()) for pair in pairs_of(kinds, "dpo").values()]
+    pairs = [
+        pair
+        for _, kinds in sorted(runs.items())
+        for pair in pairs_of(kinds, "dpo").values()
+        if all(run["settings"]["train"]["updates_per_inner_epoch"] > 1 for run in pair)
+    ]
     found = 1e5 * np.array([[unseen(run) for run in pair] for pair in pairs])
     if len(found) < 2:
         return []

@@ -15,7 +15,7 @@ from dfusion.store import PAIRED
 # Settings of what comes after sampling, or of how a run is done.
 OWN = (
     *("train.", "fusion.", "pair.", "mask.merge"),
-    *("save_path", "exp_name", "resume_from", "allow_config_change", "tracker"),
+    *("save_path", "exp_name", "allow_config_change", "tracker"),
 )
 # Of those, what targets depend on.
 FUSION = ("fusion.", "mask.", "pair.rule")

@@ -1,19 +1,24 @@
 """Which runs the experiments make, what they share, and which they take as made."""
 
+import functools
 import json
 import subprocess
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 from config.config import PRESETS
 from dfusion.errors import UserError
 from dfusion.files import write_json
+from dfusion.inputs import plan_of
 from dfusion.runs import resolved
 from dfusion.settings import Settings, flat
 from dfusion.store import Experiment
 from dfusion.training import train_rounds
+from diffusers_patched import LayerTable
 from experiments import (
     ablations,
     alignment,
@@ -178,6 +183,21 @@ def test_a_figure_of_another_seed_is_not_done(tmp_path: Path) -> None:
     assert not chosen_pair.drawn_before("cross_maps", two)
 
 
+@functools.cache
+def layers_of(preset: str) -> LayerTable:
+    """Of the preset's UNet, without weights."""
+    sd21 = {
+        "sample_size": 64,
+        "cross_attention_dim": 1024,
+        "attention_head_dim": [5, 10, 20, 20],
+        "use_linear_projection": True,
+    }
+    small = Path("testbed/weights/diffusion/unet/config.json")
+    with torch.device("meta"):
+        config = sd21 if preset == "paper" else json.loads(small.read_text())
+        return LayerTable.of(UNet2DConditionModel.from_config(config))
+
+
 @pytest.mark.parametrize("preset", ["testbed", "paper"])
 @pytest.mark.parametrize("name", ablations.CHOICES)
 def test_an_ablation_changes_what_it_says_and_nothing_else(
@@ -190,6 +210,8 @@ def test_an_ablation_changes_what_it_says_and_nothing_else(
         run = alignment.arguments(ablations.flags_of(choice, args))
         return flat(alignment.settings_of(run).to_dict())
 
+    run = alignment.arguments(ablations.flags_of(name, ablations.arguments([f"--preset={preset}"])))
+    plan_of(alignment.settings_of(run), layers_of(preset))  # raises for what a run would refuse
     plain, chosen = settings("as_it_is"), settings(name)
     differ = {flag for flag in plain if plain[flag] != chosen[flag]} - {"exp_name"}
     named = {change.partition("=")[0] for change in ablations.CHOICES[name].changes}

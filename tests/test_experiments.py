@@ -25,7 +25,7 @@ from experiments import (
     pickscore,
     side_by_side,
 )
-from experiments.intervals import gain, over_seeds
+from experiments.intervals import gain, over_groups, over_seeds
 from experiments.measure import diversity
 from tests.conftest import make_tokenizer
 
@@ -37,6 +37,14 @@ def test_gain_is_the_paired_normal_interval() -> None:
     test = stats.ttest_rel(after, before).confidence_interval(0.95)
     assert mean == pytest.approx((test.high + test.low) / 2)
     assert half == pytest.approx((test.high - test.low) / 2, rel=0.01)  # t is near to normal
+
+
+def test_images_of_one_prompt_count_as_one() -> None:
+    after, before = [1.0, 3.0, 4.0, 4.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 1.0, 1.0]
+    mean, half = over_groups(after, before, each=2)  # prompts gain 2, 4 and -1
+    deviation = ((2 - 5 / 3) ** 2 + (4 - 5 / 3) ** 2 + (-1 - 5 / 3) ** 2) / 2
+    assert mean == pytest.approx(5 / 3)
+    assert half == pytest.approx(4.302653 * (deviation / 3) ** 0.5, rel=1e-6)  # t, 2 degrees
 
 
 def test_diversity_compares_images_of_one_prompt_only() -> None:
@@ -207,7 +215,7 @@ def test_unseen_prompts_are_drawn_by_template_and_seed(tmp_path: Path) -> None:
 
     base, run, other = model(0, 0, 0), model(6, 1, 3), model(2, 5, 5)
     models = {"base": base, "dpo_naive_t2_s7": run, "dpo_naive_t1_s7": other}
-    saved = {"template": 2, "seed": 7, "models": models}
+    saved = {"template": 2, "seed": 7, "images per prompt": 1, "models": models}
     (tmp_path / "generalisation_t2_s7.json").write_text(json.dumps(saved))
     drawn: dict[str, dict] = {}
     with pytest.MonkeyPatch.context() as patch:
@@ -216,7 +224,8 @@ def test_unseen_prompts_are_drawn_by_template_and_seed(tmp_path: Path) -> None:
     own, foreign = drawn
     assert own == "template 2, seed 7: naive DPO, 6 rounds"
     assert foreign == "template 2, seed 7: dpo_naive_t1_s7, 2 rounds"  # trained on another template
-    assert drawn[own]["score"] == (2.0, pytest.approx(1.96)) and drawn[own]["second"] is None
+    wide = stats.t.ppf(0.975, 1) * 1.0  # two prompts, gains 1 and 3
+    assert drawn[own]["score"] == (2.0, pytest.approx(wide)) and drawn[own]["second"] is None
     assert generalisation.redraw(tmp_path).stat().st_size > 1000
 
 
@@ -225,16 +234,20 @@ def test_loss_on_unseen_pairs_by_hand() -> None:
     have seen all pairs."""
 
     def run(seed: int, *below: float) -> dict:
-        losses = [(0, 0, 9.0), (0, 0, below[0]), (0, 1, 9.0), (1, 0, 9.0), (1, 0, below[1])]
+        first, second = below or (0.0, 0.0)
+        losses = [(0, 0, 9.0), (0, 0, first), (0, 1, 9.0), (1, 0, 9.0), (1, 0, second)]
         updates = [
             {"round": k, "inner_epoch": inner, "loss": np.log(2) - b * 1e-5}
             for k, inner, b in losses
         ]
-        return {"settings": {"seed": seed}, "updates": updates}
+        train = {"updates_per_inner_epoch": 2 if below else 1}  # with one, none is unseen
+        return {"settings": {"seed": seed, "train": train}, "updates": updates}
 
     assert parts.unseen(run(1, 4.0, 2.0)) == pytest.approx(3e-5)
     runs = {1: {"dpo_dfusion": [run(1, 4.0, 2.0), run(2, 5.0, 5.0)], "dpo_naive": [run(1, 1, 1)]}}
     assert parts.unseen_lines(runs) == []  # one seed has both
+    once = {kind: [run(seed) for seed in (1, 2)] for kind in ("dpo_dfusion", "dpo_naive")}
+    assert parts.unseen_lines({1: once}) == []
     runs[1]["dpo_naive"].append(run(2, 0.5, 1.5))
     (line,) = parts.unseen_lines(runs)
     half = stats.t.ppf(0.975, 1)  # of 3 and 5: mean 4, deviation sqrt 2, by sqrt 2 runs
