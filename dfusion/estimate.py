@@ -130,7 +130,8 @@ def _comparisons(settings: Settings) -> int:
     if not train.compare_images:
         return 0
     after = range(train.begin_epoch, train.num_epochs + 1)
-    return sum(n % train.compare_every == 0 or n == train.num_epochs for n in after)
+    ends = (train.begin_epoch, train.num_epochs)
+    return sum(n % train.compare_every == 0 or n in ends for n in after)
 
 
 @dataclass(frozen=True)
@@ -271,11 +272,12 @@ def _scoring(settings: Settings, model: DiffusionModel) -> float:
 
 
 def _disk(settings: Settings, sizes: Sizes, model: DiffusionModel) -> float:
-    """GiB of all states: samples' and targets'."""
+    """GiB of all states: samples', targets' and, where asked for, their inversions."""
     channels, height, width = model.latent_shape
     number = STORE_DTYPES[settings.sample.store_dtype].itemsize
     state = channels * height * width * number
-    fused = 0 if settings.train.pairs == "naive" else sizes.pairs
+    each = {"naive": 0, "dfusion": 1, "inversion": 2}[settings.train.pairs]
+    fused = each * sizes.pairs
     kept = sizes.rounds * (sizes.images + fused)
     return kept * (sizes.steps + 1) * state / 2**30
 

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import socket
 import stat
 import threading
@@ -96,10 +97,10 @@ def _sync(folder: Path) -> None:
 def sweep(folder: Path) -> None:
     """Delete what dead processes of this machine were writing aside when they ended."""
     found = [Path(at, name) for at, _, names in os.walk(folder) for name in names]
-    for path in (p for p in found if p.match(".*.tmp")):
-        *_, host, pid, thread, _ = [""] * 4 + path.name.split(".")
-        ours = host == socket.gethostname().split(".")[-1] and pid.isdigit() and thread.isdigit()
-        if ours and not alive(int(pid)):
+    ours = re.compile(rf"\..+\.{re.escape(socket.gethostname())}\.(\d+)\.\d+\.tmp")
+    for path in found:
+        written = ours.fullmatch(path.name)
+        if written and not alive(int(written[1])):
             path.unlink(missing_ok=True)
 
 

@@ -18,7 +18,7 @@ class FusionPlan:
     """What is fused, where and when.
 
     layers: layer numbers. steps: the paper's t, T … 1. parts: see diffusers_patched.PARTS.
-    masked: False fuses everywhere. merge: "xor" or "or" (Eq. 4).
+    masked: False fuses everywhere. merge: "xor" or "or" (Eq. 4). grids: (height, width) of layers.
     """
 
     layers: frozenset[int]
@@ -26,6 +26,7 @@ class FusionPlan:
     parts: frozenset[str] = frozenset({"self_k", "self_v"})
     masked: bool = True
     merge: str = "xor"
+    grids: frozenset[tuple[int, int]] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,9 @@ def fusion_control(plan: FusionPlan, mask: Tensor, guided: bool) -> AttentionCon
     half = torch.arange(pairs, device=mask.device).repeat(2)  # (2 P,)
     source = torch.cat([half, half + 2 * pairs]) if guided else half
     rows = mask.repeat(len(source) // pairs, 1, 1)
-    fusion = AttentionFusion(source, plan.layers, rows if plan.masked else None, plan.parts)
+    fusion = AttentionFusion(
+        source, plan.layers, rows if plan.masked else None, plan.parts, plan.grids
+    )
     return AttentionControl(fusions=(fusion,))
 
 

@@ -163,6 +163,7 @@ def plan_of(settings: Settings, layers: LayerTable) -> tuple[FusionPlan, frozens
         parts=frozenset(_parts(settings.fusion.parts)),
         masked=settings.fusion.masked,
         merge=settings.mask.merge,
+        grids=frozenset(layers.grids),
     )
     return plan, chosen["mask"]
 

@@ -106,10 +106,11 @@ def item_columns(
     if [t for part in parts for t in part] != tokens_of(prompt.text):
         raise UserError(f"the tokenizer joins words of '{prompt.text}'; items cannot be located")
     starts = [1 + sum(len(p) for p in parts[:i]) for i in range(len(words))]
+    bare = [_bare(word, part, tokens_of) for word, part in zip(words, parts, strict=True)]
     columns = []
     for item in prompt.items:
         spans = [
-            [c for w in span for c in range(starts[w], starts[w] + len(parts[w]))]
+            [starts[w] + c for w in span for c in bare[w]]
             for span in occurrences(prompt.text, item.name)
         ]
         if not all(spans):
@@ -121,3 +122,16 @@ def item_columns(
             )
         columns.append(spans)
     return columns
+
+
+def _bare(word: str, tokens: list[int], tokens_of: Callable[[str], list[int]]) -> range:
+    """Places among a word's tokens that are not those of punctuation around it: "(cat)," is a cat.
+
+    All of them where the punctuation does not stand apart, or is all there is.
+    """
+    core = word.strip(string.punctuation)
+    before, after = word.split(core, 1) if core else ("", "")
+    around = [tokens_of(text) if text else [] for text in (before, core, after)]
+    if not core or [t for part in around for t in part] != tokens:
+        return range(len(tokens))
+    return range(len(around[0]), len(tokens) - len(around[2]))

@@ -30,8 +30,9 @@ def score_missing(
 ) -> int:
     """Score the images of a kind that are there and have no score; returns how many.
 
-    Scores are saved after every batch. Raises UserError for an unreadable image or a reward that
-    does not return one finite number per image.
+    Scores are saved after every batch; where one of its images was deleted or made anew meanwhile,
+    it and the rest are left for the next look. Raises UserError for an unreadable image or a reward
+    that does not return one finite number per image.
     """
     texts = round_.texts_to_score(kind)
     there = [i for i in range(len(texts)) if round_.image(kind, i).exists()]
@@ -42,16 +43,31 @@ def score_missing(
     progress = Progress(label or f"scoring {kind}", len(pending))
     for start in range(0, len(pending), batch_size):
         batch = pending[start : start + batch_size]
-        images = [Image.fromarray(read_png(round_.image(kind, i))) for i in batch]
+        paths = [round_.image(kind, i) for i in batch]
+        seen = [_file(path) for path in paths]
+        images = [Image.fromarray(read_png(path)) for path in paths]
         values = _numbers(reward(images, [texts[i] for i in batch]), len(batch), name)
         for i, value in zip(batch, values, strict=True):
             if not math.isfinite(value):
                 raise UserError(f"{round_.image(kind, i)}: the reward {name} gave {value}")
+        if [
+            _file(path) for path in paths
+        ] != seen:  # deleted or made anew: these scores are of none
+            return start
         # Another scorer may have written meanwhile: its scores stand.
         scores = {**dict(zip(batch, values, strict=True)), **round_.scores(kind, name)}
         round_.write_scores(kind, name, scores)
         progress.advance(len(batch))
     return len(pending)
+
+
+def _file(path: Path) -> tuple[int, int] | None:
+    """Tells a file from another that takes its place; None where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _numbers(values: object, count: int, name: str) -> list[float]:

@@ -49,12 +49,15 @@ class Fusion:
     mask: (N, gh, gw) bool, where to take; None takes everywhere.
     layers: layers in which this applies.
     parts: names from PARTS.
+    grids: (height, width) of the layers' grids; where it lacks one, it is guessed from the mask's
+        ratio, which rounding blurs for sides that are no multiples of 8.
     """
 
     source: Tensor
     layers: frozenset[int]
     mask: Tensor | None = None
     parts: frozenset[str] = frozenset({"self_k", "self_v"})
+    grids: frozenset[tuple[int, int]] = frozenset()
     _resized: dict[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -78,10 +81,10 @@ class Fusion:
             self._resized[tokens] = rows[..., None]
         return self._resized[tokens]
 
-    @staticmethod
-    def _mask_at(mask: Tensor, tokens: int) -> Tensor:
+    def _mask_at(self, mask: Tensor, tokens: int) -> Tensor:
         gh, gw = mask.shape[-2:]
-        height = round((tokens * gh / gw) ** 0.5)
+        known = [grid for grid in self.grids if grid[0] * grid[1] == tokens]
+        height = known[0][0] if known else round((tokens * gh / gw) ** 0.5)
         if height == 0 or height * round(tokens / height) != tokens:
             raise ValueError(f"a {gh}x{gw} mask does not fit a layer of {tokens} tokens")
         size = (height, tokens // height)

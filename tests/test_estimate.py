@@ -39,11 +39,16 @@ def everything(settings: Settings) -> None:
     settings.train.step_weights, settings.fusion.steps = "1,0,1,1", "3,1"
 
 
+def later(settings: Settings) -> None:
+    """Begins between two comparisons."""
+    settings.train.begin_epoch, settings.train.num_epochs, settings.train.compare_every = 1, 3, 5
+
+
 def unguided(settings: Settings) -> None:
     settings.sample.cfg, settings.pair.adoption = False, "all"
 
 
-CASES = [plain, some_fall_back, naive, inverted, everything, unguided]
+CASES = [plain, some_fall_back, naive, inverted, everything, unguided, later]
 
 
 @pytest.mark.parametrize("change", CASES, ids=lambda case: case.__name__)
@@ -54,7 +59,7 @@ def test_evaluations_are_those_of_a_real_run(
     trainer = Trainer(open_session(settings))
     with counting(trainer.session.model.unet, settings.sample.cfg) as count:
         trainer.run()
-    rounds = range(settings.train.num_epochs)
+    rounds = range(settings.train.begin_epoch, settings.train.num_epochs)
     fused = [trainer.data(number).fused for number in rounds]
     adopted = sum(map(sum, fused)) / sum(map(len, fused))
     found = evaluations(settings, prompts=2, adopted=adopted)

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from dfusion.files import sweep, write_bytes, write_json
 from dfusion.rounds import unfinished
 from dfusion.scoring import watch
@@ -40,6 +42,20 @@ def ended() -> int:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     return dead.pid
+
+
+def test_what_another_machine_writes_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names of machines may have dots, and the last label may be all they share."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "one.cluster.internal")
+    own, other = (
+        tmp_path / f".x.png.{host}.cluster.internal.{ended()}.1.tmp" for host in ("one", "two")
+    )
+    for path in (own, other):
+        path.write_bytes(b"")
+    sweep(tmp_path)
+    assert not own.exists() and other.exists()
 
 
 def test_a_scorer_sweeps_what_a_dead_one_left(tmp_path: Path) -> None:

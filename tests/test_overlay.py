@@ -239,6 +239,15 @@ def test_mask_is_resized_by_nearest_neighbour() -> None:
     assert not fusion.rows_at(24)[1].any()  # row 1 is its own source
 
 
+def test_a_mask_fits_grids_whose_sides_are_rounded() -> None:
+    """768 x 432 pixels: a mask of 14 x 24 on layers of 54 x 96, and of 27 x 48."""
+    mask = torch.rand(2, 14, 24) > 0.5
+    fusion = Fusion(torch.tensor([1, 1]), ALL, mask, grids=frozenset({(54, 96), (27, 48)}))
+    for size in ((54, 96), (27, 48)):
+        expected = F.interpolate(mask[:1, None].float(), size).flatten() > 0.5
+        assert fusion.rows_at(size[0] * size[1])[0, :, 0].equal(expected)
+
+
 def test_unknown_part_is_refused() -> None:
     with pytest.raises(ValueError, match="self_x"):
         Fusion(SOURCE, ALL, None, frozenset({"self_x"}))

@@ -37,6 +37,15 @@ def test_phrases_occurrences_case_and_punctuation() -> None:
     assert occurrences(text, 0) == [[0]]
 
 
+def test_punctuation_beside_an_item_is_not_part_of_it(model: DiffusionModel) -> None:
+    text = "a cat, the #sandwich. a dog"
+    tokens = model.pipe.tokenizer.convert_ids_to_tokens(model.pipe.tokenizer(text).input_ids)
+    for name in ("cat", "sandwich", 1, 3):
+        (spans,) = columns(model, text, name)
+        word = {1: "cat", 3: "sandwich"}.get(name, name)
+        assert ["".join(tokens[c] for c in span) for span in spans] == [f"{word}</w>"], name
+
+
 @pytest.mark.parametrize("name", ["horse", "dog#3", "dog#x", "#1", 7, -1, ""])
 def test_missing_items_are_refused(name: str | int) -> None:
     with pytest.raises(UserError, match="prompt"):

@@ -1,6 +1,7 @@
 """The scorer: CLIP by open_clip, several experiments, what it leaves alone, other rewards."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,21 @@ def test_scores_written_meanwhile_by_another_scorer_stand(tmp_path: Path) -> Non
 
     score_missing(round_, "images", reward, "mine", 1)
     assert round_.scores("images") == {0: 9.0, 1: 1.0, 2: 1.0}
+
+
+@pytest.mark.parametrize("made_anew", [True, False])
+def test_scores_of_images_that_are_gone_are_not_written(tmp_path: Path, made_anew: bool) -> None:
+    """Else an experiment of the same name would take them for its own."""
+    round_ = experiment(tmp_path / "a")
+
+    def reward(images, prompts):
+        shutil.rmtree(tmp_path / "a")
+        if made_anew:
+            experiment(tmp_path / "a")
+        return [1.0] * len(images)
+
+    assert score_missing(round_, "images", reward, "mine", 2) == 0
+    assert round_.scores("images") == {} and round_.folder.exists() == made_anew
 
 
 def test_a_reward_by_name(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dfusion.files import read_json, read_tensors, write_json
+from dfusion.files import read_json, read_tensors, write_json, write_tensors
 from dfusion.masks import fusion_mask
 from dfusion.rng import noises
 from dfusion.store import Experiment
@@ -152,6 +152,18 @@ def test_thresholds_are_saved_beside_those_of_other_prompts(
     answer = client.post("/api/thresholds", json=body)
     assert "nothing was written" in answer.json()["error"]
     assert file.read_text() == '"something else"'
+
+
+def test_maps_are_those_of_the_files_that_are_there(tmp_path: Path, view_data: Path) -> None:
+    """Also of a round that was deleted and made anew while the app runs."""
+    copy = copy_of(view_data, tmp_path)
+    client, params = client_of(copy), {"exp": "exp", "round": "epoch0", "prompt": PROMPTS[0]}
+    before = client.get("/api/thresholds", params=params).json()["samples"][0]
+    path = Experiment(copy / "exp").round(0).trajectory(before["i"])
+    tensors = read_tensors(path)
+    write_tensors(path, {**tensors, "maps": tensors["maps"].flip(-1)}, {})
+    after = client.get("/api/thresholds", params=params).json()["samples"][0]
+    assert after["maps"] != before["maps"]
 
 
 def test_a_run_without_a_mask_file_gets_a_whole_one(tmp_path: Path, view_data: Path) -> None:

@@ -84,6 +84,19 @@ def test_blind_comparison_counts_what_was_seen(two_models: Path) -> None:
     assert (duel["prompts"]["count"], duel["prompts"]["total"]) == (0, 1)  # the other is even
 
 
+def test_answers_are_of_the_images_that_were_seen(two_models: Path) -> None:
+    """An image that is made anew has no answers yet; all others keep theirs."""
+    client = client_of(two_models)
+    seen = _rate_all(client, "Ada", lambda shades, prompt: 0)
+    params = {"source": SOURCES, "rater": "Ada"}
+    assert client.get("/api/blind", params=params).json()["done"] == len(seen)
+    path = Experiment(two_models / "b").round(0).image("images", 3)
+    write_png(path, np.full((8, 8, 3), 99, np.uint8))
+    assert client.get("/api/blind", params=params).json()["done"] == len(seen) - 1
+    results = client.get("/api/blind/results", params={"source": SOURCES}).json()
+    assert results["answers"] == len(seen) - 1
+
+
 def test_a_changed_answer_replaces_the_first(two_models: Path) -> None:
     client = client_of(two_models)
     _rate_all(client, "Ada", lambda shades, prompt: shades.index(255))

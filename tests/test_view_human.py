@@ -2,6 +2,7 @@
 
 import threading
 import time
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from dfusion.scoring import scorer_lock, watch
 from dfusion.settings import Eval, Settings
 from dfusion.store import Experiment
 from dfusion.training import train_rounds
+from dfusion.view.ratings import rater_name
 from tests.conftest import small
 from tests.rewards import redness
 from tests.viewing import ask_people, client_of, copy_of
@@ -67,6 +69,27 @@ def test_scores_are_means_over_raters(tmp_path: Path, view_data: Path) -> None:
     assert client.post("/api/human/hand-in", json=where).json() == {"scores": 8}
     assert round_.scores("images", "human") == {**dict.fromkeys(range(7), 3.5), 7: 4.0}
     assert client.post("/api/human/hand-in", json=where).status_code == 400  # used by now
+
+
+def test_nothing_is_noted_after_the_scores_were_handed_in(tmp_path: Path, view_data: Path) -> None:
+    """It could not reach the run. Samples that are handed in anew void their targets' scores."""
+    copy = copy_of(view_data, tmp_path)
+    ask_people(copy / "exp", [])
+    round_ = Experiment(copy / "exp").round(0)
+    round_.scores_file("images").unlink(missing_ok=True)
+    round_.write_scores("target_images", "human", {0: 1.0})
+    client, where = client_of(copy), {"exp": "exp", "round": "epoch0", "kind": "images"}
+    for index in range(8):
+        client.post("/api/human/rate", json={**where, "index": index, "rater": "Ada", "score": 2})
+    assert client.post("/api/human/hand-in", json=where).status_code == 200
+    assert round_.scores("target_images") == {}
+    late = client.post("/api/human/rate", json={**where, "index": 0, "rater": "Bob", "score": 5})
+    assert late.status_code == 400 and "handed in already" in late.json()["error"]
+
+
+@pytest.mark.parametrize("name", ["Nguyễn", "Jose\u0301", "अनीता", "O’Brien", "Zoë K."])
+def test_names_of_many_scripts_are_names(name: str) -> None:
+    assert rater_name(f"  {name} ") == unicodedata.normalize("NFC", name)
 
 
 def test_a_rating_is_of_this_very_image(tmp_path: Path, view_data: Path) -> None:

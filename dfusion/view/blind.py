@@ -9,7 +9,8 @@ stops. Addresses of images do not tell the source.
 import hashlib
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -18,6 +19,7 @@ from typing import Any
 from dfusion.errors import UserError
 from dfusion.view import ratings
 from dfusion.view.folders import Data, NotThereError, present
+from dfusion.view.human import digest
 
 MOST_SOURCES = 6
 Z = 1.959964  # 95 % of a normal distribution
@@ -58,15 +60,26 @@ class Study:
         return ratings.file(self.data, "blind.jsonl")
 
     def trials(self) -> dict[str, Trial]:
-        """By key: the n-th image of a prompt of each source, as far as all have one."""
+        """By key: the n-th image of a prompt of each source, as far as all have one.
+
+        A key is of these very images: an answer is of no others that take their places.
+        """
         by_source = [self._images(source) for source in self.sources]
         shared = [text for text in by_source[0] if all(text in images for images in by_source)]
         found = {}
         for text in shared:
-            for n, images in enumerate(zip(*(s[text] for s in by_source), strict=False)):
-                key = _digest(self.name, text, str(n))
+            met: Counter[tuple[str, ...]] = Counter()  # images may be alike
+            for images in zip(*(s[text] for s in by_source), strict=False):
+                files = tuple(self._files(images))
+                key = _digest(self.name, text, *files, str(met[files]))
+                met[files] += 1
                 found[key] = Trial(key, text, images)
         return found
+
+    def _files(self, images: Sequence[int]) -> Iterator[str]:
+        """Digests of one image of each source."""
+        for source, index in zip(self.sources, images, strict=True):
+            yield digest(self.data, self.data.round(*_split(source)), "images", index)
 
     def _images(self, source: str) -> dict[str, list[int]]:
         """Indices of the images that are there, by prompt."""
@@ -136,8 +149,12 @@ class Study:
         )
 
     def results(self) -> dict[str, Any]:
-        """Shares of first choices with intervals; every two sources against each other."""
-        answers = list(self.answers().values())
+        """Shares of first choices with intervals; every two sources against each other.
+
+        Answers to images that are no more, or were made anew, do not count.
+        """
+        trials = self.trials()
+        answers = [row for (_, key), row in self.answers().items() if key in trials]
         chosen = [row["choice"] for row in answers]
         decided = sum(choice is not None for choice in chosen)
         return {

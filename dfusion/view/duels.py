@@ -16,7 +16,7 @@ from dfusion.errors import UserError
 from dfusion.store import SCORED, Round
 from dfusion.view import ratings
 from dfusion.view.folders import Data, NotThereError, present
-from dfusion.view.human import digest, texts_of, write
+from dfusion.view.human import check_open, digest, texts_of, write
 from dfusion.view.strengths import Outcome, between, joined, strengths
 
 NEIGHBOURS = (1, 2)  # on the circle that a rater's images of a prompt stand in
@@ -106,6 +106,7 @@ def compare(
     if choice not in (-1, 0, 1):
         raise UserError(f"choice {choice}: give 0 for left, 1 for right, -1 for no difference")
     round_, images = data.round(name, which), asked[number].images
+    check_open(round_, kind)
     row = {
         "name": name,
         "round": which,

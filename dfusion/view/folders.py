@@ -1,7 +1,7 @@
 """What a request may name: experiments, rounds and images of the data folder, and nothing else."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,11 @@ class Data:
         if known is None or known[0] != stamp:
             known = self._known[path] = (stamp, read(path))
         return known[1]
+
+
+def stamps(paths: Iterable[Path]) -> tuple[tuple[int, int], ...]:
+    """Tells files from others that take their places."""
+    return tuple((s.st_mtime_ns, s.st_size) for s in (path.stat() for path in paths))
 
 
 def present(folder: Path) -> set[int]:

@@ -40,7 +40,7 @@ def _waiting(data: Data, name: str) -> list[dict[str, Any]]:
     for which, round_, kind in jobs:
         total, there = len(round_.texts_to_score(kind)), len(present(round_.folder / kind))
         if there and len(round_.scores(kind)) < total:
-            raters = _raters(round_, kind, _given(data, name, which, kind))
+            raters = _raters(data, round_, kind, _given(data, name, which, kind))
             row = {"name": name, "round": which, "kind": kind, "raters": raters}
             ways = _ways(data, name, which, kind)
             found.append({**row, "there": there, "total": total, "ways": ways})
@@ -87,7 +87,7 @@ def task(data: Data, name: str, which: str, kind: str, rater: str) -> dict[str, 
             for i in here
         ],
         "total": len(texts),
-        "raters": _raters(round_, kind, given),
+        "raters": _raters(data, round_, kind, given),
         "scored": len(round_.scores(kind)) == len(texts),
     }
 
@@ -101,6 +101,7 @@ def rate(
     round_ = data.round(name, which)
     if not 0 <= index < len(texts_of(round_, kind)):
         raise UserError(f"{name}, {which}: no image {index} of {kind}")
+    check_open(round_, kind)
     row = {
         "name": name,
         "round": which,
@@ -111,6 +112,12 @@ def rate(
         "score": score,
     }
     ratings.append(_file(data), row)
+
+
+def check_open(round_: Round, kind: str) -> None:
+    """Raises UserError once scores were handed in: nothing said later can reach the run."""
+    if len(round_.scores(kind)) == len(texts_of(round_, kind)):
+        raise UserError(f"{round_.folder.parent.name}: the scores were handed in already")
 
 
 def hand_in(data: Data, name: str, which: str, kind: str) -> int:
@@ -148,7 +155,8 @@ def write(data: Data, name: str, which: str, kind: str, scores: dict[int, float]
             raise UserError(f"{name}, {which}: the scores were handed in already")
         if kind == "target_images" and _scored_by(data, name, which) != way:
             raise UserError(f"{name}, {which}: score its targets in the same way as its samples")
-        if kind == "images":
+        if kind == "images":  # targets' scores are on the scale of the samples' before
+            round_.scores_file("target_images").unlink(missing_ok=True)
             ratings.append(_handed(data), {"name": name, "round": which, "way": way})
         round_.write_scores(kind, HUMAN, scores)
     finally:
@@ -180,10 +188,16 @@ def _is_rating(row: dict[str, Any]) -> bool:
     return whole and row["score"] in SCALE
 
 
-def _raters(round_: Round, kind: str, given: dict[tuple[str, int, str], int]) -> dict[str, int]:
+def _raters(
+    data: Data, round_: Round, kind: str, given: dict[tuple[str, int, str], int]
+) -> dict[str, int]:
     """How many images each rater has rated."""
     here = present(round_.folder / kind)
-    rated = {(rater, index) for rater, index, _ in given if index in here}
+    rated = {
+        (rater, index)
+        for rater, index, image in given
+        if index in here and image == digest(data, round_, kind, index)
+    }
     return {
         who: sum(r == who for r, _ in rated) for who in dict.fromkeys(r for r, _ in sorted(rated))
     }

@@ -9,6 +9,7 @@ import os
 import re
 import threading
 import time
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,16 @@ from typing import Any
 from dfusion.errors import UserError
 from dfusion.view.folders import Data
 
-_RATER = re.compile(r"\w[\w .@+'-]{0,39}")
+_RATER = re.compile(r"\w[\w .@+'’-]{0,39}")
 _appending = threading.Lock()
 
 
 def rater_name(text: object) -> str:
     """A rater's name, trimmed. Raises UserError for one that is empty or odd."""
-    name = " ".join(str(text or "").split())
-    if not _RATER.fullmatch(name):
+    name = unicodedata.normalize("NFC", " ".join(str(text or "").split()))
+    # Marks belong to the letters of many scripts, but \w has none of them.
+    plain = "".join(c for c in name if not unicodedata.category(c).startswith("M"))
+    if len(name) > 40 or not _RATER.fullmatch(plain):
         raise UserError("the rater's name: 1 to 40 letters, digits, spaces or . @ + ' -")
     return name
 

@@ -19,7 +19,7 @@ from dfusion.prompts import Prompt
 from dfusion.settings import Settings
 from dfusion.steps import parse_steps
 from dfusion.store import Round
-from dfusion.view.folders import Data, NotThereError
+from dfusion.view.folders import Data, NotThereError, stamps
 from dfusion.view.pairs import prompt_of, word
 
 SHOWN = 16  # samples of a prompt
@@ -42,11 +42,12 @@ def maps_of(round_: Round, text: str) -> Maps:
     there = [i for i in indices if round_.trajectory(i).is_file()][:SHOWN]
     if prompt is None or not there:
         raise NotThereError(f"{round_.folder.name}: no sample of '{text}' with maps yet")
-    return _read(round_.folder, prompt, tuple(there))
+    return _read(round_.folder, prompt, tuple(there), stamps(map(round_.trajectory, there)))
 
 
 @lru_cache(maxsize=16)
-def _read(folder: Path, prompt: Prompt, indices: tuple[int, ...]) -> Maps:
+def _read(folder: Path, prompt: Prompt, indices: tuple[int, ...], files: tuple) -> Maps:
+    """files: tells them from others that take their places."""
     round_ = Round(folder)
     values = [read_tensors(round_.trajectory(i))["maps"].float() for i in indices]
     return Maps(prompt, indices, torch.stack(values))
@@ -172,7 +173,7 @@ def _saved(path: Path) -> dict[str, list[float | None]]:
     if not path.exists():
         return {}
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable as JSON ({error}); mend or remove it") from error
     if not isinstance(rows, dict) or not all(isinstance(row, list) for row in rows.values()):

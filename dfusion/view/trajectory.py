@@ -22,7 +22,7 @@ from dfusion.errors import UserError
 from dfusion.files import read_tensors
 from dfusion.rng import noises
 from dfusion.store import SCORED, Round
-from dfusion.view.folders import NotThereError, present
+from dfusion.view.folders import NotThereError, present, stamps
 
 TILE = 128  # pixels of a step's picture, at most (unless the latent itself is larger)
 FITTED = 16  # samples that the decoder is fitted to
@@ -139,11 +139,13 @@ def decoder(round_: Round) -> Decoder:
     if count == FITTED:
         there = [there[i * len(there) // FITTED] for i in range(FITTED)]
     with _fitting:  # a page asks for several trajectories at once
-        return _fitted(round_.folder, tuple(there[:count]))
+        chosen = tuple(there[:count])
+        return _fitted(round_.folder, chosen, stamps(map(round_.trajectory, chosen)))
 
 
 @lru_cache(maxsize=8)
-def _fitted(folder: Path, indices: tuple[int, ...]) -> Decoder:
+def _fitted(folder: Path, indices: tuple[int, ...], files: tuple) -> Decoder:
+    """files: tells them from others that take their places."""
     round_ = Round(folder)
     latents, pictures = [], []
     for i in indices:

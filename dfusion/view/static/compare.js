@@ -15,6 +15,7 @@ export async function show(root, params, remember) {
   const own = of.length ? of : all;
   let chosen = asked.length ? asked : [...new Set([own[0].id, own.at(-1).id])];
   let prompt = params.get("prompt") ?? "", sort = params.get("sort") ?? "order", data, stop = null, rows = [];
+  let drawn = [], turn = 0; // drawn: the checkpoints that data are of
   const list = h("div", { class: "grid" }), bar = h("div", { class: "bar" });
   const head = h("div", { class: "gridhead" }), count = h("p", { class: "dim count", role: "status" });
   const label = (id) => { const a = all.find((one) => one.id === id); return [a.name, a.k ? `after ${a.k} round${a.k > 1 ? "s" : ""}` : "before training"]; };
@@ -22,7 +23,7 @@ export async function show(root, params, remember) {
   // As short as the choice allows: the experiment is named where there are several.
   function brief(id) {
     const a = all.find((one) => one.id === id), when = a.k ? `after ${a.k}` : "before";
-    return new Set(chosen.map((c) => label(c)[0])).size > 1 ? `${a.name}, ${when}` : when;
+    return new Set(drawn.map((c) => label(c)[0])).size > 1 ? `${a.name}, ${when}` : when;
   }
 
   const boxes = h("details", { class: "sources", open: true }, h("summary", {}, "Checkpoints"),
@@ -36,7 +37,11 @@ export async function show(root, params, remember) {
     }))));
 
   async function load() {
-    data = chosen.length ? await get("comparisons", { source: chosen }) : { columns: [], rows: [] };
+    const mine = ++turn, asked = [...chosen];
+    const got = asked.length ? await get("comparisons", { source: asked }) : { columns: [], rows: [] };
+    if (mine !== turn) return; // something else was chosen meanwhile
+    data = got;
+    drawn = asked;
     const prompts = [...new Set(data.rows.map((r) => r.prompt))];
     if (!prompts.includes(prompt)) prompt = "";
     bar.replaceChildren(
@@ -55,8 +60,8 @@ export async function show(root, params, remember) {
     stop?.();
     rows = data.rows.filter((r) => !prompt || r.prompt === prompt);
     if (sort !== "order") rows.sort((a, b) => (sort === "gain" ? 1 : -1) * (change(b) - change(a)));
-    list.style.setProperty("--columns", Math.max(1, chosen.length));
-    head.replaceChildren(...chosen.map((id, c) => {
+    list.style.setProperty("--columns", Math.max(1, drawn.length));
+    head.replaceChildren(...drawn.map((id, c) => {
       const scores = rows.map((r) => r.cells[c]?.score).filter((s) => s !== null && s !== undefined);
       const mean = scores.length ? scores.reduce((a, b) => a + b, 0) / scores.length : null;
       return h("div", {}, h("b", {}, label(id)[0]), h("span", {}, label(id)[1]), h("span", { class: "dim num" }, `mean ${number(mean)}`));
@@ -71,12 +76,12 @@ export async function show(root, params, remember) {
     return h("article", { class: "same" }, h("h3", {}, h("button", { class: "open", onclick: () => open(at) }, r.prompt)),
       h("div", { class: "cells" }, r.cells.map((cell, c) => h("figure", {},
         h("div", { class: "pic" }, cell?.there
-          ? h("img", { src: src(c, cell), loading: "lazy", alt: `${r.prompt}, ${label(chosen[c]).join(" ")}` })
+          ? h("img", { src: src(c, cell), loading: "lazy", alt: `${r.prompt}, ${label(drawn[c]).join(" ")}` })
           : h("div", { class: "none" }, cell ? "not yet" : "other noise")),
-        h("figcaption", {}, h("span", { class: "dim" }, brief(chosen[c])), h("span", { class: "num" }, number(cell?.score)))))));
+        h("figcaption", {}, h("span", { class: "dim" }, brief(drawn[c])), h("span", { class: "num" }, number(cell?.score)))))));
   }
 
-  const src = (c, cell) => image(...chosen[c].split("|"), "images", cell.i);
+  const src = (c, cell) => image(...drawn[c].split("|"), "images", cell.i);
 
   // Large, one at a time in the same place: changes jump to the eye.
   function open(from) {
@@ -90,16 +95,16 @@ export async function show(root, params, remember) {
       if (!act) return;
       e.preventDefault();
       at = (at + act[0] + rows.length) % rows.length;
-      c = (c + act[1] + chosen.length) % chosen.length;
+      c = (c + act[1] + drawn.length) % drawn.length;
       paint();
     }
     function paint() {
       const r = rows[at], cell = r.cells[c];
       heading.replaceChildren(r.prompt);
-      strip.replaceChildren(...chosen.map((id, n) => h("button", { "aria-pressed": String(n === c), onclick: () => { c = n; paint(); } }, label(id).join(", "))));
+      strip.replaceChildren(...drawn.map((id, n) => h("button", { "aria-pressed": String(n === c), onclick: () => { c = n; paint(); } }, label(id).join(", "))));
       strip.children[c].focus(); // the one that had the focus is gone
       if (cell?.there) picture.src = src(c, cell); else picture.removeAttribute("src");
-      picture.alt = `${r.prompt}, ${label(chosen[c]).join(" ")}`;
+      picture.alt = `${r.prompt}, ${label(drawn[c]).join(" ")}`;
       says.textContent = `score ${number(cell?.score)}`;
     }
     paint();

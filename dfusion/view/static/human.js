@@ -36,8 +36,9 @@ export async function showHuman(root, params, remember, rater) {
 
   const begin = (one) => guarded(async () => {
     who = rater();
-    job = { exp: one.name, round: one.round, kind: one.kind, title: place(one) };
-    await refresh();
+    const chosen = { exp: one.name, round: one.round, kind: one.kind, title: place(one) };
+    await refresh(chosen);
+    job = chosen;
     const open = task.items.findIndex((i) => i.mine === null);
     at = open < 0 ? task.items.length : open;
     list.replaceChildren();
@@ -52,8 +53,7 @@ export async function showHuman(root, params, remember, rater) {
     list.replaceChildren();
   });
 
-  async function refresh() {
-    const { exp, round, kind } = job;
+  async function refresh({ exp, round, kind } = job) {
     task = await get("human/task", { exp, round, kind, rater: who });
   }
 

@@ -26,7 +26,7 @@ export async function show(root, params, remember) {
   };
   const tools = h("div", { class: "bar" }), list = h("div", { class: "cards" });
   const count = h("p", { class: "dim count", role: "status" });
-  let data, shown = [], stop = null;
+  let data, where, shown = [], stop = null, turn = 0; // where: the round that data are of
 
   function experiment() {
     return found.find((e) => e.name === chosen.exp) ?? found[0];
@@ -36,7 +36,11 @@ export async function show(root, params, remember) {
     const e = experiment(), rounds = e.rounds.map((k) => `epoch${k}`);
     chosen.exp = e.name;
     if (!rounds.includes(chosen.round)) chosen.round = rounds.at(-1);
-    data = await get("round", { exp: chosen.exp, round: chosen.round });
+    const mine = ++turn, asked = { exp: chosen.exp, round: chosen.round };
+    const got = await get("round", asked);
+    if (mine !== turn) return; // something else was chosen meanwhile
+    data = got;
+    where = asked;
     if (!data.pairs.length) chosen.show = "samples";
     if (!data.prompts.some((p) => p.text === chosen.prompt)) chosen.prompt = "";
     bar(rounds);
@@ -81,7 +85,7 @@ export async function show(root, params, remember) {
 
   function card(pair, at) {
     const text = data.prompts[pair.prompt]?.text ?? "";
-    const source = (kind, i) => image(chosen.exp, chosen.round, kind, i);
+    const source = (kind, i) => image(where.exp, where.round, kind, i);
     const state = pair.adopted === null ? "not decided" : pair.adopted ? "adopted" : "not adopted";
     const button = h("button", { class: "open", onclick: () => open(at) }, text);
     return h("article", { class: `card ${pair.adopted ? "adopted" : ""}`, "data-pair": pair.n },
@@ -99,11 +103,11 @@ export async function show(root, params, remember) {
   }
 
   function open(at) {
-    openPair({ ...chosen, data, pairs: shown, at });
+    openPair({ ...chosen, ...where, data, pairs: shown, at });
   }
 
   function sample({ i, prompt, score }) {
-    return picture(`${i}`, image(chosen.exp, chosen.round, "images", i), number(score), data.prompts[prompt].text);
+    return picture(`${i}`, image(where.exp, where.round, "images", i), number(score), data.prompts[prompt].text);
   }
 
   await load();

@@ -18,14 +18,17 @@ export async function show(root, params, remember) {
   };
   const bar = h("div", { class: "bar" }), sliders = h("section", { class: "items", "aria-label": "Items" });
   const list = h("section", { class: "masks", "aria-label": "Samples" }), foot = h("div", { class: "savebar" });
-  let view, values = [], prompts = [], busy = false, again = false, otsu = [], dirty = false;
+  let view, values = [], prompts = [], busy = false, again = false, otsu = [], dirty = false, turn = 0;
 
   async function load() {
     const e = found.find((one) => one.name === chosen.exp) ?? found[0];
     const rounds = e.rounds.map((k) => `epoch${k}`);
     chosen.exp = e.name;
     if (!rounds.includes(chosen.round)) chosen.round = rounds.at(-1);
-    prompts = (await get("round", { exp: chosen.exp, round: chosen.round })).prompts.map((p) => p.text);
+    const mine = ++turn;
+    const { prompts: listed } = await get("round", { exp: chosen.exp, round: chosen.round });
+    if (mine !== turn) return; // something else was chosen meanwhile
+    prompts = listed.map((p) => p.text);
     if (!prompts.includes(chosen.prompt)) chosen.prompt = prompts[0] ?? "";
     bar.replaceChildren(
       select("Experiment", found.map((one) => [one.name, one.name]), chosen.exp, (v) => { chosen.exp = v; chosen.round = null; load(); }),
@@ -35,13 +38,19 @@ export async function show(root, params, remember) {
   }
 
   async function open() {
+    const mine = ++turn, asked = { exp: chosen.exp, round: chosen.round, prompt: chosen.prompt };
+    let got;
+    view = null; // until the answer is there, sliders are of another prompt: nothing is saved
     try {
-      view = await get("thresholds", { exp: chosen.exp, round: chosen.round, prompt: chosen.prompt });
+      got = await get("thresholds", asked);
     } catch (error) {
+      if (mine !== turn) return;
       sliders.replaceChildren(); foot.replaceChildren();
       list.replaceChildren(blank("No maps to show", error.message));
       return;
     }
+    if (mine !== turn) return;
+    view = { ...got, asked };
     if (chosen.t !== "fused" && !(+chosen.t >= 1 && +chosen.t <= view.steps)) chosen.t = "fused";
     values = view.items.map((item, i) => (view.saved?.length === view.items.length ? view.saved[i] : item.threshold));
     dirty = false;
@@ -110,11 +119,12 @@ export async function show(root, params, remember) {
   // One request at a time; the last position of a slider is always asked for.
   async function update() {
     remember(chosen);
+    if (!view) return;
     if (busy) { again = true; return; }
     busy = true;
     const mine = view;
     try {
-      const found = await get("masks", { exp: chosen.exp, round: chosen.round, prompt: chosen.prompt,
+      const found = await get("masks", { ...mine.asked,
         thr: values.map((v) => (v === null ? "auto" : v)), t: chosen.t });
       if (mine === view) {
         otsu = found.otsu;
@@ -161,11 +171,15 @@ export async function show(root, params, remember) {
   }
 
   async function save() {
+    const mine = view, saved = [...values];
+    if (!mine) return;
     try {
-      await post("thresholds", { exp: chosen.exp, round: chosen.round, prompt: chosen.prompt, thresholds: values });
-      view.saved = [...values];
-      dirty = false;
-      footer();
+      await post("thresholds", { ...mine.asked, thresholds: saved });
+      mine.saved = saved;
+      if (mine === view) {
+        dirty = values.some((v, i) => v !== saved[i]);
+        footer();
+      }
       say("Saved. Runs begun from now on use it.");
     } catch (error) {
       say(error.message, true);
