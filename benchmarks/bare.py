@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dfusion import lora
 from dfusion.models import DiffusionModel
-from dfusion.settings import Train
+from dfusion.settings import Train, names_of
 
 
 def stock_unet(model: DiffusionModel) -> UNet2DConditionModel:
@@ -21,7 +21,7 @@ def stock_unet(model: DiffusionModel) -> UNet2DConditionModel:
 
 def with_lora(stock: UNet2DConditionModel, train: Train) -> UNet2DConditionModel:
     """The stock UNet with LoRA of its own, to be trained."""
-    targets = lora.names_of(train.lora_targets)
+    targets = names_of(train.lora_targets)
     lora.add(stock, train.lora_rank, train.lora_alpha, targets, seed=0)
     return stock
 

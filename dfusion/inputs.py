@@ -6,7 +6,6 @@ from pathlib import Path
 
 from dfusion.errors import UserError
 from dfusion.fusion import FusionPlan
-from dfusion.lora import names_of
 from dfusion.losses import RATIOS
 from dfusion.masks import MERGES
 from dfusion.objective import METHODS, REFERENCES, parse_weights
@@ -14,7 +13,7 @@ from dfusion.pairing import ADOPTIONS, RULES
 from dfusion.plain import at_least, check_text, check_type, finite, one_of
 from dfusion.prompt_files import load_prompts
 from dfusion.sampling import STORE_DTYPES
-from dfusion.settings import Settings, flat
+from dfusion.settings import Settings, flat, names_of
 from dfusion.steps import parse_steps
 from dfusion.tracking import TRACKERS
 from dfusion.transitions import SOURCES

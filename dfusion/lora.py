@@ -19,11 +19,6 @@ FILE = "pytorch_lora_weights.safetensors"
 REMOVE = "remove this checkpoint's folder; the same command goes on from the one before"
 
 
-def names_of(text: str) -> list[str]:
-    """The names of a flag that lists them: modules, or LoRA to merge, "to_q,to_v"."""
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
 def add(
     unet: UNet2DConditionModel, rank: int, alpha: int, targets: Sequence[str], seed: int
 ) -> list[nn.Parameter]:

@@ -5,8 +5,7 @@ import json
 from collections.abc import Sequence
 
 from dfusion.errors import one_line
-from dfusion.lora import names_of
-from dfusion.settings import Settings
+from dfusion.settings import Settings, names_of
 
 LOADS = {
     "lora": """{merged}    pipe.load_lora_weights("path/to/this/folder")""",

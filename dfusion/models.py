@@ -16,7 +16,6 @@ from transformers.utils import logging as transformers_logging
 
 from dfusion.ddim import DDIM
 from dfusion.errors import NotFiniteError, UserError
-from dfusion.lora import names_of
 from dfusion.model_folder import (
     FLAG,
     HELP,
@@ -26,7 +25,7 @@ from dfusion.model_folder import (
     variant,
 )
 from dfusion.prompts import Prompt, item_columns
-from dfusion.settings import Pretrained
+from dfusion.settings import Pretrained, names_of
 from diffusers_patched import AttentionControl, LayerTable, UNet2DConditionModel
 
 FINGERPRINT_VALUES = 256

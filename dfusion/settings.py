@@ -214,6 +214,11 @@ class Settings:
         return self.sample.num_batches_per_epoch * self.sample.batch_size
 
 
+def names_of(text: str) -> list[str]:
+    """The names of a flag that lists them: modules, or LoRA to merge, "to_q,to_v"."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def flat(settings: dict) -> dict[str, Any]:
     """Settings.to_dict() by flag name: "sample.eta" for the field eta of the group sample."""
     flags: dict[str, Any] = {}

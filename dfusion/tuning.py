@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dfusion import lora
 from dfusion.errors import UserError
 from dfusion.files import read_weights, write_weights
-from dfusion.settings import Train
+from dfusion.settings import Train, names_of
 from diffusers_patched import UNet2DConditionModel
 
 TUNES = ("lora", "full")
@@ -39,7 +39,7 @@ class LoraTuning:
 
     def __init__(self, unet: UNet2DConditionModel, train: Train, seed: int) -> None:
         self.unet = unet
-        targets = lora.names_of(train.lora_targets)
+        targets = names_of(train.lora_targets)
         self.parameters = lora.add(unet, train.lora_rank, train.lora_alpha, targets, seed)
         self.names = [name for name, p in unet.named_parameters() if p.requires_grad]
 

@@ -24,14 +24,13 @@ from dfusion.checkpoints import Checkpoints
 from dfusion.errors import UserError, ends_in_one_line
 from dfusion.files import write_json
 from dfusion.inputs import load_prompts, plan_of
-from dfusion.lora import names_of
 from dfusion.models import DiffusionModel, pick_device, pick_dtype, quiet_libraries
 from dfusion.progress import Progress
 from dfusion.prompts import Prompt
 from dfusion.rewards import load_reward
 from dfusion.runs import policy_of
 from dfusion.sampling import sample
-from dfusion.settings import Settings, flat
+from dfusion.settings import Settings, flat, names_of
 from experiments.alignment import RESULTS, prompts_file, rounds_trained, run_of, runs_of
 from experiments.alignment_plot import STYLES
 from experiments.dots import draw
