@@ -75,10 +75,10 @@ def main() -> None:
     found = there(runs, args.rounds)
     rows = {label: gains_of(figures, args.rounds) for label, figures in found.items()}
     heading, *lines = table(rows)
-    print(f"{'':26} {'adopted':>8} {'mask':>6} {heading}")
+    print(f"{'':32} {'adopted':>8} {'mask':>6} {heading}")
     for (label, figures), line in zip(found.items(), lines, strict=True):
         adopted, covered = fused_share(figures, args.rounds)
-        print(f"{label:26} {adopted:8.0%} {covered:6.0%} {line}")
+        print(f"{label:32} {adopted:8.0%} {covered:6.0%} {line}")
     preset = CHOICES["as_it_is"].label
     if preset in found:
         others = {label: figures for label, figures in found.items() if label != preset}
