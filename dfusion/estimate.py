@@ -127,11 +127,7 @@ def _training(settings: Settings, sizes: Sizes, kept: float) -> float:
 def _comparisons(settings: Settings) -> int:
     """How often images are sampled to see what training does."""
     train = settings.train
-    if not train.compare_images:
-        return 0
-    after = range(train.begin_epoch, train.num_epochs + 1)
-    ends = (train.begin_epoch, train.num_epochs)
-    return sum(n % train.compare_every == 0 or n in ends for n in after)
+    return sum(map(train.compares_after, range(train.begin_epoch, train.num_epochs + 1)))
 
 
 @dataclass(frozen=True)

@@ -64,9 +64,9 @@ def check(settings: Settings) -> None:
         parse_steps(s.fusion.steps, s.sample.num_steps)
     except ValueError as error:
         raise UserError(f"--config.fusion.steps: {error}") from error
-    for part in _parts(s.fusion.parts):
+    for part in names_of(s.fusion.parts):
         one_of("fusion.parts", part, PARTS)
-    if not _parts(s.fusion.parts):
+    if not names_of(s.fusion.parts):
         raise UserError(f"--config.fusion.parts: name at least one of {', '.join(PARTS)}")
     finite("sample.guidance_scale", s.sample.guidance_scale)
     finite("pair.adoption_threshold", s.pair.adoption_threshold)
@@ -131,7 +131,7 @@ def _check_training(s: Settings) -> None:
 
 def check_names(settings: Settings, several: bool = False) -> list[str]:
     """The experiment's name(s). Raises UserError for a name that is no plain folder name."""
-    names = [n.strip() for n in settings.exp_name.split(",") if n.strip()]
+    names = names_of(settings.exp_name)
     if not several and len(names) != 1:
         raise UserError("--config.exp_name: name the experiment, e.g. --config.exp_name test")
     for name in names:
@@ -159,13 +159,9 @@ def plan_of(settings: Settings, layers: LayerTable) -> tuple[FusionPlan, frozens
     plan = FusionPlan(
         layers=chosen["fusion"],
         steps=parse_steps(settings.fusion.steps, settings.sample.num_steps),
-        parts=frozenset(_parts(settings.fusion.parts)),
+        parts=frozenset(names_of(settings.fusion.parts)),
         masked=settings.fusion.masked,
         merge=settings.mask.merge,
         grids=frozenset(layers.grids),
     )
     return plan, chosen["mask"]
-
-
-def _parts(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]

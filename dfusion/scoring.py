@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from dfusion.errors import UserError
-from dfusion.files import load_json, read_json, read_png, sweep, write_bytes
+from dfusion.files import load_json, read_json, read_png, stamp, sweep, write_bytes
 from dfusion.lock import Lock
 from dfusion.progress import Progress
 from dfusion.rewards import HUMAN, Reward
@@ -44,15 +44,13 @@ def score_missing(
     for start in range(0, len(pending), batch_size):
         batch = pending[start : start + batch_size]
         paths = [round_.image(kind, i) for i in batch]
-        seen = [_file(path) for path in paths]
+        seen = _stamps(paths)
         images = [Image.fromarray(read_png(path)) for path in paths]
         values = _numbers(reward(images, [texts[i] for i in batch]), len(batch), name)
         for i, value in zip(batch, values, strict=True):
             if not math.isfinite(value):
                 raise UserError(f"{round_.image(kind, i)}: the reward {name} gave {value}")
-        if [
-            _file(path) for path in paths
-        ] != seen:  # deleted or made anew: these scores are of none
+        if _stamps(paths) != seen:  # deleted or made anew: these scores are of none
             return start
         # Another scorer may have written meanwhile: its scores stand.
         scores = {**dict(zip(batch, values, strict=True)), **round_.scores(kind, name)}
@@ -61,13 +59,11 @@ def score_missing(
     return len(pending)
 
 
-def _file(path: Path) -> tuple[int, int] | None:
-    """Tells a file from another that takes its place; None where there is none."""
-    try:
-        found = path.stat()
-    except FileNotFoundError:
-        return None
-    return found.st_ino, found.st_mtime_ns
+def _stamps(paths: list[Path]) -> list[tuple[int, int, int]] | None:
+    """Of all these files; None where one is gone."""
+    with suppress(FileNotFoundError):
+        return [stamp(path) for path in paths]
+    return None
 
 
 def _numbers(values: object, count: int, name: str) -> list[float]:

@@ -151,6 +151,11 @@ class Train:
     # Checkpoints kept.
     num_checkpoint_limit: int = 100
 
+    def compares_after(self, rounds: int) -> bool:
+        """Whether samples with the same noise are made after so many rounds of training."""
+        ends = rounds in (self.begin_epoch, self.num_epochs)
+        return self.compare_images > 0 and (ends or rounds % self.compare_every == 0)
+
 
 @dataclass
 class Settings:
@@ -215,7 +220,7 @@ class Settings:
 
 
 def names_of(text: str) -> list[str]:
-    """The names of a flag that lists them: modules, or LoRA to merge, "to_q,to_v"."""
+    """The names of a flag that lists them: "to_q,to_v"."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
 

@@ -119,10 +119,7 @@ class Trainer:
 
     def compare(self, number: int) -> None:
         """Show the policy after `number` rounds, if this is a time for it."""
-        train = self.settings.train
-        ends = number in (train.begin_epoch, train.num_epochs)
-        due = ends or number % train.compare_every == 0
-        if train.compare_images and due:
+        if self.settings.train.compares_after(number):
             scores = self.session.runner.compare(number, self.session.policy(COMPARED))
             self.say(f"  mean reward, same noise each time: {np.mean(list(scores.values())):.4f}")
 

@@ -45,14 +45,15 @@ def verify(folder: Path) -> list[str]:
         return [str(error)]
     problems = []
     checkpoints = Checkpoints(folder / "checkpoints")
-    trained, within = checkpoints.latest(), [p for p in [checkpoints.within] if p.exists()]
+    trained = checkpoints.latest()
     for k, round_ in experiment.rounds().items():
         found = _guarded(round_.folder, partial(_round, round_, settings))
         problems += _behind(found, k, trained)
     for k, round_ in experiment.comparisons().items():
         found = _guarded(round_.folder, partial(_images, round_))
         problems += _behind(found, k, trained)
-    for state in sorted((folder / "checkpoints").glob("epoch*")) + within:
+    states = sorted(checkpoints.folder.glob("epoch*"))
+    for state in [*states, *checkpoints.folder.glob(checkpoints.within.name)]:
         problems += _guarded(state, partial(_checkpoint, state))
     problems += _guarded(folder, partial(_metrics, folder / "metrics.jsonl"))
     return problems + _links(folder)

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dfusion.errors import UserError, ends_in_one_line
+from dfusion.settings import names_of
 from dfusion.store import Experiment, Round
 from experiments.alignment import RESULTS, run_of, runs_of
 from testbed.judge import Judge
@@ -72,7 +73,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="default: results/<preset>/before_after_t<t>.png")
     args = parser.parse_args()
     runs = {}
-    for name in (name.strip() for name in args.names.split(",")):
+    for name in names_of(args.names):
         run_of(name, args.preset, args.template)
         runs[name] = Experiment(runs_of(args.preset) / name).comparisons()
         if len(runs[name]) < 2:

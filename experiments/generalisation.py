@@ -154,7 +154,7 @@ def main() -> None:
     quiet_libraries()
     meters = Meters.of(args.preset, args.second)
     torch.manual_seed(0)
-    names = [name.strip() for name in args.names.split(",") if name.strip()]
+    names = names_of(args.names)
     every = {name: settings_of(name, args.preset, args.template) for name in names}
     first = next(iter(every.values()))
     every = {name: replace(settings, seed=first.seed) for name, settings in every.items()}
@@ -180,10 +180,10 @@ def main() -> None:
         raise UserError(f"{out}: made with other images or scorer; move it away first")
     for name, settings in every.items():
         model = model_of(settings)
-        known = saved["models"].get(name, {}).get("weights")
-        if name == "base" and known not in (None, model.fingerprint()):
+        known, weights = saved["models"].get(name, {}).get("weights"), model.fingerprint()
+        if name == "base" and known not in (None, weights):
             raise UserError(f"{out}: made with another base model; move it away first")
-        if known != model.fingerprint():
+        if known != weights:
             rounds = 0 if name == "base" else rounds_trained(runs_of(args.preset) / name)
             figures = measured(settings, model, prompts, meters)
             saved["models"][name] = {"rounds": rounds, **figures}

@@ -10,13 +10,14 @@ import hashlib
 import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
 from dfusion.errors import UserError
+from dfusion.store import Round
 from dfusion.view import ratings
 from dfusion.view.folders import Data, NotThereError, present
 from dfusion.view.human import digest
@@ -64,32 +65,19 @@ class Study:
 
         A key is of these very images: an answer is of no others that take their places.
         """
-        by_source = [self._images(source) for source in self.sources]
+        rounds = [self.data.round(*_split(source)) for source in self.sources]
+        by_source = [_images(round_) for round_ in rounds]
         shared = [text for text in by_source[0] if all(text in images for images in by_source)]
         found = {}
         for text in shared:
             met: Counter[tuple[str, ...]] = Counter()  # images may be alike
             for images in zip(*(s[text] for s in by_source), strict=False):
-                files = tuple(self._files(images))
+                shown = zip(rounds, images, strict=True)
+                files = tuple(digest(self.data, round_, "images", i) for round_, i in shown)
                 key = _digest(self.name, text, *files, str(met[files]))
                 met[files] += 1
                 found[key] = Trial(key, text, images)
         return found
-
-    def _files(self, images: Sequence[int]) -> Iterator[str]:
-        """Digests of one image of each source."""
-        for source, index in zip(self.sources, images, strict=True):
-            yield digest(self.data, self.data.round(*_split(source)), "images", index)
-
-    def _images(self, source: str) -> dict[str, list[int]]:
-        """Indices of the images that are there, by prompt."""
-        round_ = self.data.round(*_split(source))
-        here = present(round_.folder / "images")
-        grouped: dict[str, list[int]] = {}
-        for i, text in enumerate(round_.texts_to_score("images")):
-            if i in here:
-                grouped.setdefault(text, []).append(i)
-        return grouped
 
     def order(self, rater: str, key: str) -> list[int]:
         """Sources (their numbers) from left to right, as this rater sees the trial."""
@@ -217,6 +205,16 @@ def wilson(count: int, total: int) -> tuple[float, float]:
     middle = (p + z2 / (2 * total)) / (1 + z2 / total)
     half = Z / (1 + z2 / total) * math.sqrt(p * (1 - p) / total + z2 / (4 * total * total))
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _images(round_: Round) -> dict[str, list[int]]:
+    """Indices of the images that are there, by prompt."""
+    here = present(round_.folder / "images")
+    grouped: dict[str, list[int]] = {}
+    for i, text in enumerate(round_.texts_to_score("images")):
+        if i in here:
+            grouped.setdefault(text, []).append(i)
+    return grouped
 
 
 def _split(source: str) -> tuple[str, str]:

@@ -106,7 +106,7 @@ def compare(
     if choice not in (-1, 0, 1):
         raise UserError(f"choice {choice}: give 0 for left, 1 for right, -1 for no difference")
     round_, images = data.round(name, which), asked[number].images
-    check_open(round_, kind)
+    check_open(f"{name}, {which}", round_, kind)
     row = {
         "name": name,
         "round": which,

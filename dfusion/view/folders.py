@@ -1,12 +1,12 @@
 """What a request may name: experiments, rounds and images of the data folder, and nothing else."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dfusion.errors import UserError
-from dfusion.files import read_json
+from dfusion.files import read_json, stamp
 from dfusion.settings import Settings
 from dfusion.store import Experiment, Round
 
@@ -25,7 +25,7 @@ class Data:
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
-        self._known: dict[Path, tuple[tuple[int, int], Any]] = {}
+        self._known: dict[Path, tuple[tuple[int, int, int], Any]] = {}
 
     def names(self) -> list[str]:
         """Experiments, by name."""
@@ -79,17 +79,11 @@ class Data:
     def read(self, path: Path, read: Callable[[Path], Any]) -> Any:
         """read(path), remembered until the file changes. Files here are replaced, never edited."""
         self.inside(path)
-        stat = path.stat()
-        stamp = (stat.st_mtime_ns, stat.st_size)
+        now = stamp(path)
         known = self._known.get(path)
-        if known is None or known[0] != stamp:
-            known = self._known[path] = (stamp, read(path))
+        if known is None or known[0] != now:
+            known = self._known[path] = (now, read(path))
         return known[1]
-
-
-def stamps(paths: Iterable[Path]) -> tuple[tuple[int, int], ...]:
-    """Tells files from others that take their places."""
-    return tuple((s.st_mtime_ns, s.st_size) for s in (path.stat() for path in paths))
 
 
 def present(folder: Path) -> set[int]:

@@ -101,7 +101,7 @@ def rate(
     round_ = data.round(name, which)
     if not 0 <= index < len(texts_of(round_, kind)):
         raise UserError(f"{name}, {which}: no image {index} of {kind}")
-    check_open(round_, kind)
+    check_open(f"{name}, {which}", round_, kind)
     row = {
         "name": name,
         "round": which,
@@ -114,10 +114,11 @@ def rate(
     ratings.append(_file(data), row)
 
 
-def check_open(round_: Round, kind: str) -> None:
-    """Raises UserError once scores were handed in: nothing said later can reach the run."""
-    if len(round_.scores(kind)) == len(texts_of(round_, kind)):
-        raise UserError(f"{round_.folder.parent.name}: the scores were handed in already")
+def check_open(where: str, round_: Round, kind: str, reward: str | None = None) -> None:
+    """Raises UserError once scores were handed in: nothing said later can reach the run; and, as
+    Round.scores does, where they are of another reward."""
+    if len(round_.scores(kind, reward)) == len(texts_of(round_, kind)):
+        raise UserError(f"{where}: the scores were handed in already")
 
 
 def hand_in(data: Data, name: str, which: str, kind: str) -> int:
@@ -151,8 +152,7 @@ def write(data: Data, name: str, which: str, kind: str, scores: dict[int, float]
     if not lock.acquire():
         raise UserError(f"{name}: scored by {lock.owner()}; stop that scorer")
     try:
-        if len(round_.scores(kind, HUMAN)) == len(texts_of(round_, kind)):
-            raise UserError(f"{name}, {which}: the scores were handed in already")
+        check_open(f"{name}, {which}", round_, kind, HUMAN)
         if kind == "target_images" and _scored_by(data, name, which) != way:
             raise UserError(f"{name}, {which}: score its targets in the same way as its samples")
         if kind == "images":  # targets' scores are on the scale of the samples' before

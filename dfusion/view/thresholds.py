@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from dfusion.errors import UserError
-from dfusion.files import read_tensors, write_bytes
+from dfusion.files import read_tensors, stamp, write_bytes
 from dfusion.masks import fusion_mask, otsu
 from dfusion.prompts import Prompt
 from dfusion.settings import Settings
 from dfusion.steps import parse_steps
 from dfusion.store import Round
-from dfusion.view.folders import Data, NotThereError, stamps
+from dfusion.view.folders import Data, NotThereError
 from dfusion.view.pairs import prompt_of, word
 
 SHOWN = 16  # samples of a prompt
@@ -42,7 +42,9 @@ def maps_of(round_: Round, text: str) -> Maps:
     there = [i for i in indices if round_.trajectory(i).is_file()][:SHOWN]
     if prompt is None or not there:
         raise NotThereError(f"{round_.folder.name}: no sample of '{text}' with maps yet")
-    return _read(round_.folder, prompt, tuple(there), stamps(map(round_.trajectory, there)))
+    return _read(
+        round_.folder, prompt, tuple(there), tuple(stamp(round_.trajectory(i)) for i in there)
+    )
 
 
 @lru_cache(maxsize=16)

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from dfusion.ddim import DDIM
 from dfusion.errors import UserError
-from dfusion.files import read_tensors
+from dfusion.files import read_tensors, stamp
 from dfusion.rng import noises
 from dfusion.store import SCORED, Round
-from dfusion.view.folders import NotThereError, present, stamps
+from dfusion.view.folders import NotThereError, present
 
 TILE = 128  # pixels of a step's picture, at most (unless the latent itself is larger)
 FITTED = 16  # samples that the decoder is fitted to
@@ -140,7 +140,7 @@ def decoder(round_: Round) -> Decoder:
         there = [there[i * len(there) // FITTED] for i in range(FITTED)]
     with _fitting:  # a page asks for several trajectories at once
         chosen = tuple(there[:count])
-        return _fitted(round_.folder, chosen, stamps(map(round_.trajectory, chosen)))
+        return _fitted(round_.folder, chosen, tuple(stamp(round_.trajectory(i)) for i in chosen))
 
 
 @lru_cache(maxsize=8)
