@@ -121,7 +121,7 @@ def _training(settings: Settings, sizes: Sizes, kept: float) -> float:
     passes += 1 if objective.needs_initial else 0
     later = sizes.pairs - -(-sizes.pairs // train.updates_per_inner_epoch)
     passes += later / sizes.pairs  # theta_old's log-probs for all updates but the first
-    return 2 * (steps * passes + min(CHECKED, sizes.pairs))
+    return 2 * (steps * passes + min(CHECKED, sizes.pairs * sizes.steps))
 
 
 def _comparisons(settings: Settings) -> int:

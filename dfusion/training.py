@@ -274,9 +274,8 @@ class Trainer:
     def _check_sampler(self, policy: Policy, data: TrainingRound, share: list[int]) -> None:
         """Stop if the network that trains is not the one that sampled (ratio = 1)."""
         last = len(policy.ddim) - 1
-        steps = [
-            Step(p, i) for p, i in zip(share[:4], (0, last, last // 2, min(1, last)), strict=False)
-        ]
+        looked_at = enumerate((last, 0, last // 2, min(1, last)))  # t = 1 deviates most
+        steps = list(dict.fromkeys(Step(share[n % len(share)], i) for n, i in looked_at))
         gap = sampling_gap(policy, self.network, data, steps)
         limit = max(GAP[self.session.model.dtype], GAP[policy.store_dtype])
         if not gap <= limit:

@@ -9,6 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from safetensors.torch import load_file
 
+from dfusion import training
 from dfusion.errors import UserError
 from dfusion.runs import open_session
 from dfusion.settings import Settings
@@ -42,6 +43,19 @@ def test_several_updates_compare_with_the_policy_that_sampled(settings: Settings
     rows = [json.loads(x) for x in (data.round.folder.parent / "metrics.jsonl").open()]
     ratios = [row["ratio"] for row in rows if row["kind"] == "update"]
     assert ratios[0] == 1 and all(ratio != 1 for ratio in ratios[1:])
+
+
+@pytest.mark.parametrize("pairs", [1, 3, 8])
+def test_the_sampler_check_looks_at_the_last_step(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, pairs: int
+) -> None:
+    """t = 1 deviates most; a process whose share is a single pair looks at it too."""
+    seen: list[Step] = []
+    monkeypatch.setattr(training, "sampling_gap", lambda *args: seen.extend(args[-1]) or 0.0)
+    trainer = Trainer(open_session(small(settings, 1, "check")))
+    share = list(range(5, 5 + pairs))
+    trainer._check_sampler(trainer.session.policy(0), None, share)  # type: ignore[arg-type]
+    assert {step.i for step in seen} == {0, 1, 3} and {s.pair for s in seen} <= set(share)
 
 
 def test_full_fine_tuning(settings: Settings, pipeline_folder: Path) -> None:
