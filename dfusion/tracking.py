@@ -1,6 +1,7 @@
 """The metrics, sent to wandb or tensorboard as well where that is asked for."""
 
 import importlib.util
+import inspect
 import os
 from pathlib import Path
 from typing import Any
@@ -46,15 +47,20 @@ def check_not_sharded(kind: DistributedType) -> None:
 
 
 def start(accelerator: Accelerator, settings: Settings) -> None:
-    """Begin the run; wandb stays offline where nobody is logged in."""
+    """Begin the run: in wandb's project dfusion, or in TensorBoard's folder log/<exp>.
+
+    wandb stays offline where nobody is logged in.
+    """
     if settings.tracker == "none":
         return
-    extra: dict[str, Any] = {}
-    if settings.tracker == "wandb":
-        if not _wandb_login():
-            os.environ.setdefault("WANDB_MODE", "offline")
-        extra = {"wandb": {"name": settings.exp_name, "dir": "log"}}
-    accelerator.init_trackers("dfusion", config=flat(settings.to_dict()), init_kwargs=extra)
+    config = flat(settings.to_dict())
+    if settings.tracker == "tensorboard":
+        accelerator.init_trackers(settings.exp_name, config=config)
+        return
+    run = {"name": settings.exp_name, "dir": "log"}
+    if "WANDB_MODE" not in os.environ and not _wandb_login():
+        run["mode"] = "offline"  # wandb read its environment when it was asked for the login
+    accelerator.init_trackers("dfusion", config=config, init_kwargs={"wandb": run})
 
 
 def log(accelerator: Accelerator, row: dict[str, Any], step: int) -> None:
@@ -90,6 +96,9 @@ def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def _wandb_login() -> bool:
+    """Whether wandb knows who is logging; asks nobody and no server."""
     import wandb
 
-    return bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
+    if "prompt" in inspect.signature(wandb.login).parameters:
+        return wandb.login(prompt=False, verify=False)
+    return bool(wandb.api.api_key)  # older versions

@@ -1,6 +1,9 @@
 """Trackers: what reaches them, and that nothing depends on one."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,16 @@ from dfusion.errors import UserError
 from dfusion.settings import Settings
 from dfusion.training import train_rounds
 
+ROOT = Path(__file__).parent.parent
+LOGGED = """
+from dfusion import tracking
+from dfusion.settings import Settings
+settings = Settings(tracker="wandb", exp_name="exp", device="cpu")
+accelerator = tracking.accelerator(settings, cpu=True)
+tracking.start(accelerator, settings)
+tracking.log(accelerator, {"loss": 1.0}, 0)
+accelerator.end_training()
+"""
 ROW = {
     "kind": "round",
     "round": 3,
@@ -37,7 +50,11 @@ def test_rows_are_flattened_with_steps_counted_down() -> None:
 def test_wandb_runs_offline_without_a_login(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows and a sheet of pictures are logged, in order of the optimiser steps."""
+    """Rows and a sheet of pictures are logged, in order of the optimiser steps.
+
+    Sets WANDB_MODE and replaces the login check: it cannot see what happens without both, which
+    the next test does.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setattr(tracking, "_wandb_login", lambda: False)
@@ -64,6 +81,26 @@ def test_wandb_runs_offline_without_a_login(
     assert list((tmp_path / "log" / "wandb").glob("offline-run-*/*.wandb"))
 
 
+def test_wandb_where_nobody_ever_logged_in(tmp_path: Path) -> None:
+    """A process of its own: wandb reads its environment once a process."""
+    home, work = tmp_path / "home", tmp_path / "work"
+    home.mkdir()
+    work.mkdir()
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_") and k != "NETRC"}
+    done = subprocess.run(
+        [sys.executable, "-c", LOGGED],
+        cwd=work,
+        env={**kept, "HOME": str(home), "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "deprecated" not in done.stderr
+    assert list((work / "log" / "wandb").glob("offline-run-*/*.wandb"))
+
+
 def test_precision_is_not_accelerates_to_choose(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,6 +125,20 @@ def test_a_tracker_that_is_not_installed_is_named(settings: Settings, monkeypatc
         tracking.accelerator(settings, cpu=True)
 
 
+def test_tensorboard_has_a_folder_for_each_experiment(settings: Settings) -> None:
+    """By the name that accelerate makes the folder of: tensorboard itself need not be there."""
+    begun: list[str] = []
+
+    class Recorder:
+        def init_trackers(self, name: str, **kwargs: object) -> None:
+            begun.append(name)
+
+    for name in ("a", "b"):
+        settings.tracker, settings.exp_name = "tensorboard", name
+        tracking.start(Recorder(), settings)
+    assert begun == ["a", "b"]
+
+
 def test_tensorboard_has_the_figures_and_the_pictures(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -96,7 +147,7 @@ def test_tensorboard_has_the_figures_and_the_pictures(
     settings.tracker, settings.train.num_epochs = "tensorboard", 1
     train_rounds(settings)
     found = {}
-    for events in (tmp_path / "log").rglob("events.out.tfevents.*"):
+    for events in (tmp_path / "log" / "exp").rglob("events.out.tfevents.*"):
         log = reader.EventAccumulator(str(events))
         log.Reload()
         found |= {tag: log.Scalars(tag)[-1].value for tag in log.Tags()["scalars"]}
