@@ -16,6 +16,7 @@ from benchmarks.counter import counting
 from benchmarks.timing import Race, Work
 from benchmarks.workbench import quiet
 from dfusion.files import read_tensors
+from dfusion.fit import guess
 from dfusion.fusion import Source, fuse
 from dfusion.rewards import load_reward
 from dfusion.rounds import read_source, read_trajectory
@@ -96,7 +97,7 @@ def training(trainer: Trainer, unet: nn.Module, time_in_turns: TimeInTurns) -> S
         _plain_training(trainer, examples(session))
 
     chunks = [
-        chunk for groups in orders for steps in groups for chunk in _chunks(steps, train.batch_size)
+        chunk for groups in orders for steps in groups for chunk in _chunks(steps, guess(train.batch_size))
     ]
     calls = bare.unet_calls(unet, session.model, [4 * len(c) for c in chunks], trained=True)
     difference = gradient_difference(trainer)

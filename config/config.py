@@ -9,7 +9,7 @@ testbed   the small model that this repository carries
 
 from ml_collections import ConfigDict
 
-from dfusion.settings import Settings
+from dfusion.settings import Settings, as_flags
 
 
 def paper() -> Settings:
@@ -65,4 +65,4 @@ def get_config(preset: str = "paper") -> ConfigDict:
     """The preset as flags; called by ml_collections for `--config config/config.py:<preset>`."""
     if preset not in PRESETS:
         raise ValueError(f"no preset '{preset}'; choose from {', '.join(PRESETS)}")
-    return ConfigDict(PRESETS[preset]().to_dict())
+    return ConfigDict(as_flags(PRESETS[preset]().to_dict()))

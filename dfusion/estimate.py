@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from dfusion import optimiser
+from dfusion.fit import guess
 from dfusion.fusion import FusionPlan, fusion_control
 from dfusion.inputs import check, load_prompts, plan_of
 from dfusion.metrics import peak_memory
@@ -192,7 +193,7 @@ def measure(settings: Settings, model: DiffusionModel) -> Times:
     return Times(
         plain=_timed(lambda: _sampling_call(settings, model, mask_layers)) / batch,
         fused=_timed(lambda: _fused_call(settings, model, plan, mask_layers)) / (2 * pairs),
-        trained=_timed(train) / (4 * settings.train.batch_size),
+        trained=_timed(train) / (4 * guess(settings.train.batch_size)),
         decoding=_timed(lambda: model.decode(latents)) / batch,
         scoring=_scoring(settings, model),
     )
@@ -252,7 +253,7 @@ def _training_call(settings: Settings, model: DiffusionModel) -> Callable[[], No
     adam = optimiser.make(tuning.parameters, train, model.device)
 
     def work() -> None:
-        _guided(settings, model, 2 * train.batch_size, None).square().mean().backward()
+        _guided(settings, model, 2 * guess(train.batch_size), None).square().mean().backward()
         if not adam.state:
             adam.step()
 

@@ -10,10 +10,10 @@ from dfusion.losses import RATIOS
 from dfusion.masks import MERGES
 from dfusion.objective import METHODS, REFERENCES, parse_weights
 from dfusion.pairing import ADOPTIONS, RULES
-from dfusion.plain import at_least, check_text, check_type, finite, one_of
+from dfusion.plain import at_least, check_text, finite, one_of
 from dfusion.prompt_files import load_prompts
 from dfusion.sampling import STORE_DTYPES
-from dfusion.settings import Settings, flat, names_of
+from dfusion.settings import AUTO, Settings, check_setting, flat, names_of
 from dfusion.steps import parse_steps
 from dfusion.tracking import TRACKERS
 from dfusion.transitions import SOURCES
@@ -76,9 +76,8 @@ def check(settings: Settings) -> None:
 
 def _check_each(s: Settings) -> None:
     """Every flag by itself: of its default's type, and plain text."""
-    defaults = flat(Settings().to_dict())
     for name, value in flat(s.to_dict()).items():
-        check_type(f"--config.{name}", value, defaults[name])
+        check_setting(f"--config.{name}", name, value)
         if isinstance(value, str):
             check_text(f"--config.{name}", value)
     for name, place in (("save_path", s.save_path), ("resume_from", s.resume_from)):
@@ -97,7 +96,8 @@ def _check_training(s: Settings) -> None:
         *("compare_every", "num_checkpoint_limit"),
     )
     for name in counts:
-        at_least(f"train.{name}", getattr(train, name), 1)
+        if getattr(train, name) != AUTO:
+            at_least(f"train.{name}", getattr(train, name), 1)
     at_least("train.compare_images", train.compare_images, 0)
     for name in ("learning_rate", "beta", "max_grad_norm", "adv_clip_max", "adam_epsilon"):
         if not 0 < getattr(train, name) < math.inf:

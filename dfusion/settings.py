@@ -9,6 +9,9 @@ from typing import Any
 from dfusion.errors import UserError
 from dfusion.plain import check_type
 
+AUTO = "auto"
+# Flags of whole numbers that may be "auto" too.
+MAY_BE_AUTO = {"train.batch_size"}
 # What to do about a config.json that cannot be read.
 RENEW = "delete it, and the same command as before writes it again"
 
@@ -119,8 +122,9 @@ class Train:
     # one, a pass without gradients comes first, for the log-probs of theta_old.
     num_inner_epochs: int = 2
     updates_per_inner_epoch: int = 1
-    # Denoising steps of pairs in one UNet call; any number gives the same update.
-    batch_size: int = 1
+    # Denoising steps of pairs in one UNet call; any number gives the same update. "auto" is the
+    # largest that fits the GPU, found by trying, and 8 on a CPU.
+    batch_size: int | str = 1
     # Eq. 6: beta; "ratio" (the paper) or "log_ratio" (D3PO).
     beta: float = 0.1
     ratio: str = "ratio"
@@ -235,6 +239,33 @@ def flat(settings: dict) -> dict[str, Any]:
     return flags
 
 
+def check_setting(what: str, name: str, value: Any) -> None:
+    """Refuse a value of another type than the setting's. what: the flag or file. UserError."""
+    if name not in MAY_BE_AUTO:
+        check_type(what, value, flat(Settings().to_dict())[name])
+    elif value != AUTO and type(value) is not int:
+        raise UserError(f"{what} {value!r}: must be a whole number or auto")
+
+
+def as_flags(values: dict) -> dict:
+    """Settings.to_dict() with text where "auto" may stand too: a flag has the type of its value."""
+    for name in MAY_BE_AUTO:
+        group, key = name.split(".")
+        values[group][key] = str(values[group][key])
+    return values
+
+
+def _without_text(values: dict) -> dict:
+    """The inverse of `as_flags`."""
+    values = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
+    for name in MAY_BE_AUTO:
+        group, key = name.split(".")
+        text = values.get(group, {}).get(key)
+        if isinstance(text, str) and text.isdecimal():
+            values[group][key] = int(text)
+    return values
+
+
 def settings_of(values: Any, source: str) -> Settings:
     """Settings from nested plain values; those not given have their defaults.
 
@@ -245,8 +276,9 @@ def settings_of(values: Any, source: str) -> Settings:
         group = isinstance(values, dict) and values.get(name, default)
         if not isinstance(values, dict) or isinstance(group, dict) != isinstance(default, dict):
             raise UserError(f"{source}: '{name}' is not laid out as settings are; use its flag")
+    values = _without_text(values)
     for name, value in flat(values).items():
         if name not in known:
             raise UserError(f"{source}: there is no setting '{name}'; remove it")
-        check_type(f"{source}: {name}", value, known[name])
+        check_setting(f"{source}: {name}", name, value)
     return Settings.of(values)

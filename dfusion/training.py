@@ -18,6 +18,7 @@ from dfusion.checkpoints import Checkpoints
 from dfusion.contact_sheet import contact_sheet
 from dfusion.errors import UserError
 from dfusion.files import write_tensors
+from dfusion.fit import guess
 from dfusion.inversion import invert
 from dfusion.model_card import model_card
 from dfusion.objective import Objective
@@ -208,7 +209,7 @@ class Trainer:
             data=data,
             objective=self.objective,
             initial=self.tuning.initial,
-            batch_size=self.settings.train.batch_size,
+            batch_size=guess(self.settings.train.batch_size),
             boost=self.boost,
             sync=self._sync,
             advance=lambda count: None,

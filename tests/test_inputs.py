@@ -12,7 +12,7 @@ from dfusion.errors import UserError
 from dfusion.inputs import check, check_names, load_prompts
 from dfusion.models import DiffusionModel, pick_device
 from dfusion.prompts import Item
-from dfusion.settings import Pretrained, Settings
+from dfusion.settings import Pretrained, Settings, settings_of
 
 ROOT = Path(__file__).parent.parent
 FLAGS = [
@@ -48,6 +48,8 @@ FLAGS = [
     ("train.num_inner_epochs", 0, "--config.train.num_inner_epochs 0"),
     ("train.updates_per_inner_epoch", 0, "--config.train.updates_per_inner_epoch 0"),
     ("train.batch_size", 0, "--config.train.batch_size 0"),
+    ("train.batch_size", "all", "--config.train.batch_size 'all': must be a whole number or auto"),
+    ("train.batch_size", True, "--config.train.batch_size True: must be a whole number or auto"),
     ("train.lora_rank", 0, "--config.train.lora_rank 0"),
     ("train.lora_targets", " , ", "--config.train.lora_targets: name at least one module"),
     ("train.step_weights", "1,2", "--config.train.step_weights: 2 weights for 20 steps"),
@@ -94,8 +96,23 @@ def test_flags(flag: str, value: object, message: str) -> None:
 def test_presets_pass_and_survive_the_flags(preset: str) -> None:
     settings = PRESETS[preset]()
     check(settings)
-    assert Settings.of(get_config(preset).to_dict()) == settings
+    assert settings_of(get_config(preset).to_dict(), "--config") == settings
     assert Settings.of(json.loads(json.dumps(settings.to_dict()))) == settings
+
+
+@pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("12", 12), ("-1", None)])
+def test_a_number_that_may_be_auto(text: str, value: int | str | None) -> None:
+    """As a flag gives it, and as config.json keeps it."""
+    flags = get_config("paper")
+    flags.train.batch_size = text
+    if value is None:
+        with pytest.raises(UserError, match="'-1': must be a whole number or auto"):
+            settings_of(flags.to_dict(), "--config")
+        return
+    settings = settings_of(flags.to_dict(), "--config")
+    check(settings)
+    assert settings.train.batch_size == value
+    assert settings_of(json.loads(json.dumps(settings.to_dict())), "config.json") == settings
 
 
 def test_one_image_per_prompt_makes_no_pair() -> None:
