@@ -96,9 +96,8 @@ def training(trainer: Trainer, unet: nn.Module, time_in_turns: TimeInTurns) -> S
     def plain() -> None:
         _plain_training(trainer, examples(session))
 
-    chunks = [
-        chunk for groups in orders for steps in groups for chunk in _chunks(steps, guess(train.batch_size))
-    ]
+    size = guess(train.batch_size)
+    chunks = [chunk for groups in orders for steps in groups for chunk in _chunks(steps, size)]
     calls = bare.unet_calls(unet, session.model, [4 * len(c) for c in chunks], trained=True)
     difference = gradient_difference(trainer)
     stage = _raced(session, {"ours": ours, "baseline": plain}, calls, time_in_turns)
