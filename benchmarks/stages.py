@@ -19,7 +19,7 @@ from dfusion.files import read_tensors
 from dfusion.fit import guess
 from dfusion.fusion import Source, fuse
 from dfusion.rewards import load_reward
-from dfusion.rounds import read_source, read_trajectory
+from dfusion.round_files import read_source, read_trajectory
 from dfusion.runs import Session
 from dfusion.sampling import sample
 from dfusion.scoring import score_missing

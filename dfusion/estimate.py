@@ -5,6 +5,7 @@ where guidance is off; a backward pass counts as one more. The hours come from a
 run's own batch shapes, with LoRA attached as in training.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -179,7 +180,7 @@ def estimate(settings: Settings, adopted: float = 1.0) -> Estimate:
         evaluations(settings, prompts, adopted),
         seconds(settings, prompts, times, adopted),
         peak_memory(),
-        _disk(settings, Sizes.of(settings, prompts), model),
+        disk_gib(settings, prompts, model.latent_shape),
         times,
     )
 
@@ -268,15 +269,18 @@ def _scoring(settings: Settings, model: DiffusionModel) -> float:
     return _timed(lambda: reward(images, texts)) / batch
 
 
-def _disk(settings: Settings, sizes: Sizes, model: DiffusionModel) -> float:
-    """GiB of all states: samples', targets' and, where asked for, their inversions."""
-    channels, height, width = model.latent_shape
+def disk_gib(settings: Settings, prompts: int, latent_shape: tuple[int, int, int]) -> float:
+    """GiB of states at most: samples', targets' and, where asked for, their inversions.
+
+    A round's states are dropped, if at all, once it has been trained on.
+    """
+    sizes = Sizes.of(settings, prompts)
     number = STORE_DTYPES[settings.sample.store_dtype].itemsize
-    state = channels * height * width * number
-    each = {"naive": 0, "dfusion": 1, "inversion": 2}[settings.train.pairs]
-    fused = each * sizes.pairs
-    kept = sizes.rounds * (sizes.images + fused)
-    return kept * (sizes.steps + 1) * state / 2**30
+    state = math.prod(latent_shape) * number
+    fused = {"naive": 0, "dfusion": 1, "inversion": 2}[settings.train.pairs] * sizes.pairs
+    most = {"all": sizes.rounds, "last": 2, "none": 1}[settings.keep_trajectories]
+    rounds = min(most, sizes.rounds)
+    return rounds * (sizes.images + fused) * (sizes.steps + 1) * state / 2**30
 
 
 def announce(settings: Settings) -> Estimate:

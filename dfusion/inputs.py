@@ -15,6 +15,7 @@ from dfusion.prompt_files import load_prompts
 from dfusion.sampling import STORE_DTYPES
 from dfusion.settings import AUTO, Settings, check_setting, flat, names_of
 from dfusion.steps import parse_steps
+from dfusion.store import KEEPS
 from dfusion.tracking import TRACKERS
 from dfusion.transitions import SOURCES
 from dfusion.tuning import TUNES
@@ -89,6 +90,7 @@ def _check_training(s: Settings) -> None:
     """The flags that only training reads."""
     train = s.train
     one_of("tracker", s.tracker, TRACKERS)
+    one_of("keep_trajectories", s.keep_trajectories, KEEPS)
     one_of("train.tune", train.tune, TUNES)
     one_of("train.reference", train.reference, REFERENCES)
     counts = (

@@ -10,23 +10,23 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dfusion import pairing
 from dfusion.errors import NotFiniteError, UserError
-from dfusion.files import Writer, read_rows, read_tensors, write_bytes, write_png, write_tensors
-from dfusion.fusion import FusionPlan, Source, Target, fuse
+from dfusion.files import Writer, read_rows
+from dfusion.fusion import FusionPlan, Target, fuse
 from dfusion.oddities import equal_scores, odd_masks
 from dfusion.progress import Progress, Stopwatch, clock
 from dfusion.prompts import Prompt
 from dfusion.rewards import HUMAN, Reward, reward_name
+from dfusion.round_files import read_source, write_sample, write_target
 from dfusion.sampling import Policy, Trajectory, sample
 from dfusion.scoring import score_missing, scorer_alive, scorer_lock
 from dfusion.settings import Settings
 from dfusion.steps import fused_indices
-from dfusion.store import PAIRED, Experiment, Round
+from dfusion.store import DROPPED, PAIRED, Experiment, Round
 
 SAY_EVERY_SECONDS = 30.0
 TRY = "try --config.mixed_precision bf16 or no"
@@ -81,6 +81,8 @@ class RoundRunner:
         """The round up to fusion: its samples, their scores, its pairs."""
         round_ = self.experiment.round(number)
         self.say(f"Round {number}")
+        if self.world.rank == 0:  # it is to be trained on again: what was dropped is made again
+            (round_.folder / DROPPED).unlink(missing_ok=True)
         self._plan(round_, number, policy, self.settings.images_per_prompt)
         prompts = round_.sample_prompts()
         with self.stopwatch.stage("sampling"):
@@ -156,7 +158,7 @@ class RoundRunner:
                 images = _pictures(policy, trajectories, [f"sample {i}" for i in batch])
                 for i, trajectory, image in zip(batch, trajectories, images, strict=True):
                     states = trajectory if keep else None
-                    writer.put(_write_sample, round_, i, states, image.numpy())
+                    writer.put(write_sample, round_, i, states, image.numpy())
                 writer.next_batch()
                 if self.world.rank == 0:
                     progress.advance(len(batch))
@@ -241,7 +243,7 @@ class RoundRunner:
                 images = _pictures(policy, targets, [f"target {p}" for p in batch])
                 for p, source, target, image in zip(batch, sources, targets, images, strict=True):
                     args = round_, p, pairs[p], source, target, image.numpy()
-                    writer.put(_write_target, *args)
+                    writer.put(write_target, *args)
                 writer.next_batch()
                 if self.world.rank == 0:
                     progress.advance(len(batch))
@@ -344,56 +346,3 @@ def _pictures(policy: Policy, results: Sequence[Trajectory | Target], names: lis
             f"round {policy.round}, {names[error.index]}: NaN or Inf in its decoded image; are the "
             "VAE's weights whole?"
         ) from error
-
-
-def read_trajectory(round_: Round, index: int) -> Trajectory:
-    """A stored sample of a round."""
-    tensors = read_tensors(round_.trajectory(index))
-    return Trajectory(tensors["latents"], tensors["maps"])
-
-
-def read_source(round_: Round, pair: pairing.Pair, prompts: list[Prompt]) -> Source:
-    """What fusion of a pair starts from; prompts: of the round's samples."""
-    base, reference = (read_trajectory(round_, i) for i in (pair.base, pair.reference))
-    return Source(pair.base, prompts[pair.base], base, reference)
-
-
-def _write_sample(round_: Round, i: int, trajectory: Trajectory | None, image: np.ndarray) -> None:
-    if trajectory is not None:
-        tensors = {"latents": trajectory.latents, "maps": trajectory.maps}
-        write_tensors(round_.trajectory(i), tensors, {"index": i})
-    write_png(round_.image("images", i), image)
-
-
-def _write_target(
-    round_: Round,
-    p: int,
-    pair: pairing.Pair,
-    source: Source,
-    target: Target,
-    image: np.ndarray,
-) -> None:
-    round_.inversion(p).unlink(missing_ok=True)  # of an older target
-    for kind, index in (("base_images", pair.base), ("reference_images", pair.reference)):
-        write_bytes(round_.image(kind, p), round_.image("images", index).read_bytes())
-    write_png(round_.image("masks", p), mask_sheet(target.masks, source.reference.maps))
-    write_tensors(
-        round_.target(p),
-        {"latents": target.latents, "masks": target.masks},
-        {"base": pair.base, "reference": pair.reference},
-    )
-    write_png(round_.image("target_images", p), image)
-
-
-def mask_sheet(masks: Tensor, maps: Tensor) -> np.ndarray:
-    """A picture of masks and item maps over time, uint8 ((1 + I) gh, T gw).
-
-    Left to right t = T … 1; on top the mask, below the maps, each item's over its own range.
-    masks: (T, gh, gw) bool, maps: (T, I, gh, gw).
-    """
-    low = maps.float().amin((0, 2, 3), keepdim=True)
-    high = maps.float().amax((0, 2, 3), keepdim=True)
-    scaled = (maps.float() - low) / (high - low).clamp(min=1e-8)
-    tiles = torch.cat([masks[:, None].float(), scaled], 1)  # (T, 1 + I, gh, gw)
-    sheet = tiles.permute(1, 2, 0, 3).flatten(2).flatten(0, 1)
-    return (sheet * 255).round().to(torch.uint8).numpy()

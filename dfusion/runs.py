@@ -33,6 +33,7 @@ FREE = {
     *("train.num_epochs", "train.begin_epoch", "train.batch_size"),
     *("train.gradient_checkpointing", "train.num_checkpoint_limit"),
     *("train.compare_images", "train.compare_every", "resume_from", "tracker"),
+    "keep_trajectories",
 }
 PRECISIONS = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
@@ -147,6 +148,9 @@ def _sample_rounds(session: Session) -> Path:
     settings = session.settings
     folder = session.experiment.folder
     for number in range(settings.train.begin_epoch, settings.train.num_epochs):
+        if not session.experiment.round(number).states_kept:
+            session.runner.say(f"Round {number}: trained on, its trajectories are not kept")
+            continue
         round_ = session.runner.run(number, session.policy(number))
         if session.runner.world.rank == 0:
             rows = round_.adoption() or []

@@ -188,6 +188,9 @@ class Settings:
     # run_train.py: "latest" goes on from the experiment's last checkpoint; a checkpoint's folder
     # is where an experiment without one begins.
     resume_from: str = "latest"
+    # run_train.py: rounds that keep their trajectories once they were trained on and the checkpoint
+    # is on disk: "all", "last" (the newest one) or "none".
+    keep_trajectories: str = "all"
     # run_train.py: "none", "wandb" (offline where nobody is logged in) or "tensorboard".
     tracker: str = "none"
     # Continue an experiment whose config.json differs from this config.

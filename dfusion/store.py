@@ -13,6 +13,7 @@ epoch0/
   eval/target_images.json          scores of target_images/
   adoption.json          per pair: scores, whether the target is adopted (Eq. 7)
   inversions/00000.safetensors     latents (T+1, C, h, w) guessed from a target, if asked for
+  dropped.json           only where trajectories, targets and inversions are no longer kept
 compare/epoch0/          manifest, images and scores of samples with the same noise each time, made
                          with the policy after 0, … rounds of training
 checkpoints/epoch0/      the policy after training on round 0
@@ -20,6 +21,7 @@ metrics.jsonl            figures of every update and round
 """
 
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -34,6 +36,9 @@ from dfusion.schema import check_adoption, check_manifest, check_pairs, check_sc
 _EPOCH = re.compile(r"^epoch(\d+)$")
 PAIRED = ("base_images", "reference_images", "masks", "target_images")  # one of each a pair
 SCORED = ("images", "target_images")
+STATES = ("trajectories", "targets", "inversions")  # folders of states, by far the largest files
+DROPPED = "dropped.json"
+KEEPS = ("all", "last", "none")  # rounds trained on whose states are kept
 
 
 class Round:
@@ -54,6 +59,19 @@ class Round:
 
     def inversion(self, pair: int) -> Path:
         return self.folder / "inversions" / f"{pair:05d}.safetensors"
+
+    @property
+    def states_kept(self) -> bool:
+        """False where the round was trained on and its states are no longer kept."""
+        return not (self.folder / DROPPED).exists()
+
+    def drop_states(self) -> None:
+        """Delete the states; a note says so first, so that no kill leaves a round half dropped."""
+        if self.states_kept:
+            write_json(self.folder / DROPPED, {"dropped": STATES})
+        for kind in STATES:
+            if (folder := self.folder / kind).exists():
+                shutil.rmtree(folder)
 
     def scores_file(self, kind: str) -> Path:
         return self.folder / "eval" / f"{kind}.json"
@@ -179,6 +197,14 @@ class Experiment:
     def comparisons(self) -> dict[int, Round]:
         """Comparisons on disk, in order."""
         return {n: self.comparison(n) for n in _numbers(self.folder / "compare")}
+
+    def drop_states(self, trained: range, keep: str) -> None:
+        """Drop the states of rounds trained on, as `keep` says, and finish what a kill left."""
+        first, end = trained.start, trained.stop
+        dropped = range(first, {"all": first, "last": end - 1, "none": end}[keep])
+        for number, round_ in self.rounds().items():
+            if number in dropped or not round_.states_kept:
+                round_.drop_states()
 
     @property
     def config_file(self) -> Path:

@@ -103,6 +103,7 @@ class Trainer:
         self.checkpoints.load(own, self.tuning, self.optimiser)
         if self.rank == 0:
             self.checkpoints.tidy(done, self.settings.train.num_checkpoint_limit)
+            self._drop_states(done)
         self.say(f"Going on after round {done}")
         return done + 1
 
@@ -346,7 +347,13 @@ class Trainer:
             )
             self._track(number, rows, row)
             self.say(f"  trained on {len(data.pairs)} pairs; checkpoint in {saved}")
+            self._drop_states(number)
         self.accelerator.wait_for_everyone()
+
+    def _drop_states(self, done: int) -> None:
+        """Delete what --config.keep_trajectories lets go of rounds up to `done`, all trained on."""
+        trained = range(self.settings.train.begin_epoch, done + 1)
+        self.session.experiment.drop_states(trained, self.settings.keep_trajectories)
 
     def _history(self, number: int) -> list[float]:
         """Mean rewards of the rounds before."""

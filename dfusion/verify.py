@@ -23,14 +23,14 @@ from dfusion.lora import FILE as LORA
 from dfusion.lora import REMOVE
 from dfusion.settings import RENEW, Settings, settings_of
 from dfusion.steps import first_fused
-from dfusion.store import PAIRED, SCORED, Experiment, Round
+from dfusion.store import DROPPED, PAIRED, SCORED, STATES, Experiment, Round
 
 FOLDERS = {
     **dict.fromkeys(("images", *PAIRED), ".png"),
-    **dict.fromkeys(("trajectories", "targets", "inversions"), ".safetensors"),
+    **dict.fromkeys(STATES, ".safetensors"),
 }
 AGAIN = "run the same command again"
-FILES = {"manifest.json", "pairs.json", "adoption.json"}
+FILES = {"manifest.json", "pairs.json", "adoption.json", DROPPED}
 
 
 def verify(folder: Path) -> list[str]:
@@ -49,6 +49,7 @@ def verify(folder: Path) -> list[str]:
     for k, round_ in experiment.rounds().items():
         found = _guarded(round_.folder, partial(_round, round_, settings))
         problems += _behind(found, k, trained)
+        problems += _dropped(round_, trained is not None and k <= trained)
     for k, round_ in experiment.comparisons().items():
         found = _guarded(round_.folder, partial(_images, round_))
         problems += _behind(found, k, trained)
@@ -73,6 +74,17 @@ def _behind(problems: list[str], number: int, trained: int | None) -> list[str]:
         )
         for p in problems
     ]
+
+
+def _dropped(round_: Round, trained_on: bool) -> Iterator[str]:
+    """States that were dropped: gone for good where the round was trained on, else to be remade."""
+    if round_.states_kept:
+        return
+    if not trained_on:
+        yield f"{round_.folder}: its states were dropped, and no checkpoint is there; {AGAIN}"
+    for kind in STATES:
+        if (folder := round_.folder / kind).exists():
+            yield f"{folder}: left of states that were dropped; delete it"
 
 
 def _metrics(path: Path) -> Iterator[str]:
@@ -104,7 +116,7 @@ def _round(round_: Round, settings: Settings) -> Iterator[str]:
     yield from _foreign(round_)
     count = len(round_.sample_prompts())
     started = any(round_.image("images", i).exists() for i in range(count))
-    for i in range(count) if started else ():
+    for i in range(count) if started and round_.states_kept else ():
         yield from _tensors(round_.trajectory(i), "latents")
     pairs = round_.pairs()
     if pairs is None:
@@ -156,28 +168,37 @@ def _foreign(round_: Round) -> Iterator[str]:
 
 
 def _targets(round_: Round, settings: Settings) -> Iterator[str]:
-    """Targets are whole, and share their bases' states until fusion begins."""
+    """Targets and their pictures are whole."""
     first = first_fused(settings.fusion.steps, settings.sample.num_steps)
+    dropped = not round_.states_kept and round_.adoption() is not None
     for p, pair in enumerate(round_.pairs() or ()):
-        path = round_.target(p)
-        if not path.exists():
-            continue
-        problems = list(_tensors(path, "latents"))
-        yield from problems
-        if round_.inversion(p).exists():
-            yield from _tensors(round_.inversion(p), "latents")
-        for picture in (round_.image(kind, p) for kind in PAIRED):
-            if not picture.exists():
-                yield f"{picture}: missing; {AGAIN}"
-        base = round_.trajectory(pair.base)
-        if not problems and not list(_problem(base, read_tensors)):
-            a, b = read_tensors(path)["latents"], read_tensors(base)["latents"]
-            if not a[: first + 1].equal(b[: first + 1]):
-                yield f"{path}: does not begin as its base {pair.base} does; {REBUILT}"
-        for kind, index in (("base_images", pair.base), ("reference_images", pair.reference)):
-            copy, source = round_.image(kind, p), round_.image("images", index)
-            if copy.exists() and source.exists() and copy.read_bytes() != source.read_bytes():
-                yield f"{copy}: not image {index}; {REBUILT}"
+        if round_.target(p).exists():
+            yield from _target(round_, p, pair, first)
+        if round_.target(p).exists() or dropped:
+            yield from _target_pictures(round_, p, pair)
+
+
+def _target(round_: Round, p: int, pair: pairing.Pair, first: int) -> Iterator[str]:
+    """A target is whole, and shares its base's states until fusion begins."""
+    path, base = round_.target(p), round_.trajectory(pair.base)
+    problems = list(_tensors(path, "latents"))
+    yield from problems
+    if round_.inversion(p).exists():
+        yield from _tensors(round_.inversion(p), "latents")
+    if not problems and not list(_problem(base, read_tensors)):
+        a, b = read_tensors(path)["latents"], read_tensors(base)["latents"]
+        if not a[: first + 1].equal(b[: first + 1]):
+            yield f"{path}: does not begin as its base {pair.base} does; {REBUILT}"
+
+
+def _target_pictures(round_: Round, p: int, pair: pairing.Pair) -> Iterator[str]:
+    for picture in (round_.image(kind, p) for kind in PAIRED):
+        if not picture.exists():
+            yield f"{picture}: missing; {AGAIN}"
+    for kind, index in (("base_images", pair.base), ("reference_images", pair.reference)):
+        copy, source = round_.image(kind, p), round_.image("images", index)
+        if copy.exists() and source.exists() and copy.read_bytes() != source.read_bytes():
+            yield f"{copy}: not image {index}; {REBUILT}"
 
 
 def _adoption(round_: Round, settings: Settings) -> Iterator[str]:

@@ -17,7 +17,7 @@ from dfusion.masks import fusion_mask
 from dfusion.pairing import adopted
 from dfusion.prompts import Prompt
 from dfusion.rewards import Reward, load_reward
-from dfusion.rounds import read_source
+from dfusion.round_files import read_source
 from dfusion.runs import Session, open_session
 from dfusion.settings import Settings
 from experiments.alignment import prompts_file

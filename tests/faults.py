@@ -7,7 +7,8 @@ Each point is a process of its own that ends by SIGKILL just before its nth oper
 something under the experiment's folder (opening a file for writing, renaming, deleting, making a
 folder); n is spread evenly over all operations of three jobs:
 
-train      two rounds: sampling, scoring in the run, fusing, training LoRA, comparing, reporting
+train      two rounds: sampling, scoring in the run, fusing, training LoRA, comparing, reporting,
+           dropping the first round's trajectories
 inversion  one round with targets' trajectories inverted, all of the UNet trained
 scorer     a scorer of its own, over an experiment that is sampled and has no scores
 
@@ -47,6 +48,7 @@ STAGES = {  # of the paths that have this in them
     "manifest": "sampling",
     "/eval": "scoring",
     "scorer": "scoring",
+    "dropped": "dropping",
     "pairs.json": "pairing",
     "inversions": "inverting",
     **dict.fromkeys(("targets", "_images", "masks"), "fusing"),
@@ -147,7 +149,7 @@ def make(folder: Path) -> Settings:
     make_pipeline(folder).save_pretrained(folder / "model")
     settings = make_settings(folder, folder / "model")
     settings.train = replace(settings.train, num_epochs=2, compare_every=1, batch_size=8)
-    return settings
+    return replace(settings, keep_trajectories="last")
 
 
 def inverted(settings: Settings) -> Settings:

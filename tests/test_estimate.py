@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.counter import counting
-from dfusion.estimate import announce, estimate, evaluations
+from dfusion.estimate import announce, disk_gib, estimate, evaluations
 from dfusion.runs import open_session
 from dfusion.settings import Settings
 from dfusion.training import Trainer
@@ -77,6 +77,14 @@ def test_paper_preset() -> None:
         "comparing": 2 * 40 * 20,
     }
     assert evaluations(Settings(), 40, adopted=0.0)["training"] == 51_200 + 8
+
+
+@pytest.mark.parametrize(("keep", "gigabytes"), [("all", 52.8), ("last", 2.6), ("none", 1.3)])
+def test_states_of_the_papers_run_on_disk(keep: str, gigabytes: float) -> None:
+    """40 rounds of 640 samples and 320 targets, 21 states of 4 x 64 x 64 in fp32: the README's."""
+    settings = Settings(keep_trajectories=keep)
+    settings.train.num_epochs = 40
+    assert disk_gib(settings, 40, (4, 64, 64)) * 2**30 / 1e9 == pytest.approx(gigabytes, abs=0.05)
 
 
 def test_estimate_measures_and_writes_nothing(

@@ -17,6 +17,7 @@ EFFECTS = {
         "progress",
         "prompt_files",
         "report",
+        "round_files",
         "rewards",
         "rounds",
         "runs",

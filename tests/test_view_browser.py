@@ -175,6 +175,18 @@ def test_pairs_by_keyboard(data: Path) -> None:
         page.wait_for_selector("dialog", state="detached")
 
 
+def test_a_pair_whose_trajectories_were_dropped(data: Path) -> None:
+    Experiment(data / "one").round(0).drop_states()
+    with browsing(data) as (page, address):
+        open_tab(page, address, "pairs", "?exp=one&round=epoch0")
+        page.locator(".card .open").first.focus()
+        page.keyboard.press("Enter")
+        page.keyboard.press("ArrowLeft")
+        said = page.locator("dialog output").inner_text()
+        assert said == "step t = 1: trajectories not kept"
+        assert page.locator("dialog .three img[alt=base]").is_visible()
+
+
 def test_before_and_after(data: Path) -> None:
     with browsing(data) as (page, address):
         open_tab(page, address, "compare", "?exp=one")

@@ -86,6 +86,13 @@ class Data:
         return known[1]
 
 
+def why_not(round_: Round) -> str:
+    """Why states or item maps are not there, to end a sentence with."""
+    if round_.states_kept:
+        return " (yet)"
+    return ": not kept after training on the round (--config.keep_trajectories)"
+
+
 def present(folder: Path) -> set[int]:
     """Indices of the PNGs in a folder; empty where there is none."""
     if not folder.is_dir():

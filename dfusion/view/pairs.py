@@ -57,6 +57,7 @@ def round_view(data: Data, name: str, which: str) -> dict[str, Any]:
         "steps": steps,
         "fused": sorted(parse_steps(settings.fusion.steps, steps), reverse=True),
         "reward": settings.eval.reward,
+        "kept": round_.states_kept,
     }
 
 

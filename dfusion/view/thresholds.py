@@ -19,7 +19,7 @@ from dfusion.prompts import Prompt
 from dfusion.settings import Settings
 from dfusion.steps import parse_steps
 from dfusion.store import Round
-from dfusion.view.folders import Data, NotThereError
+from dfusion.view.folders import Data, NotThereError, why_not
 from dfusion.view.pairs import prompt_of, word
 
 SHOWN = 16  # samples of a prompt
@@ -41,7 +41,9 @@ def maps_of(round_: Round, text: str) -> Maps:
     prompt, indices = prompt_of(round_, text)
     there = [i for i in indices if round_.trajectory(i).is_file()][:SHOWN]
     if prompt is None or not there:
-        raise NotThereError(f"{round_.folder.name}: no sample of '{text}' with maps yet")
+        raise NotThereError(
+            f"{round_.folder.name}: no sample of '{text}' with maps{why_not(round_)}"
+        )
     return _read(
         round_.folder, prompt, tuple(there), tuple(stamp(round_.trajectory(i)) for i in there)
     )

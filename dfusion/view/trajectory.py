@@ -22,7 +22,7 @@ from dfusion.errors import UserError
 from dfusion.files import read_tensors, stamp
 from dfusion.rng import noises
 from dfusion.store import SCORED, Round
-from dfusion.view.folders import NotThereError, present
+from dfusion.view.folders import NotThereError, present, why_not
 
 TILE = 128  # pixels of a step's picture, at most (unless the latent itself is larger)
 FITTED = 16  # samples that the decoder is fitted to
@@ -40,7 +40,7 @@ def strip(round_: Round, kind: str, index: int) -> bytes:
         raise NotThereError(f"'{kind}': trajectories are of {', '.join(SCORED)}")
     path = round_.trajectory(index) if kind == "images" else round_.target(index)
     if not path.is_file():
-        raise NotThereError(f"{path.name}: no trajectory there (yet)")
+        raise NotThereError(f"{path.name}: no trajectory there{why_not(round_)}")
     latents = read_tensors(path)["latents"]
     sample = index
     if kind != "images":

@@ -4,6 +4,8 @@ import { address, h, image, number, openDialog, signed } from "./dom.js";
 import { maskTile, tile } from "./tiles.js";
 
 const PLAY_MS = 350;
+const SHOWN = "Steps show the image the network predicts from each state (x̂₀), decoded roughly, by least squares on this round.";
+const DROPPED = "This round's trajectories were not kept after training (--config.keep_trajectories), so that images are the finished ones at every step.";
 
 export function openPair(view) {
   const { exp, round, data, pairs } = view;
@@ -51,7 +53,8 @@ export function openPair(view) {
     step = Math.max(0, Math.min(data.steps, to));
     slider.value = step;
     const done = step === data.steps, t = data.steps - step;
-    when.textContent = done ? "finished images" : `step t = ${t}${data.fused.includes(t) ? "" : " (not fused)"}`;
+    const notes = [data.fused.includes(t) ? "" : " (not fused)", data.kept ? "" : ": trajectories not kept"];
+    when.textContent = done ? "finished images" : `step t = ${t}${notes.join("")}`;
     slider.setAttribute("aria-valuetext", when.textContent);
     const column = Math.min(step, data.steps - 1);
     for (const part of moving) part.move(column);
@@ -70,10 +73,13 @@ export function openPair(view) {
 
     function side(name, kind, i, score, there = true) {
       if (!there) return h("figure", { class: name }, h("div", { class: "pic" }, h("div", { class: "none" }, "not yet")), h("figcaption", {}, h("b", {}, name)));
-      const walk = tile(strip(kind, i), data.steps, 1, 0, 0, `${name} at this step`);
-      walk.firstChild.addEventListener("load", () => walk.classList.add("loaded"));
-      const box = h("div", { class: "stack" }, h("div", { class: "pic final" }, h("img", { src: source(kind, i), alt: name })), walk);
-      moving.push(walk);
+      const box = h("div", { class: "stack" }, h("div", { class: "pic final" }, h("img", { src: source(kind, i), alt: name })));
+      if (data.kept) {
+        const walk = tile(strip(kind, i), data.steps, 1, 0, 0, `${name} at this step`);
+        walk.firstChild.addEventListener("load", () => walk.classList.add("loaded"));
+        box.append(walk);
+        moving.push(walk);
+      }
       if (pair.mask) {
         const over = mask();
         over.classList.add("veil");
@@ -94,7 +100,7 @@ export function openPair(view) {
       return h("figure", { class: row ? "itemmap" : "mask" }, box, h("figcaption", {}, h("b", {}, name)));
     }) : [];
     body.replaceChildren(rows, time, h("div", { class: "maps" }, maps),
-      h("p", { class: "dim" }, "Steps show the image the network predicts from each state (x̂₀), decoded roughly, by least squares on this round. Item maps are the reference's."), help);
+      h("p", { class: "dim" }, `${data.kept ? SHOWN : DROPPED} Item maps are the reference's.`), help);
     move(step);
   }
 
