@@ -64,7 +64,7 @@ class Writer:
             self.next_batch()
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, *data: bytes | memoryview) -> None:
     """Replace `path` by `data` in one step; a crash leaves the old file or the new one.
 
     Raises OSError, naming `path`, where the disk is full or the folder cannot be written to.
@@ -75,7 +75,7 @@ def write_bytes(path: Path, data: bytes) -> None:
     aside = path.with_name(f".{path.name}.{owner}.tmp")
     try:
         with open(aside, "wb") as file:
-            file.write(data)
+            file.writelines(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
@@ -221,9 +221,22 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, An
 
 
 def write_weights(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
-    """As write_tensors, with the header that another library wants to find."""
+    """As write_tensors, with the header that another library wants to find.
+
+    The same tensors and header give the same bytes.
+    """
     plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    write_bytes(path, save(plain, {**header, CHECKSUM: _digest(_parts(plain))}))
+    write_bytes(path, *_ordered(save(plain, {**header, CHECKSUM: _digest(_parts(plain))})))
+
+
+def _ordered(data: bytes) -> tuple[bytes, bytes, memoryview]:
+    """A safetensors file with its metadata sorted; the library writes them in a random order."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little"), text, memoryview(data)[end:]
 
 
 def read_tensors(path: Path, remedy: str = REBUILT) -> dict[str, Tensor]:

@@ -16,8 +16,9 @@ REFERENCES = ("round", "initial")
 class Objective:
     """Eq. 6, 8 or 9, and what may be added to them.
 
-    clip: None for no clipping. reference: the policy that DPO compares with. kl_initial: weight of
-    the KL to the initial model. step_weights: T numbers from t = T to 1; empty for all 1.
+    clip: None for no clipping. reference: the policy that DPO compares with; the ratios of DDPO and
+    DPOK are always to the round's first policy. kl_initial: weight of the KL to the initial model.
+    step_weights: T numbers from t = T to 1; empty for all 1.
     """
 
     method: str = "dpo"
@@ -53,9 +54,14 @@ class Objective:
         return self.method == "dpo" and self.kl_initial == 0
 
     @property
+    def ratio_to_initial(self) -> bool:
+        """Whether log-probs are compared with the initial model's instead of theta_old's."""
+        return self.method == "dpo" and self.reference == "initial"
+
+    @property
     def needs_initial(self) -> bool:
         """Whether the initial model's transitions are needed."""
-        return self.kl_initial > 0 or (self.method == "dpo" and self.reference == "initial")
+        return self.kl_initial > 0 or self.ratio_to_initial
 
     @property
     def needs_means(self) -> bool:
@@ -72,7 +78,7 @@ class Objective:
                  kl_initial: Tensor) -> losses.Loss:  # fmt: skip
         """Per step, (B,), summed over both sides; all arguments (B, 2).
 
-        old: log-probs under theta_old, or under the initial model where `reference` says so. kl: to
+        old: log-probs under theta_old, or under the initial model if `ratio_to_initial`. kl: to
         theta_old; kl_initial: to the initial model; zeros where they are not needed.
         """
         loss = self._method(log_prob, old, advantage, kl)

@@ -133,7 +133,7 @@ class Updater:
             if chunk[0] not in self.old.log_prob:
                 self._keep_old(chunk, now)
                 self._add_shifts(chunk, batch, now, tally)
-            compared = initial if self.objective.reference == "initial" and initial else self.old
+            compared = initial if initial and self.objective.ratio_to_initial else self.old
             old = compared.log_probs(chunk, device)
             kl = self._kl(self.old if self.objective.needs_means else None, chunk, batch, now)
             far = self._kl(initial if self.objective.kl_initial else None, chunk, batch, now)

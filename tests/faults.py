@@ -12,8 +12,9 @@ train      two rounds: sampling, scoring in the run, fusing, training LoRA, comp
 inversion  one round with targets' trajectories inverted, all of the UNet trained
 scorer     a scorer of its own, over an experiment that is sampled and has no scores
 
-Then the same command runs to its end, and images, scores, pairs, trajectories and the final weights
-must be those of a run that nobody killed. The points are counted by the stage they fall in.
+Then the same command runs to its end, and the files of images, scores, pairs, trajectories and the
+final weights must have the bytes of a run that nobody killed. The points are counted by the stage
+they fall in.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from dfusion.runs import sample_rounds, score
 from dfusion.settings import Settings
@@ -125,8 +125,6 @@ def contents(folder: Path) -> dict[str, Any]:
         if path.name == "metrics.jsonl":
             rows = [json.loads(line) for line in path.read_text().splitlines()]
             found[name] = [{k: v for k, v in row.items() if k not in PASSING} for row in rows]
-        elif path.suffix == ".safetensors":  # its header has no fixed order
-            found[name] = {k: v.numpy().tobytes() for k, v in load_file(path).items()}
         elif path.name not in NAMING:
             found[name] = path.read_bytes()
     return found

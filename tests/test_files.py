@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dfusion.errors import UserError
@@ -18,10 +19,12 @@ from dfusion.files import (
     read_json,
     read_png,
     read_tensors,
+    read_weights,
     write_bytes,
     write_json,
     write_png,
     write_tensors,
+    write_weights,
 )
 from tests.conftest import REAL_FSYNC
 
@@ -127,3 +130,17 @@ def test_edited_pictures_and_tensors_are_noticed(tmp_path: Path) -> None:
     save_file({"a": torch.ones(3)}, tmp_path / "t.safetensors")
     with pytest.raises(UserError, match="not as it was written"):
         read_tensors(tmp_path / "t.safetensors")
+
+
+def test_equal_tensors_are_equal_files(tmp_path: Path) -> None:
+    """safetensors writes its metadata in an order of its own each time."""
+    tensors = {"b": torch.arange(5), "é": torch.ones(2, 2, dtype=torch.float16)}
+    about = dict.fromkeys("abcdefgh", "value of é")
+    for n in range(5):
+        write_weights(tmp_path / f"{n}.safetensors", tensors, about)
+    first, *others = ((tmp_path / f"{n}.safetensors").read_bytes() for n in range(5))
+    assert all(other == first for other in others)
+    found = read_weights(tmp_path / "0.safetensors", "", must=True)
+    assert all(found[name].equal(value) for name, value in tensors.items())
+    with safe_open(tmp_path / "0.safetensors", "pt") as file:
+        assert about.items() <= file.metadata().items()

@@ -40,6 +40,15 @@ def test_the_initial_model_is_asked_only_where_needed(objective: Objective, need
     assert objective.needs_initial is needs
 
 
+def test_only_dpo_compares_with_the_initial_model() -> None:
+    """A KL to the initial model needs its transitions as well, but PPO's ratio is to theta_old."""
+    assert Objective(reference="initial").ratio_to_initial
+    assert not Objective(kl_initial=0.1).ratio_to_initial
+    for method in ("ddpo", "dpok"):
+        objective = Objective(method=method, reference="initial", kl_initial=0.1)
+        assert objective.needs_initial and not objective.ratio_to_initial
+
+
 def test_weights_of_steps() -> None:
     objective = Objective(step_weights=parse_weights("2, 0.5,0"))
     assert objective.weight(torch.tensor([2, 0, 1, 1])).tolist() == [0, 2, 0.5, 0.5]

@@ -143,6 +143,16 @@ def test_ratio_is_one_at_first_and_not_later(trainer: Trainer) -> None:
     assert not torch.allclose(later.of("ratio"), later.of("count"), atol=1e-6)
 
 
+@pytest.mark.parametrize("method", ["ddpo", "dpok"])
+def test_the_ratio_of_ppo_is_to_theta_old_beside_a_kl_to_the_initial_model(
+    trainer: Trainer, method: str
+) -> None:
+    """The LoRA is not zero here, so that a ratio to the initial model is not 1."""
+    objective = Objective(method=method, reference="initial", kl_initial=0.1)
+    _, tally = gradients(trainer, objective=objective)
+    assert tally.of("ratio").equal(tally.of("count"))
+
+
 def test_log_probs_are_those_of_sampling(trainer: Trainer) -> None:
     """Of the network that sampled; any other is noticed, and training stops."""
     data, policy = trainer.data(0), trainer.session.policy(0)
