@@ -172,7 +172,6 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     quiet_libraries()
     with tempfile.TemporaryDirectory() as folder:
         result = measure(options, Path(folder))

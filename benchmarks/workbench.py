@@ -13,6 +13,7 @@ from benchmarks.table3 import RoundCount, RoundSize
 from dfusion.files import write_json
 from dfusion.inputs import plan_of
 from dfusion.models import DiffusionModel
+from dfusion.numerics import set_numerics
 from dfusion.prompts import Item, Prompt
 from dfusion.rounds import RoundRunner, World
 from dfusion.runs import PRECISIONS, Session
@@ -46,6 +47,7 @@ def settings_of(
 
 def open_workbench(model: DiffusionModel, settings: Settings) -> Session:
     """A session on a model that is loaded already."""
+    set_numerics(settings)
     plan, mask_layers = plan_of(settings, model.layers)
     experiment = Experiment(Path(settings.save_path) / settings.exp_name)
     write_json(experiment.config_file, {"settings": settings.to_dict()})

@@ -19,7 +19,8 @@ from dfusion.fit import guess
 from dfusion.fusion import FusionPlan, fusion_control
 from dfusion.inputs import check, load_prompts, plan_of
 from dfusion.metrics import peak_memory
-from dfusion.models import DiffusionModel, pick_device, pick_dtype, quiet_libraries, set_tf32
+from dfusion.models import DiffusionModel, pick_device, pick_dtype, quiet_libraries
+from dfusion.numerics import set_numerics
 from dfusion.objective import Objective
 from dfusion.progress import clock
 from dfusion.rewards import load_reward
@@ -170,7 +171,7 @@ def estimate(settings: Settings, adopted: float = 1.0) -> Estimate:
     prompts = len(load_prompts(settings))
     device = pick_device(settings.device, settings.dev_id)
     quiet_libraries()
-    set_tf32(settings.allow_tf32)
+    set_numerics(settings)
     dtype = pick_dtype(settings.mixed_precision, device)
     model = DiffusionModel.load(settings.pretrained, device, dtype)
     if device.type == "cuda":

@@ -224,12 +224,6 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers|transformers")
 
 
-def set_tf32(allowed: bool) -> None:
-    """Whether CUDA may multiply float32 matrices in TF32."""
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    torch.backends.cudnn.allow_tf32 = allowed
-
-
 def _load_pipeline(pretrained: Pretrained) -> StableDiffusionPipeline:
     name = pretrained.model
     path = Path(name).expanduser()

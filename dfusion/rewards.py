@@ -14,8 +14,9 @@ from dfusion.settings import Eval
 
 HUMAN = "human"  # scores that people give in the browser: dfusion.view
 
-# (images, prompts) -> one number each, as a tensor, array or list; higher is better.
-Reward = Callable[[Sequence[Image.Image], Sequence[str]], Tensor | np.ndarray | Sequence[float]]
+Scores = Tensor | np.ndarray | Sequence[float]
+# (images, prompts) -> one number each; higher is better.
+Reward = Callable[[Sequence[Image.Image], Sequence[str]], Scores]
 
 
 def reward_name(settings: Eval) -> str:
@@ -23,6 +24,12 @@ def reward_name(settings: Eval) -> str:
     if settings.reward != "clip":
         return settings.reward
     return ":".join(filter(None, ("clip", settings.model, settings.pretrained)))
+
+
+def asked_for(settings: Eval) -> str | None:
+    """The reward that flags name; None where they name the default, as they do unasked."""
+    name = reward_name(settings)
+    return None if name == reward_name(Eval()) else name
 
 
 def load_reward(settings: Eval, device: torch.device) -> Reward:

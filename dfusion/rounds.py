@@ -191,7 +191,7 @@ class RoundRunner:
         folder = self.experiment.folder
         if self.settings.eval.reward == HUMAN:
             return f"rate them in the browser:\n    {scorer_command(self.settings)}"
-        if scorer_alive(folder.parent, folder.name):
+        if scorer_alive(folder.parent, folder.name, self.reward_name):
             return ""
         command = scorer_command(self.settings)
         return f"no scorer is running; type in another terminal:\n    {command}"

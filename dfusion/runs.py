@@ -16,12 +16,14 @@ from dfusion.errors import UserError
 from dfusion.files import read_json, sweep, write_json
 from dfusion.inputs import check, check_names, load_prompts, plan_of
 from dfusion.lock import Lock
-from dfusion.models import DiffusionModel, pick_device, pick_dtype, quiet_libraries, set_tf32
+from dfusion.models import DiffusionModel, pick_device, pick_dtype, quiet_libraries
+from dfusion.numerics import set_numerics
 from dfusion.prompt_files import item_flag
-from dfusion.rewards import load_reward, reward_name
+from dfusion.rewards import Reward, asked_for, load_reward
 from dfusion.rounds import RoundRunner, World
 from dfusion.sampling import STORE_DTYPES, Policy
-from dfusion.scoring import heartbeat, watch
+from dfusion.scorer import Scorer
+from dfusion.scoring import heartbeat
 from dfusion.settings import RENEW, Settings, flat, settings_of
 from dfusion.store import Experiment
 
@@ -91,7 +93,7 @@ def open_session(settings: Settings) -> Session:
     _check_same(settings, experiment)
 
     quiet_libraries()
-    set_tf32(settings.allow_tf32)
+    set_numerics(settings)
     model = DiffusionModel.load(settings.pretrained, device, dtype)
     plan, mask_layers = plan_of(settings, model.layers)
     try:
@@ -164,19 +166,29 @@ def _sample_rounds(session: Session) -> Path:
 
 
 def score(settings: Settings) -> int:
-    """Watch and score experiments; returns how many images were scored."""
+    """Watch and score experiments; returns how many images were scored.
+
+    Each gets the reward of its own config.json; where settings.eval names one, those with another
+    are left alone.
+    """
     check(settings)
     names = check_names(settings, several=True)
     device = pick_device(settings.device, settings.dev_id)
-    data, name = Path(settings.save_path), reward_name(settings.eval)
+    data, only = Path(settings.save_path), asked_for(settings.eval)
     quiet_libraries()
-    with heartbeat(data, names):  # from before the model loads: samplers need not ask for another
-        reward = load_reward(settings.eval, device)
-        what = ", ".join(names) or "every experiment"
-        print(f"Scoring {what} in {data} by {name}; Ctrl-C ends.", flush=True)
-        e = settings.eval
+
+    def load(found: Settings) -> Reward:
+        return load_reward(found.eval, device)
+
+    with heartbeat(data, names, only):  # from before a model loads: samplers need not ask for one
         try:
-            total = watch(data, names, reward, name, e.batch_size, e.poll_seconds, e.once)
+            scorer = Scorer(data, names, load, only, settings.eval.batch_size)
+            if only is not None:
+                scorer.prepare(settings)
+            what = ", ".join(names) or "every experiment"
+            how = only or "the reward of its config.json"
+            print(f"Scoring {what} in {data} by {how}; Ctrl-C ends.", flush=True)
+            total = scorer.watch(settings.eval.poll_seconds, settings.eval.once)
         except KeyboardInterrupt:  # how scoring usually ends
             raise KeyboardInterrupt("The scorer ended; all scores so far are kept.") from None
     print(f"Scored {total} images; scores are in {data}/<experiment>/epoch*/eval/.", flush=True)

@@ -1,4 +1,4 @@
-"""The scorer: watches data folders, scores new images in batches, writes what samplers wait for."""
+"""Scoring a round's images in batches; who scores an experiment, and whether somebody does."""
 
 import json
 import math
@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 
 from dfusion.errors import UserError
-from dfusion.files import load_json, read_json, read_png, stamp, sweep, write_bytes
+from dfusion.files import load_json, read_png, stamp, write_bytes
 from dfusion.lock import Lock
 from dfusion.progress import Progress
-from dfusion.rewards import HUMAN, Reward
-from dfusion.store import SCORED, Experiment, Round
+from dfusion.rewards import Reward
+from dfusion.store import Round
 
 BEAT_SECONDS = 5.0
 ALIVE_SECONDS = 30.0
@@ -79,121 +79,25 @@ def _numbers(values: object, count: int, name: str) -> list[float]:
     return numbers.tolist()
 
 
-def watch(
-    data: Path,
-    experiments: list[str],
-    reward: Reward,
-    name: str,
-    batch_size: int,
-    poll_seconds: float,
-    once: bool,
-) -> int:
-    """Score whatever appears under data/<exp>/, for the named experiments or, if none, for all.
-
-    An experiment that cannot be scored, or that another scorer has taken on, is named, left alone
-    and tried again later. once: return when nothing is left, and raise UserError if something could
-    not be scored; otherwise watch until interrupted. Returns images scored.
-    """
-    total = 0
-    said: set[str] = set()
-    locks: dict[Path, Lock] = {}
-    try:
-        while True:
-            folders = _folders(data, experiments)
-            scored, problems = _score_all(folders, locks, reward, name, batch_size)
-            for problem in problems:
-                if problem not in said:
-                    print(f"left alone: {problem}", flush=True)
-            said |= set(problems)
-            total += scored
-            if once and not scored:
-                if problems:
-                    raise UserError(problems[0])
-                return total
-            if not scored:
-                time.sleep(poll_seconds)
-    finally:
-        for lock in locks.values():
-            lock.release()
-
-
-def _score_all(
-    folders: list[Path], locks: dict[Path, Lock], reward: Reward, name: str, batch_size: int
-) -> tuple[int, list[str]]:
-    """Score what is there in all experiments; how many images, and what went wrong."""
-    total, problems = 0, []
-    for folder in folders:
-        if not folder.is_dir():
-            problems.append(f"{folder}: not there (yet); check --config.exp_name")
-            continue
-        if _rated_by_people(folder):
-            problems.append(f"{folder}: people give its scores, in python -m dfusion.view")
-            continue
-        if not _taken_on(folder, locks):
-            problems.append(f"{folder}: scored by {scorer_lock(folder).owner()}")
-            continue
-        for round_, kind in _to_score(Experiment(folder)):
-            label = f"{folder.name}/{round_.folder.relative_to(folder)} {kind}"
-            try:
-                total += score_missing(round_, kind, reward, name, batch_size, label)
-            except UserError as error:
-                problems.append(str(error))
-    return total, problems
-
-
-def _taken_on(folder: Path, locks: dict[Path, Lock]) -> bool:
-    """Hold an experiment, rid of what a dead scorer was writing; False if another scorer has it."""
-    if folder in locks:
-        return True
-    lock = scorer_lock(folder)
-    if not lock.acquire():
-        return False
-    sweep(folder)
-    locks[folder] = lock
-    return True
-
-
-def _rated_by_people(folder: Path) -> bool:
-    """Whether the experiment waits for scores that no model may give."""
-    config = Experiment(folder).config_file
-    try:
-        settings = read_json(config)["settings"] if config.exists() else {}
-        return settings.get("eval", {}).get("reward") == HUMAN
-    except (UserError, KeyError, AttributeError):
-        return False  # nothing there says so
-
-
 def scorer_lock(folder: Path) -> Lock:
     """Held by whoever scores the experiment in `folder`, so that nothing is scored twice."""
     return Lock(folder / ".scorer.lock")
 
 
-def _to_score(experiment: Experiment) -> list[tuple[Round, str]]:
-    rounds = [(r, kind) for r in experiment.rounds().values() for kind in SCORED]
-    return rounds + [(r, "images") for r in experiment.comparisons().values()]
-
-
-def _folders(data: Path, experiments: list[str]) -> list[Path]:
-    if experiments:
-        return [data / name for name in experiments]
-    if not data.is_dir():
-        return []
-    return sorted(p.parent for p in data.glob("*/config.json"))
-
-
 @contextmanager
-def heartbeat(data: Path, experiments: list[str]) -> Iterator[None]:
+def heartbeat(data: Path, experiments: list[str], only: str | None = None) -> Iterator[None]:
     """Tell samplers that a scorer is alive, by a small file refreshed from a thread.
 
-    experiments: those it serves; empty for all.
+    experiments: those it serves; empty for all. only: the one reward that it gives; None for any.
     """
     path = data / ".scorers" / f"{socket.gethostname()}-{os.getpid()}.json"
+    served = {"experiments": experiments, "reward": only}
     stop = threading.Event()
 
     def beat() -> None:
         while True:
-            with suppress(OSError):  # a full disk ends the scoring, and says so, elsewhere
-                write_bytes(path, json.dumps({"experiments": experiments}).encode())
+            with suppress(OSError):  # of a full disk the scoring itself tells
+                write_bytes(path, json.dumps(served).encode())
             if stop.wait(BEAT_SECONDS):
                 return
 
@@ -207,14 +111,15 @@ def heartbeat(data: Path, experiments: list[str]) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
-def scorer_alive(data: Path, experiment: str) -> bool:
-    """Whether some scorer that serves this experiment gave a sign of life lately."""
+def scorer_alive(data: Path, experiment: str, reward: str) -> bool:
+    """Whether some scorer that serves this experiment's reward gave a sign of life lately."""
     for path in (data / ".scorers").glob("*.json"):
         try:
             fresh = time.time() - path.stat().st_mtime < ALIVE_SECONDS
-            serves = load_json(path)["experiments"]
+            served = load_json(path)
+            names, only = served["experiments"], served["reward"]
         except (OSError, ValueError, KeyError, TypeError):  # it ended just now, or is no heartbeat
             continue
-        if fresh and (not serves or experiment in serves):
+        if fresh and (not names or experiment in names) and only in (None, reward):
             return True
     return False

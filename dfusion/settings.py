@@ -85,7 +85,8 @@ class Pair:
 @dataclass
 class Eval:
     # Reward by name: "clip" is the cosine of open_clip's image and text features, "human" waits for
-    # people (dfusion.view), and package.module:function is your own.
+    # people (dfusion.view), and package.module:function is your own. run_eval.py gives every
+    # experiment the reward in its config.json; told one, it leaves those with another alone.
     reward: str = "clip"
     # open_clip model: a name with its pretrained tag, or local-dir:path/to/folder and no tag.
     model: str = "ViT-H-14"

@@ -12,6 +12,7 @@ from accelerate.utils import DistributedType
 from PIL import Image
 
 from dfusion.errors import UserError
+from dfusion.numerics import set_numerics
 from dfusion.settings import Settings, flat
 
 TRACKERS = ("none", "wandb", "tensorboard")
@@ -33,6 +34,7 @@ def accelerator(settings: Settings, cpu: bool) -> Accelerator:
         tracker = {"log_with": settings.tracker, "project_dir": str(folder)}
     # Else accelerate's own config would put autocast over a network that has its precision.
     made = Accelerator(cpu=cpu, mixed_precision="no", **tracker)
+    set_numerics(settings)  # where its config asks for dynamo, accelerate has turned TF32 on
     check_not_sharded(made.distributed_type)
     return made
 

@@ -23,7 +23,8 @@ from dfusion.errors import UserError, ends_in_one_line
 from dfusion.files import write_json
 from dfusion.fusion import FusionPlan, Source, fuse
 from dfusion.inputs import check, load_prompts, plan_of
-from dfusion.models import DiffusionModel, pick_device, pick_dtype, quiet_libraries, set_tf32
+from dfusion.models import DiffusionModel, pick_device, pick_dtype, quiet_libraries
+from dfusion.numerics import set_numerics
 from dfusion.rewards import Reward, load_reward
 from dfusion.runs import policy_of
 from dfusion.sampling import Policy, sample
@@ -133,7 +134,7 @@ def choose(args: argparse.Namespace) -> ChosenPair:
     (prompt,) = load_prompts(settings)
     device = pick_device(settings.device, settings.dev_id)
     quiet_libraries()
-    set_tf32(settings.allow_tf32)
+    set_numerics(settings)
     dtype = pick_dtype(settings.mixed_precision, device)
     model = DiffusionModel.load(settings.pretrained, device, dtype)
     plan, mask_layers = plan_of(settings, model.layers)

@@ -25,6 +25,7 @@ from dfusion.errors import UserError, ends_in_one_line
 from dfusion.files import write_json
 from dfusion.inputs import load_prompts, plan_of
 from dfusion.models import DiffusionModel, pick_device, pick_dtype, quiet_libraries
+from dfusion.numerics import set_numerics
 from dfusion.progress import Progress
 from dfusion.prompts import Prompt
 from dfusion.rewards import load_reward
@@ -59,6 +60,7 @@ def settings_of(name: str, preset: str, template: int) -> Settings:
 
 def model_of(settings: Settings) -> DiffusionModel:
     device = pick_device(settings.device, settings.dev_id)
+    set_numerics(settings)
     dtype = pick_dtype(settings.mixed_precision, device)
     return DiffusionModel.load(settings.pretrained, device, dtype)
 

@@ -104,7 +104,7 @@ MUTANTS = [
      "keep"),
     ("dfusion/training.py", "            self._drop_states(done)\n", "", "keep"),
     ("dfusion/training.py", "            self._drop_states(number)\n", "", "keep"),
-    ("dfusion/scoring.py", "    sweep(folder)\n", "", "faults"),
+    ("dfusion/scorer.py", "    sweep(folder)\n", "", "faults"),
     ("dfusion/checkpoints.py", '["round"] <= number', '["round"] < number', "checkpoints"),
     ("dfusion/view/strengths.py", "share - p, p - share", "p - share, share - p", "view_two"),
     ("dfusion/view/strengths.py", "over_reference - 0.5", "over_reference", "view_two"),

@@ -10,7 +10,7 @@ import pytest
 
 from dfusion.files import sweep, write_bytes, write_json
 from dfusion.rounds import unfinished
-from dfusion.scoring import watch
+from dfusion.scorer import Scorer
 from tests.mutants import MUTANTS
 
 ROOT = Path(__file__).parent.parent
@@ -62,7 +62,7 @@ def test_a_scorer_sweeps_what_a_dead_one_left(tmp_path: Path) -> None:
     left = tmp_path / "a/epoch0/eval" / f".images.json.{socket.gethostname()}.{ended()}.1.tmp"
     write_bytes(left, b"{")
     write_json(tmp_path / "a/config.json", {"settings": {}})
-    watch(tmp_path, ["a"], lambda images, texts: [0.0] * len(images), "zero", 1, 0.01, once=True)
+    Scorer(tmp_path, ["a"], lambda settings: lambda *given: [], None, 1).watch(0.01, once=True)
     assert not left.exists()
 
 

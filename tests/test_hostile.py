@@ -174,7 +174,7 @@ def test_odd_heartbeats_are_no_scorers(tmp_path: Path) -> None:
     (tmp_path / ".scorers").mkdir()
     for n, text in enumerate(("[]", "3", "[" * 99_999, "{}", "null", "x")):
         (tmp_path / ".scorers" / f"{n}.json").write_text(text)
-    assert not scorer_alive(tmp_path, "exp")
+    assert not scorer_alive(tmp_path, "exp", "r")
 
 
 def png(width: int, height: int, extra: bytes = b"") -> bytes:

@@ -23,7 +23,8 @@ EFFECTS = {
         "runs",
         "sampling",
     ),
-    *("scoring", "store", "tracking", "training", "transitions", "tuning", "updates", "verify"),
+    *("scorer", "scoring", "store", "tracking", "training"),
+    *("transitions", "tuning", "updates", "verify"),
 }
 PURE = sorted({p.stem for p in (ROOT / "dfusion").glob("*.py")} - EFFECTS)
 EFFECTS_ONLY = {"diffusers", "transformers", "accelerate", "peft", "open_clip", "absl"}

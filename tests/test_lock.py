@@ -12,9 +12,9 @@ import pytest
 
 from dfusion.errors import UserError
 from dfusion.lock import Lock
-from dfusion.rewards import reward_name
 from dfusion.runs import claimed, sample_rounds
-from dfusion.scoring import scorer_lock, watch
+from dfusion.scorer import Scorer
+from dfusion.scoring import scorer_lock
 from dfusion.settings import Settings
 from dfusion.training import train_rounds
 from tests.rewards import redness
@@ -68,6 +68,10 @@ def test_other_processes_of_a_run_do_not_ask(
         pass
 
 
+def look(data: Path) -> int:
+    return Scorer(data, ["exp"], lambda settings: redness, None, 4).watch(0.01, once=True)
+
+
 def test_a_second_scorer_leaves_the_experiment_alone(
     settings: Settings, capsys: pytest.CaptureFixture
 ) -> None:
@@ -76,13 +80,12 @@ def test_a_second_scorer_leaves_the_experiment_alone(
     before = scores.read_text()
     scores.unlink()
     process = hold(scorer_lock(folder).path)
-    name = reward_name(settings.eval)
     with pytest.raises(UserError, match=f"scored by process {process.pid}"):
-        watch(folder.parent, ["exp"], redness, name, 4, 0.01, once=True)
+        look(folder.parent)
     assert not scores.exists()
     process.kill()
     process.wait()
-    assert watch(folder.parent, ["exp"], redness, name, 4, 0.01, once=True) == 8
+    assert look(folder.parent) == 8
     assert json.loads(scores.read_text()) == json.loads(before)
 
 

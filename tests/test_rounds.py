@@ -138,18 +138,19 @@ def test_scorer_beside_the_sampler(settings: Settings, capsys: pytest.CaptureFix
 
 
 def test_heartbeat(tmp_path: Path) -> None:
-    assert not scorer_alive(tmp_path, "a")
+    assert not scorer_alive(tmp_path, "a", REWARD)
     with heartbeat(tmp_path, ["a"]):
         for _ in range(100):
-            if scorer_alive(tmp_path, "a"):
+            if scorer_alive(tmp_path, "a", REWARD):
                 break
             threading.Event().wait(0.02)
-        assert scorer_alive(tmp_path, "a")
-        assert not scorer_alive(tmp_path, "b")  # it serves another experiment
-        with heartbeat(tmp_path / "all", []):
+        assert scorer_alive(tmp_path, "a", REWARD)
+        assert not scorer_alive(tmp_path, "b", REWARD)  # it serves another experiment
+        with heartbeat(tmp_path / "all", [], REWARD):
             threading.Event().wait(0.5)
-            assert scorer_alive(tmp_path / "all", "b")
-    assert not scorer_alive(tmp_path, "a")
+            assert scorer_alive(tmp_path / "all", "b", REWARD)
+            assert not scorer_alive(tmp_path / "all", "b", "another")
+    assert not scorer_alive(tmp_path, "a", REWARD)
 
 
 def test_scores_of_another_reward_are_refused(settings: Settings) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +15,21 @@ from PIL import Image
 from dfusion.errors import UserError
 from dfusion.files import write_json, write_png
 from dfusion.prompts import Item, Prompt
-from dfusion.rewards import load_reward
-from dfusion.scoring import score_missing, watch
-from dfusion.settings import Eval
+from dfusion.rewards import Reward, asked_for, load_reward, reward_name
+from dfusion.runs import score
+from dfusion.scorer import Scorer
+from dfusion.scoring import score_missing, scorer_lock
+from dfusion.settings import Eval, Settings
 from dfusion.store import Experiment, Round
 from tests.rewards import redness
 
 SCORER = Path(__file__).parent.parent / "testbed" / "weights" / "scorer"
 
 
-def experiment(folder: Path, images: int = 3) -> Round:
+def experiment(folder: Path, images: int = 3, reward: str = "redness", **settings: object) -> Round:
     """One round with solid grey images of increasing brightness."""
     experiment = Experiment(folder)
-    write_json(experiment.config_file, {"settings": {}})
+    write_json(experiment.config_file, {"settings": {"eval": {"reward": reward}, **settings}})
     round_ = experiment.round(0)
     round_.write_manifest(0, (Prompt("a cat", (Item("cat"),)),), 3, {})
     for i in range(images):
@@ -33,11 +37,27 @@ def experiment(folder: Path, images: int = 3) -> Round:
     return round_
 
 
-def look(data: Path, names: list[str], once: bool = True) -> int:
-    return watch(data, names, redness, "redness", 2, 0.01, once)
+def load(settings: Settings) -> Reward:
+    """The rewards of these tests, by what config.json calls them."""
+    if settings.eval.reward == "no.such.module:f":
+        return load_reward(settings.eval, torch.device("cpu"))
+    return {"redness": redness, "clip": darkness, "fails": fails}[settings.eval.reward]
+
+
+def darkness(images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+    return -redness(images, prompts)
+
+
+def fails(images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+    raise ZeroDivisionError(f"nothing to divide, {time.monotonic()}")
+
+
+def look(data: Path, names: list[str], only: str | None = None) -> int:
+    return Scorer(data, names, load, only, 2).watch(0.01, once=True)
 
 
 def test_scores_every_experiment_and_only_once(tmp_path: Path) -> None:
+    """All of one reward, so that it cannot see which experiment gets which: the next test does."""
     first, second = experiment(tmp_path / "a"), experiment(tmp_path / "b", images=2)
     assert look(tmp_path, []) == 5
     assert first.scores("images") == pytest.approx({0: 40 / 255, 1: 80 / 255, 2: 120 / 255})
@@ -45,6 +65,75 @@ def test_scores_every_experiment_and_only_once(tmp_path: Path) -> None:
     write_png(second.image("images", 2), np.zeros((8, 8, 3), np.uint8))
     assert look(tmp_path, ["b"]) == 1
     assert second.scores("images")[2] == 0
+
+
+def test_each_experiment_gets_the_reward_of_its_own_config(tmp_path: Path) -> None:
+    first, second = experiment(tmp_path / "a"), experiment(tmp_path / "b", reward="clip")
+    assert look(tmp_path, []) == 6
+    assert first.scores("images", "redness")[2] == pytest.approx(120 / 255)
+    name = reward_name(Eval())
+    assert second.scores("images", name)[2] == pytest.approx(-120 / 255)
+
+
+def test_the_flags_of_a_scorer_decide_no_reward(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """run_eval.py without a name and without a reward, as the README has it typed."""
+    folder = Path(settings.save_path) / "exp"
+    round_ = experiment(folder, reward="tests.rewards:redness")
+    flags = Settings(save_path=settings.save_path, device="cpu")
+    flags.eval.once = True
+    assert score(flags) == 3
+    assert round_.scores("images", "tests.rewards:redness")[2] == pytest.approx(120 / 255)
+
+
+def test_a_scorer_told_its_reward_leaves_the_others_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    mine, other = experiment(tmp_path / "a"), experiment(tmp_path / "b", reward="clip")
+    with pytest.raises(UserError, match=r"/b: its reward is clip.* told to give redness;"):
+        look(tmp_path, [], only="redness")
+    assert len(mine.scores("images")) == 3 and other.scores("images") == {}
+    assert capsys.readouterr().out.count("left alone") == 1
+    told = Eval(reward="tests.rewards:redness")
+    assert asked_for(told) == "tests.rewards:redness" and asked_for(Eval()) is None
+
+
+def test_trouble_of_one_experiment_is_said_once_and_ends_nothing(tmp_path: Path) -> None:
+    """Every kind of it, over many looks; also where a reward's words are others each time."""
+    rewards = {"a": "fails", "b": "no.such.module:f", "c": "human", "d": "redness", "z": "redness"}
+    rounds = {name: experiment(tmp_path / name, reward=r) for name, r in rewards.items()}
+    rounds["d"].image("images", 1).write_bytes(b"not a PNG")
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "config.json").write_text('{"settings"')
+    write_json(tmp_path / "f" / "config.json", {"settings": {"eval": {"reward": 3}}})
+    loaded: list[str] = []
+
+    def noted(settings: Settings) -> Reward:
+        loaded.append(settings.eval.reward)
+        return load(settings)
+
+    scorer, said = Scorer(tmp_path, [], noted, None, 2), set()
+    for _ in range(4):
+        said |= set(scorer.look()[1])
+    assert len(rounds["z"].scores("images")) == 3
+    assert sorted(Path(text.split(":")[0]).relative_to(tmp_path).parts[0] for text in said) == [
+        *"abcdef"
+    ]
+    assert loaded.count("no.such.module:f") == 1  # not at every look
+    assert scorer_lock(tmp_path / "b").acquire()  # free for a scorer that has it
+    (why,) = (text for text in said if "ZeroDivisionError" in text)
+    assert "test_scoring.py, line" in why and "nothing to divide" in why
+
+
+def test_what_failed_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    round_ = experiment(tmp_path / "a")
+    monkeypatch.setattr("dfusion.scorer.RETRY_SECONDS", 0.0)
+    ready: list[Reward] = []
+    scorer = Scorer(tmp_path, [], lambda settings: ready[0], None, 2)
+    assert "IndexError" in scorer.look()[1][0]
+    ready.append(redness)
+    assert scorer.look() == (3, []) and len(round_.scores("images")) == 3
 
 
 def test_what_cannot_be_scored_does_not_stop_the_others(

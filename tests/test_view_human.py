@@ -16,7 +16,8 @@ from dfusion.errors import UserError
 from dfusion.files import write_png
 from dfusion.rewards import load_reward
 from dfusion.rounds import scorer_command
-from dfusion.scoring import scorer_lock, watch
+from dfusion.scorer import Scorer
+from dfusion.scoring import scorer_lock
 from dfusion.settings import Eval, Settings
 from dfusion.store import Experiment
 from dfusion.training import train_rounds
@@ -40,7 +41,7 @@ def test_the_reward_human_is_for_people(tmp_path: Path, view_data: Path) -> None
 
 def watch_once(data: Path) -> str:
     with pytest.raises(UserError) as caught:
-        watch(data, [], redness, "redness", 2, 0.01, once=True)
+        Scorer(data, [], lambda settings: redness, None, 2).watch(0.01, once=True)
     return str(caught.value).split(": ")[1].split(",")[0]
 
 
