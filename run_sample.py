@@ -6,8 +6,15 @@ The scores come from run_eval.py in another terminal, or with --config.eval.in_p
 """
 
 from config.flags import main
+from dfusion.inputs import check_sampling
+from dfusion.settings import Settings
+
+
+def sample(settings: Settings) -> None:
+    from dfusion import runs  # slow: once the flags are accepted
+
+    runs.sample_rounds(settings)
+
 
 if __name__ == "__main__":
-    from dfusion.runs import sample_rounds
-
-    main(sample_rounds)
+    main(sample, check_sampling)

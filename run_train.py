@@ -6,8 +6,15 @@ The scores come from run_eval.py in another terminal, or with --config.eval.in_p
 """
 
 from config.flags import main
+from dfusion.inputs import check_training
+from dfusion.settings import Settings
+
+
+def train(settings: Settings) -> None:
+    from dfusion import training  # slow: once the flags are accepted
+
+    training.train_rounds(settings)
+
 
 if __name__ == "__main__":
-    from dfusion.training import train_rounds
-
-    main(train_rounds)
+    main(train, check_training)

@@ -6,8 +6,15 @@ The flags are those of run_train.py. For run_sample.py read the lines of samplin
 """
 
 from config.flags import main
+from dfusion.inputs import check
+from dfusion.settings import Settings
+
+
+def announce(settings: Settings) -> None:
+    from dfusion import estimate  # slow: once the flags are accepted
+
+    estimate.announce(settings)
+
 
 if __name__ == "__main__":
-    from dfusion.estimate import announce
-
-    main(announce)
+    main(announce, check)

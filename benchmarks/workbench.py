@@ -11,7 +11,7 @@ from PIL import Image
 from benchmarks.counter import counting
 from benchmarks.table3 import RoundCount, RoundSize
 from dfusion.files import write_json
-from dfusion.inputs import plan_of
+from dfusion.fusion import plan_of
 from dfusion.models import DiffusionModel
 from dfusion.numerics import set_numerics
 from dfusion.prompts import Item, Prompt

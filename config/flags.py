@@ -1,7 +1,9 @@
 """From the command line to one library call; shared by the run_*.py scripts."""
 
+import difflib
 import errno
 import os
+import re
 import signal
 import sys
 import warnings
@@ -12,8 +14,10 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from config.help import help_text
 from dfusion.errors import UserError, one_line
-from dfusion.settings import Settings, settings_of
+from dfusion.plain import kind_of
+from dfusion.settings import Settings, flat, settings_of
 
 # What a disk, a mount or permissions can do to a run.
 DISK = {
@@ -22,24 +26,44 @@ DISK = {
 }
 # Older diffusers on torch 2.8 warn of this as they are imported where there is no GPU.
 warnings.filterwarnings("ignore", message="User provided device_type of 'cuda'")
+HELP = ("help", "helpfull", "helpshort", "h", "?")
+KNOWN = flat(Settings().to_dict())
 GO_ON = "Stopped. Run the same command again to go on."
 
 
-def main(verb: Callable[[Settings], object]) -> None:
-    """Parse --config and call `verb`. Bad input ends with one line and exit code 2."""
+def main(verb: Callable[[Settings], object], check: Callable[[Settings], object]) -> None:
+    """Parse --config, `check` it and call `verb`. Bad input ends with one line and exit code 2.
+
+    Nothing slow is imported before `check` has accepted the flags: that is up to `verb`.
+    """
+    wanted = [word for word in sys.argv if word.lstrip("-") in HELP and word.startswith("-")]
+    argv = [word for word in sys.argv if word not in wanted]
+    _check_names(argv[1:])
     default = os.path.join(os.path.dirname(__file__), "config.py")
     with _one_line():  # the default's overrides are parsed when the flag is defined
         config = config_flags.DEFINE_config_file("config", default, "File of settings, or :preset.")
-    app.run(lambda argv: _run(verb, config.value, argv), flags_parser=_parse)
+    if wanted:
+        _parse(argv)
+        with _one_line():
+            settings = settings_of(config.value.to_dict(), "--config")
+        print(help_text(str(sys.modules["__main__"].__doc__), settings.to_dict()))
+        return
+    app.run(lambda rest: _run(verb, check, config.value, rest), flags_parser=_parse)
 
 
-def _run(verb: Callable[[Settings], object], config: ConfigDict, argv: list[str]) -> None:
+def _run(
+    verb: Callable[[Settings], object],
+    check: Callable[[Settings], object],
+    config: ConfigDict,
+    argv: list[str],
+) -> None:
     if len(argv) > 1:
-        _fail(f"'{argv[1]}' is no flag; flags look like --config.exp_name test")
+        _fail(_no_flag(argv[1], before=sys.argv[len(sys.argv) - len(argv)]))
     logging.set_verbosity(logging.WARNING)  # open_clip tells the root logger all it does
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
     try:
         settings = settings_of(config.to_dict(), "--config")
+        check(settings)
         verb(settings)
     except UserError as error:
         _fail(str(error))
@@ -63,11 +87,37 @@ def _one_line() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # absl and ml_collections raise what they met, of any kind
-        text = str(error)
-        if "Traceback" in text:  # a preset's own error, wrapped with its traceback
-            text = text.strip().splitlines()[-1]
-        text = " ".join(text.replace("\\n", " ").replace("\\'", "'").split()).strip("'\"")
-        _fail(f"{text}; --help lists the flags")
+        _fail(_plain(str(error)))
+
+
+def _plain(text: str) -> str:
+    """What absl or ml_collections say of a flag, in our words where we have some."""
+    if "Traceback" in text:  # a preset's own error, wrapped with its traceback
+        return text.strip().splitlines()[-1].removeprefix("ValueError: ")
+    bad = re.match(r"flag --config\.([\w.]+)=(.*?): ", text, re.DOTALL)
+    if bad and bad[1] in KNOWN:
+        return f"--config.{bad[1]} {bad[2]}: must be {kind_of(KNOWN[bad[1]])}"
+    return f"{' '.join(text.split())}; --help lists the flags"
+
+
+def _check_names(words: list[str]) -> None:
+    """Every --config.NAME is a setting; ml_collections' own words for it are not plain."""
+    for word in words:
+        flag = word.partition("=")[0]
+        name = flag.lstrip("-").removeprefix("no").removeprefix("config.")
+        if re.match(r"--?(no)?config\.", flag) and name not in KNOWN:
+            last = name.rpartition(".")[2]
+            near = [k for k in KNOWN if k.startswith(f"{name}.") or k.rpartition(".")[2] == last]
+            near = near or difflib.get_close_matches(name, KNOWN, 2)
+            hint = f"did you mean --config.{', --config.'.join(near)}? " if near else ""
+            _fail(f"{flag}: there is no such setting; {hint}--help lists all")
+
+
+def _no_flag(word: str, before: str) -> str:
+    """What to say of a word that is no flag and no flag's value."""
+    if isinstance(KNOWN.get(before.lstrip("-").removeprefix("config.")), bool):
+        return f"{before} {word}: write {before}={word}"
+    return f"'{word}' is no flag; flags look like --config.exp_name test"
 
 
 def _fail(text: str, code: int = 2) -> NoReturn:

@@ -16,13 +16,14 @@ from torch import Tensor
 
 from dfusion import optimiser
 from dfusion.fit import guess
-from dfusion.fusion import FusionPlan, fusion_control
-from dfusion.inputs import check, load_prompts, plan_of
+from dfusion.fusion import FusionPlan, fusion_control, plan_of
+from dfusion.inputs import check
 from dfusion.metrics import peak_memory
 from dfusion.models import DiffusionModel, pick_device, pick_dtype, quiet_libraries
 from dfusion.numerics import set_numerics
 from dfusion.objective import Objective
 from dfusion.progress import clock
+from dfusion.prompt_files import load_prompts
 from dfusion.rewards import load_reward
 from dfusion.sampling import STORE_DTYPES
 from dfusion.settings import Settings

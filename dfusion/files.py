@@ -7,7 +7,6 @@ import json
 import os
 import re
 import socket
-import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,11 +22,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dfusion.errors import UserError
+from dfusion.plain_json import load_json
 
 SCHEMA = 1
 CHECKSUM = "sha256"
 WRITERS = 8  # a file is mostly waiting for the disk
-JSON_BYTES = 2**28
 MOST_PIXELS = 2**26  # 8192 x 8192
 REBUILT = "delete it to have it rebuilt"
 
@@ -125,33 +124,6 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
     """Write a JSON object with the schema version in front."""
     text = json.dumps({"schema": SCHEMA, **value}, indent=1, ensure_ascii=False)
     write_bytes(path, (text + "\n").encode())
-
-
-def load_json(path: Path) -> Any:
-    """Any JSON file.
-
-    Raises OSError, and ValueError for what is no ordinary file, no JSON, larger than JSON_BYTES,
-    nested too deep, or has a name twice in one object.
-    """
-    about = path.stat()
-    if not stat.S_ISREG(about.st_mode):
-        raise ValueError("no ordinary file")
-    if about.st_size > JSON_BYTES:
-        raise ValueError(f"{about.st_size} bytes, more than {JSON_BYTES}")
-    text = path.read_text(encoding="utf-8-sig")
-    try:
-        return json.loads(text, object_pairs_hook=_object)
-    except RecursionError:
-        raise ValueError("nested too deep") from None
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"'{twice}' stands there twice")
-    return found
 
 
 def read_json(path: Path, remedy: str = REBUILT) -> dict[str, Any]:

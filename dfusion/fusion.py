@@ -6,10 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dfusion.errors import UserError
 from dfusion.masks import fusion_mask
 from dfusion.prompts import Prompt
 from dfusion.sampling import Policy, Trajectory, denoise
-from diffusers_patched import AttentionControl
+from dfusion.settings import Settings, names_of
+from dfusion.steps import parse_steps
+from diffusers_patched import AttentionControl, LayerTable
 from diffusers_patched import Fusion as AttentionFusion
 
 
@@ -27,6 +30,31 @@ class FusionPlan:
     masked: bool = True
     merge: str = "xor"
     grids: frozenset[tuple[int, int]] = frozenset()
+
+
+def plan_of(settings: Settings, layers: LayerTable) -> tuple[FusionPlan, frozenset[int]]:
+    """The fusion plan and the mask's layers, for a UNet. Raises UserError naming the flag."""
+    chosen = {}
+    for flag, text in (("fusion", settings.fusion.layers), ("mask", settings.mask.layers)):
+        try:
+            chosen[flag] = layers.parse(text)
+        except ValueError as error:
+            raise UserError(f"--config.{flag}.layers: {error}") from error
+    grids = {layers.grids[layer] for layer in chosen["mask"]}
+    if len(grids) != 1:
+        raise UserError(
+            f"--config.mask.layers '{settings.mask.layers}': must be layers of one grid, at least "
+            f"one; this UNet's grids are {dict(enumerate(layers.grids))}"
+        )
+    plan = FusionPlan(
+        layers=chosen["fusion"],
+        steps=parse_steps(settings.fusion.steps, settings.sample.num_steps),
+        parts=frozenset(names_of(settings.fusion.parts)),
+        masked=settings.fusion.masked,
+        merge=settings.mask.merge,
+        grids=frozenset(layers.grids),
+    )
+    return plan, chosen["mask"]
 
 
 @dataclass(frozen=True)

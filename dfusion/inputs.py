@@ -1,34 +1,73 @@
-"""Checks of every flag before a model loads."""
+"""Checks of every flag before a model loads, and before anything slow is imported."""
 
 import math
+import os
 import re
 from pathlib import Path
 
+from dfusion.choices import (
+    KEEPS,
+    MERGES,
+    METHODS,
+    PARTS,
+    RATIOS,
+    REFERENCES,
+    SOURCES,
+    STORE_DTYPES,
+    TRACKERS,
+    TUNES,
+)
 from dfusion.errors import UserError
-from dfusion.fusion import FusionPlan
-from dfusion.losses import RATIOS
-from dfusion.masks import MERGES
-from dfusion.objective import METHODS, REFERENCES, parse_weights
-from dfusion.pairing import ADOPTIONS, RULES
+from dfusion.pairing import ADOPTIONS, RULES, per_prompt
 from dfusion.plain import at_least, check_text, finite, one_of
 from dfusion.prompt_files import load_prompts
-from dfusion.sampling import STORE_DTYPES
+from dfusion.prompts import Prompt
+from dfusion.schema import MOST as MOST_SAMPLES
 from dfusion.settings import AUTO, Settings, check_setting, flat, names_of
-from dfusion.steps import parse_steps
-from dfusion.store import KEEPS
-from dfusion.tracking import TRACKERS
-from dfusion.transitions import SOURCES
-from dfusion.tuning import TUNES
-from diffusers_patched import PARTS, LayerTable
+from dfusion.steps import parse_steps, parse_weights
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
 LONGEST_NAME = 255  # bytes, of a file or folder
 DAY = 86400  # seconds
-__all__ = ["check", "check_names", "load_prompts", "plan_of"]
+
+
+def check_sampling(settings: Settings) -> tuple[Prompt, ...]:
+    """All that run_sample.py can refuse without a model; returns the prompts. Raises UserError."""
+    check(settings)
+    check_names(settings)
+    prompts = load_prompts(settings)
+    samples = len(prompts) * max(settings.images_per_prompt, settings.train.compare_images)
+    if samples > MOST_SAMPLES:
+        raise UserError(
+            f"--config.sample.num_batches_per_epoch: {len(prompts)} prompts make {samples} images "
+            f"a round; at most {MOST_SAMPLES}"
+        )
+    return prompts
+
+
+def check_training(settings: Settings) -> tuple[Prompt, ...]:
+    """All that run_train.py can refuse without a model; returns the prompts. Raises UserError."""
+    prompts = check_sampling(settings)
+    each, updates = per_prompt(settings.images_per_prompt), settings.train.updates_per_inner_epoch
+    pairs, processes = len(prompts) * each, int(os.environ.get("WORLD_SIZE", "1"))
+    if pairs < updates * processes:
+        raise UserError(
+            f"--config.train.updates_per_inner_epoch {updates}: {len(prompts)} prompts of "
+            f"{settings.images_per_prompt} images make {pairs} pairs a round, but {updates} "
+            f"optimiser steps of {processes} processes need {updates * processes}, a pair each; "
+            "ask for fewer steps, more images or prompts, or fewer processes"
+        )
+    return prompts
+
+
+def check_scoring(settings: Settings) -> list[str]:
+    """All that run_eval.py can refuse without a model; returns the experiments' names."""
+    check(settings)
+    return check_names(settings, several=True)
 
 
 def check(settings: Settings) -> None:
-    """Refuse what can be refused without a model. Raises UserError naming the flag."""
+    """Refuse flags by themselves, whatever command they are for. Raises UserError."""
     s = settings
     _check_each(s)
     one_of("device", s.device, ("auto", "cpu", "cuda", "mps"))
@@ -142,28 +181,3 @@ def check_names(settings: Settings, several: bool = False) -> list[str]:
                 f"--config.exp_name '{name}': it names a folder; use letters, digits and . _ + -"
             )
     return names
-
-
-def plan_of(settings: Settings, layers: LayerTable) -> tuple[FusionPlan, frozenset[int]]:
-    """The fusion plan and the mask's layers, for a UNet. Raises UserError naming the flag."""
-    chosen = {}
-    for flag, text in (("fusion", settings.fusion.layers), ("mask", settings.mask.layers)):
-        try:
-            chosen[flag] = layers.parse(text)
-        except ValueError as error:
-            raise UserError(f"--config.{flag}.layers: {error}") from error
-    grids = {layers.grids[layer] for layer in chosen["mask"]}
-    if len(grids) != 1:
-        raise UserError(
-            f"--config.mask.layers '{settings.mask.layers}': must be layers of one grid, at least "
-            f"one; this UNet's grids are {dict(enumerate(layers.grids))}"
-        )
-    plan = FusionPlan(
-        layers=chosen["fusion"],
-        steps=parse_steps(settings.fusion.steps, settings.sample.num_steps),
-        parts=frozenset(names_of(settings.fusion.parts)),
-        masked=settings.fusion.masked,
-        merge=settings.mask.merge,
-        grids=frozenset(layers.grids),
-    )
-    return plan, chosen["mask"]

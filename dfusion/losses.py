@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-RATIOS = ("ratio", "log_ratio")
+from dfusion.choices import RATIOS
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-MERGES = ("xor", "or")
+from dfusion.choices import MERGES
 
 
 def item_maps(token_maps: Tensor, items: Sequence[Sequence[Sequence[int]]]) -> Tensor:

@@ -7,9 +7,7 @@ from torch import Tensor
 
 from dfusion import losses
 from dfusion.settings import Train
-
-METHODS = ("dpo", "ddpo", "dpok")
-REFERENCES = ("round", "initial")
+from dfusion.steps import parse_weights
 
 
 @dataclass(frozen=True)
@@ -103,13 +101,3 @@ class Objective:
             torch.stack([side.ratio for side in sides], -1),
             torch.stack([side.clipped for side in sides], -1),
         )
-
-
-def parse_weights(text: str) -> tuple[float, ...]:
-    """ "1, 0.5, 0" -> (1.0, 0.5, 0.0); raises ValueError for anything but numbers from 0."""
-    weights = tuple(float(part) for part in text.split(",")) if text.strip() else ()
-    if not all(0 <= w < float("inf") for w in weights):
-        raise ValueError("weights must be finite and not below 0")
-    if weights and not any(weights):
-        raise ValueError("at least one weight must be above 0")
-    return weights

@@ -42,6 +42,11 @@ def pair(prompts: Sequence[str], scores: Sequence[float], rule: str = "halves") 
     return tuple(pairs)
 
 
+def per_prompt(images: int) -> int:
+    """How many pairs so many samples of a prompt make, by either rule."""
+    return images // 2
+
+
 def adopted(target: float, base: float, reference: float, threshold: float) -> bool:
     """Eq. 7: R(a) - R(b) >= threshold * (R(r) - R(b)), for scores R of the three images.
 

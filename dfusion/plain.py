@@ -24,12 +24,17 @@ def check_text(what: str, text: str) -> None:
         raise UserError(f"{what}: '{text}' has {len(text)} characters; give at most {LONGEST}")
 
 
+def kind_of(like: Any) -> str:
+    """The type of a setting in words."""
+    kinds = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
+    return kinds[type(like)]
+
+
 def check_type(what: str, value: Any, like: Any) -> None:
     """Refuse a value of another type than `like`; a whole number may stand for a fraction."""
-    kinds = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
     wanted = (int, float) if isinstance(like, float) else type(like)
     if not isinstance(value, wanted) or isinstance(value, bool) != isinstance(like, bool):
-        raise UserError(f"{what} {value!r}: must be {kinds[type(like)]}")
+        raise UserError(f"{what} {value!r}: must be {kind_of(like)}")
 
 
 def one_of(flag: str, value: str, choices: Iterable[str]) -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from dfusion.errors import UserError
-from dfusion.files import load_json
 from dfusion.plain import check_text
+from dfusion.plain_json import load_json
 from dfusion.prompts import Prompt, join, occurrences
 from dfusion.settings import Settings
 

@@ -14,11 +14,12 @@ from dfusion import report
 from dfusion.ddim import DDIM
 from dfusion.errors import UserError
 from dfusion.files import read_json, sweep, write_json
-from dfusion.inputs import check, check_names, load_prompts, plan_of
+from dfusion.fusion import plan_of
+from dfusion.inputs import check, check_names
 from dfusion.lock import Lock
 from dfusion.models import DiffusionModel, pick_device, pick_dtype, quiet_libraries
 from dfusion.numerics import set_numerics
-from dfusion.prompt_files import item_flag
+from dfusion.prompt_files import item_flag, load_prompts
 from dfusion.rewards import Reward, asked_for, load_reward
 from dfusion.rounds import RoundRunner, World
 from dfusion.sampling import STORE_DTYPES, Policy

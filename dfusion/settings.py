@@ -118,6 +118,7 @@ class Train:
     adam_weight_decay: float = 1e-4
     adam_epsilon: float = 1e-8
     adam_8bit: bool = False
+    # The gradient's norm is clipped to this.
     max_grad_norm: float = 1.0
     # Passes over a round's pairs, and optimiser steps in each pass (Table 3: one). With more than
     # one, a pass without gradients comes first, for the log-probs of theta_old.
@@ -148,6 +149,7 @@ class Train:
     lora_rank: int = 4
     lora_alpha: int = 4
     lora_targets: str = "to_q,to_k,to_v,to_out.0"
+    # Compute activations again on the way back: less memory, more time.
     gradient_checkpointing: bool = False
     # Images of every prompt sampled with the same noise each time, to see what training does:
     # before it, after every compare_every rounds and after the last one; 0 for none.

@@ -1,4 +1,4 @@
-"""Fused steps as flags write them."""
+"""Fused steps and weights of steps, as flags write them."""
 
 import re
 
@@ -30,3 +30,13 @@ def fused_indices(text: str, steps: int) -> frozenset[int]:
 def first_fused(text: str, steps: int) -> int:
     """Index of the first fused step, up to which a target is its base; `steps` if none is."""
     return min(fused_indices(text, steps), default=steps)
+
+
+def parse_weights(text: str) -> tuple[float, ...]:
+    """ "1, 0.5, 0" -> (1.0, 0.5, 0.0); raises ValueError for anything but numbers from 0."""
+    weights = tuple(float(part) for part in text.split(",")) if text.strip() else ()
+    if not all(0 <= w < float("inf") for w in weights):
+        raise ValueError("weights must be finite and not below 0")
+    if weights and not any(weights):
+        raise ValueError("at least one weight must be above 0")
+    return weights

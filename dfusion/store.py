@@ -38,7 +38,6 @@ PAIRED = ("base_images", "reference_images", "masks", "target_images")  # one of
 SCORED = ("images", "target_images")
 STATES = ("trajectories", "targets", "inversions")  # folders of states, by far the largest files
 DROPPED = "dropped.json"
-KEEPS = ("all", "last", "none")  # rounds trained on whose states are kept
 
 
 class Round:

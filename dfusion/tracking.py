@@ -15,7 +15,6 @@ from dfusion.errors import UserError
 from dfusion.numerics import set_numerics
 from dfusion.settings import Settings, flat
 
-TRACKERS = ("none", "wandb", "tensorboard")
 SHARDED = ("DEEPSPEED", "FSDP", "MEGATRON_LM")
 HIDDEN = ("kind", "round")
 

@@ -12,8 +12,6 @@ from dfusion.errors import UserError
 from dfusion.files import REBUILT, read_rows, read_tensors
 from dfusion.store import Experiment, Round
 
-SOURCES = ("dfusion", "naive", "inversion")
-
 
 @dataclass(frozen=True)
 class Step:

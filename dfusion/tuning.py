@@ -15,8 +15,6 @@ from dfusion.files import read_weights, write_weights
 from dfusion.settings import Train, names_of
 from diffusers_patched import UNet2DConditionModel
 
-TUNES = ("lora", "full")
-
 
 class Tuning(Protocol):
     """The trainable part of a UNet; names are those of its parameters, in order."""

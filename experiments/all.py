@@ -23,8 +23,8 @@ from pathlib import Path
 from config.config import PRESETS
 from dfusion.errors import ends_in_one_line
 from dfusion.estimate import Times, estimate, evaluations, seconds
-from dfusion.inputs import load_prompts
 from dfusion.progress import clock
+from dfusion.prompt_files import load_prompts
 from dfusion.settings import Settings
 from experiments import ablations, alignment, chosen_pair, generalisation, rates
 

@@ -21,10 +21,11 @@ from PIL import Image
 from config.config import PRESETS
 from dfusion.errors import UserError, ends_in_one_line
 from dfusion.files import write_json
-from dfusion.fusion import FusionPlan, Source, fuse
-from dfusion.inputs import check, load_prompts, plan_of
+from dfusion.fusion import FusionPlan, Source, fuse, plan_of
+from dfusion.inputs import check
 from dfusion.models import DiffusionModel, pick_device, pick_dtype, quiet_libraries
 from dfusion.numerics import set_numerics
+from dfusion.prompt_files import load_prompts
 from dfusion.rewards import Reward, load_reward
 from dfusion.runs import policy_of
 from dfusion.sampling import Policy, sample

@@ -23,10 +23,11 @@ from PIL import Image
 from dfusion.checkpoints import Checkpoints
 from dfusion.errors import UserError, ends_in_one_line
 from dfusion.files import write_json
-from dfusion.inputs import load_prompts, plan_of
+from dfusion.fusion import plan_of
 from dfusion.models import DiffusionModel, pick_device, pick_dtype, quiet_libraries
 from dfusion.numerics import set_numerics
 from dfusion.progress import Progress
+from dfusion.prompt_files import load_prompts
 from dfusion.prompts import Prompt
 from dfusion.rewards import load_reward
 from dfusion.runs import policy_of

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from config.config import PRESETS
 from dfusion.errors import UserError
 from dfusion.files import write_json
-from dfusion.inputs import plan_of
+from dfusion.fusion import plan_of
 from dfusion.runs import resolved
 from dfusion.settings import Settings, flat
 from dfusion.store import Experiment

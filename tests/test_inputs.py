@@ -1,6 +1,7 @@
 """Bad input: one line that names the flag, what is wrong and what to do, before a model loads."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,11 +9,15 @@ from pathlib import Path
 import pytest
 
 from config.config import PRESETS, get_config
+from dfusion import choices
 from dfusion.errors import UserError
-from dfusion.inputs import check, check_names, load_prompts
+from dfusion.inputs import check, check_names
 from dfusion.models import DiffusionModel, pick_device
+from dfusion.prompt_files import load_prompts
 from dfusion.prompts import Item
-from dfusion.settings import Pretrained, Settings, settings_of
+from dfusion.sampling import STORE_DTYPES
+from dfusion.settings import Pretrained, Settings, flat, settings_of
+from diffusers_patched import PARTS
 
 ROOT = Path(__file__).parent.parent
 FLAGS = [
@@ -282,11 +287,20 @@ def test_missing_gpu_is_named() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.sample.num_step", "3"], "num_step"),
-        (["--config.seed", "x"], "seed"),
-        (["--config", "config/config.py:papper"], "papper"),
+        (
+            ["--config.sample.num_step", "3"],
+            "--config.sample.num_step: there is no such setting; did you mean "
+            "--config.sample.num_steps",
+        ),
+        (["--config.num_steps=3"], "did you mean --config.sample.num_steps? --help"),
+        (["--config.pair", "3"], "did you mean --config.pair.rule, --config.pair.adoption, "),
+        (["--config.seed", "x"], "--config.seed x: must be a whole number"),
+        (["--config.fusion.masked=Fals"], "--config.fusion.masked Fals: must be True or False"),
+        (["--config.fusion.masked", "False"], "write --config.fusion.masked=False"),
+        (["--config", "config/config.py:papper"], "error: no preset 'papper'; choose from paper"),
         (["--config.exp_name", "a", "extra"], "'extra' is no flag"),
         (["--config.exp_name", "a", "--config.fusion.steps", "99-1"], "--config.fusion.steps"),
+        (["--config.exp_name", "a", "--config.prompt_file", "p.json"], "cannot be read"),
     ],
 )
 def test_the_command_line_ends_with_one_line_and_code_2(arguments, message) -> None:
@@ -298,7 +312,50 @@ def test_the_command_line_ends_with_one_line_and_code_2(arguments, message) -> N
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("error: ")
     assert message in lines[0]
+    assert lines[0].count("'") % 2 == 0  # no quote is left over
     assert done.stdout == ""
+
+
+COMMANDS = [["run_sample.py"], ["run_train.py"], ["run_eval.py"], ["-m", "benchmarks.estimate"]]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[-1])
+def test_a_wrong_flag_is_refused_before_anything_slow_is_imported(command: list[str]) -> None:
+    """Torch and diffusers take ten seconds, for an answer that needs neither."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *command, "--config.fusion.steps=99-1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert "error: --config.fusion.steps: '99-1' is out of range" in done.stderr
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+    assert "absl.flags" in imported
+    assert not imported & {"torch", "diffusers", "transformers", "accelerate", "PIL", "numpy"}
+
+
+def test_help_has_every_setting_with_its_comment() -> None:
+    command = [sys.executable, "run_train.py", "--config", "config/config.py:testbed", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout.startswith("Train a LoRA by DPO, DDPO or DPOK")
+    blocks = [block.splitlines() for block in done.stdout.split("\n\n")]
+    about = {
+        flag.strip(): " ".join(line.strip() for line in block if not line.startswith("  --"))
+        for block in blocks
+        for flag in block
+        if flag.startswith("  --config.")
+    }
+    values = flat(PRESETS["testbed"]().to_dict())
+    assert list(about) == [f"--config.{k}={shlex.quote(str(v))}" for k, v in values.items()]
+    assert all(about.values())
+    assert about["--config.fusion.batch_size=8"].startswith("Pairs in one UNet call")
+    assert about["--config.eval.pretrained=''"].startswith("open_clip model: a name with")
+
+
+def test_choices_are_those_of_the_modules_that_need_torch() -> None:
+    assert list(choices.PARTS) == list(PARTS)
+    assert list(choices.STORE_DTYPES) == list(STORE_DTYPES)
 
 
 def test_a_folder_that_cannot_be_written_ends_in_one_line(

@@ -14,6 +14,7 @@ EFFECTS = {
         "metrics",
         "model_folder",
         "models",
+        "plain_json",
         "progress",
         "prompt_files",
         "report",

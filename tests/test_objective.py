@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from dfusion.objective import Objective, parse_weights
+from dfusion.objective import Objective
+from dfusion.steps import parse_weights
 
 
 def arguments(n: int = 3) -> list[torch.Tensor]:

@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from config.config import PRESETS
-from dfusion.fusion import FusionPlan, Source, fuse
-from dfusion.inputs import plan_of
+from dfusion.fusion import FusionPlan, Source, fuse, plan_of
 from dfusion.masks import fusion_mask
 from dfusion.models import DiffusionModel
 from dfusion.prompts import Item, Prompt
