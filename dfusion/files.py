@@ -1,6 +1,7 @@
 """Files that appear whole or not at all: written aside, synced, renamed. Nothing is pickled."""
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -28,6 +29,8 @@ SCHEMA = 1
 CHECKSUM = "sha256"
 WRITERS = 8  # a file is mostly waiting for the disk
 MOST_PIXELS = 2**26  # 8192 x 8192
+# Another disk, a file system without hard links or with no more for this file, another's file.
+NO_LINKS = {errno.EXDEV, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EPERM}
 REBUILT = "delete it to have it rebuilt"
 
 
@@ -91,6 +94,28 @@ def _sync(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def link(source: Path, target: Path) -> None:
+    """Let a new name, `target`, stand for the same file; a copy where the disk has no such links.
+
+    Files here are replaced, never edited, so neither name ever changes what the other shows.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source.resolve(), target)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        write_bytes(target, source.read_bytes())
+
+
+def appear(aside: Path, folder: Path) -> None:
+    """Rename a folder that was filled aside, so that `folder` is there whole or not at all."""
+    for at, _, _ in os.walk(aside):
+        _sync(Path(at))
+    aside.rename(folder)
+    _sync(folder.parent)
 
 
 def stamp(path: Path) -> tuple[int, int, int]:

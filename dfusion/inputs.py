@@ -120,7 +120,8 @@ def _check_each(s: Settings) -> None:
         check_setting(f"--config.{name}", name, value)
         if isinstance(value, str):
             check_text(f"--config.{name}", value)
-    for name, place in (("save_path", s.save_path), ("resume_from", s.resume_from)):
+    for name in ("save_path", "resume_from", "samples_from"):
+        place = getattr(s, name)
         if any(len(part.encode()) > LONGEST_NAME for part in Path(place).parts):
             raise UserError(f"--config.{name} '{place}': no disk has so long a name; shorten it")
 

@@ -9,6 +9,7 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,8 +26,9 @@ from dfusion.round_files import read_source, write_sample, write_target
 from dfusion.sampling import Policy, Trajectory, sample
 from dfusion.scoring import score_missing, scorer_alive, scorer_lock
 from dfusion.settings import Settings
+from dfusion.sharing import Lender
 from dfusion.steps import fused_indices
-from dfusion.store import DROPPED, PAIRED, Experiment, Round
+from dfusion.store import DROPPED, PAIRED, Experiment, Round, manifest_of
 
 SAY_EVERY_SECONDS = 30.0
 TRY = "try --config.mixed_precision bf16 or no"
@@ -63,6 +65,7 @@ class RoundRunner:
         self.settings, self.experiment, self.prompts = settings, experiment, prompts
         self.plan, self.mask_layers, self.world = plan, mask_layers, world
         self.reward, self.reward_name = reward, reward_name(settings.eval)
+        self.lender = Lender.of(settings)
         self.stopwatch = Stopwatch()
 
     def run(self, number: int, policy: Policy) -> Round:
@@ -122,9 +125,11 @@ class RoundRunner:
             self._remark(odd_masks([mask[steps] for mask in masks]))
 
     def _plan(self, round_: Round, number: int, policy: Policy, each: int) -> None:
-        made_with = {**policy.identity(), "mask layers": sorted(self.mask_layers)}
+        made_with = self._made_with(policy)
         if round_.manifest() is None and self.world.rank == 0:
-            round_.write_manifest(number, self.prompts, each, made_with)
+            manifest = manifest_of(number, self.prompts, each, made_with)
+            if not self._take_over(round_, manifest):
+                round_.write_manifest(number, self.prompts, each, made_with)
         self._wait(lambda: int(round_.manifest() is not None), 1, "the manifest")
         remedy = "go back to those, or choose another --config.exp_name"
         round_.check_made_with("manifest.json", made_with, remedy)
@@ -138,6 +143,29 @@ class RoundRunner:
             raise UserError(
                 f"{round_.folder}: was begun with other prompts, items or thresholds; {remedy}"
             )
+
+    def _made_with(self, policy: Policy) -> dict[str, object]:
+        """What a round's samples depend on, besides their prompts."""
+        return {**policy.identity(), "mask layers": sorted(self.mask_layers)}
+
+    def check_samples_from(self, number: int, policy: Policy) -> None:
+        """Raise UserError where round `number` is to take samples over that are not its own."""
+        if self.lender and self.experiment.round(number).manifest() is None:
+            each, made_with = self.settings.images_per_prompt, self._made_with(policy)
+            manifest = manifest_of(number, self.prompts, each, made_with)
+            self.lender.refuse(f"epoch{number}", manifest)
+
+    def _take_over(self, round_: Round, manifest: dict[str, Any]) -> bool:
+        """Begin a round with the samples of --config.samples_from, if these are the very same."""
+        if self.lender is None or any(round_.folder.glob("*")):
+            return False
+        place = round_.folder.relative_to(self.experiment.folder).as_posix()
+        fuses = self.settings.train.pairs != "naive"
+        fused_with = self._fused_with() if fuses else None
+        said = self.lender.lend(place, round_, manifest, self.reward_name, fused_with)
+        if said:
+            self.say(f"  {said}")
+        return bool(said)
 
     def _sample(
         self, round_: Round, policy: Policy, prompts: list[Prompt], keep: bool = True
@@ -196,9 +224,10 @@ class RoundRunner:
         command = scorer_command(self.settings)
         return f"no scorer is running; type in another terminal:\n    {command}"
 
-    def _pairs(self, round_: Round, scores: dict[int, float]) -> tuple[pairing.Pair, ...]:
+    def _fused_with(self) -> dict[str, object]:
+        """What a round's pairs and targets depend on, besides its samples."""
         fusion = self.settings.fusion
-        made_with = {
+        return {
             "reward": self.reward_name,
             "rule": self.settings.pair.rule,
             "fusion layers": sorted(self.plan.layers),
@@ -207,6 +236,9 @@ class RoundRunner:
             "masked": fusion.masked,
             "merge": self.plan.merge,
         }
+
+    def _pairs(self, round_: Round, scores: dict[int, float]) -> tuple[pairing.Pair, ...]:
+        made_with = self._fused_with()
         texts = round_.texts_to_score("images")
         pairs = pairing.pair(texts, [scores[i] for i in range(len(texts))], self.settings.pair.rule)
         if round_.pairs() is None and self.world.rank == 0:

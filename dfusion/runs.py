@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from dfusion import report
+from dfusion import report, sharing
 from dfusion.ddim import DDIM
 from dfusion.errors import UserError
 from dfusion.files import read_json, sweep, write_json
@@ -36,7 +36,7 @@ FREE = {
     *("train.num_epochs", "train.begin_epoch", "train.batch_size"),
     *("train.gradient_checkpointing", "train.num_checkpoint_limit"),
     *("train.compare_images", "train.compare_every", "resume_from", "tracker"),
-    "keep_trajectories",
+    *("samples_from", "keep_trajectories"),
 }
 PRECISIONS = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
@@ -54,6 +54,19 @@ class Session:
     def policy(self, number: int) -> Policy:
         """How the samples of round `number` are made."""
         return policy_of(self.settings, self.model, self.ddim, number)
+
+    def begin(self) -> None:
+        """Write config.json, the first of a run's files: all else has been accepted by then.
+
+        Raises UserError for samples that the first round cannot take over.
+        """
+        first, config = self.settings.train.begin_epoch, self.experiment.config_file
+        self.runner.check_samples_from(first, self.policy(first))
+        if self.runner.world.rank == 0:
+            sweep(self.experiment.folder)
+            write_json(config, {"settings": self.settings.to_dict()})
+        while not config.exists():  # process 0 may still load the scorer
+            time.sleep(0.2)
 
 
 def resolved(settings: Settings, device: torch.device | None = None) -> Settings:
@@ -77,9 +90,10 @@ def policy_of(settings: Settings, model: DiffusionModel, ddim: DDIM, number: int
     )
 
 
-def open_session(settings: Settings) -> Session:
+def open_session(settings: Settings, begin: bool = True) -> Session:
     """Check everything, load the models, write config.json.
 
+    begin: False for a policy that is not complete yet; Session.begin is then to be called.
     Raises UserError for bad input, before a model loads where that is possible.
     """
     check(settings)
@@ -106,13 +120,11 @@ def open_session(settings: Settings) -> Session:
     reward = None
     if settings.eval.in_process and world.rank == 0:
         reward = load_reward(settings.eval, device)
-    if world.rank == 0:
-        sweep(experiment.folder)
-        write_json(experiment.config_file, {"settings": settings.to_dict()})
-    while not experiment.config_file.exists():  # process 0 may still load the scorer
-        time.sleep(0.2)
     runner = RoundRunner(settings, experiment, prompts, plan, mask_layers, world, reward)
-    return Session(settings, experiment, runner, model, ddim)
+    session = Session(settings, experiment, runner, model, ddim)
+    if begin:
+        session.begin()
+    return session
 
 
 @contextmanager
@@ -123,6 +135,7 @@ def claimed(settings: Settings) -> Iterator[None]:
     """
     check(settings)
     (name,) = check_names(settings)
+    sharing.check(settings, load_prompts(settings))
     if int(os.environ.get("RANK", "0")):
         yield
         return

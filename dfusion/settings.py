@@ -191,6 +191,9 @@ class Settings:
     # run_train.py: "latest" goes on from the experiment's last checkpoint; a checkpoint's folder
     # is where an experiment without one begins.
     resume_from: str = "latest"
+    # Take samples and their scores over from another experiment, "data/a0", or one round of it,
+    # "data/a0/epoch0", of the same policy, noise, sampling, mask layers, prompts and items.
+    samples_from: str = ""
     # run_train.py: rounds that keep their trajectories once they were trained on and the checkpoint
     # is on disk: "all", "last" (the newest one) or "none".
     keep_trajectories: str = "all"

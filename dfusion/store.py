@@ -82,15 +82,7 @@ class Round:
 
         made_with: everything else that the samples depend on.
         """
-        write_json(
-            self.folder / "manifest.json",
-            {
-                "round": round_,
-                "made_with": made_with,
-                "prompts": [asdict(p) for p in prompts],
-                "samples": [i for i in range(len(prompts)) for _ in range(each)],
-            },
-        )
+        write_json(self.folder / "manifest.json", manifest_of(round_, prompts, each, made_with))
 
     def manifest(self) -> dict[str, Any] | None:
         """The manifest, or None where the round has not begun."""
@@ -118,6 +110,10 @@ class Round:
         if not path.exists():
             return None
         return tuple(Pair(**p) for p in _checked(path, check_pairs)["pairs"])
+
+    def pairs_made_with(self) -> dict[str, Any]:
+        """What the pairs and their targets depend on, as write_pairs was told."""
+        return _checked(self.folder / "pairs.json", check_pairs)["made_with"]
 
     def check_made_with(self, file: str, now: dict[str, Any], remedy: str) -> None:
         """Raise UserError where manifest.json or pairs.json was made with something else."""
@@ -208,6 +204,18 @@ class Experiment:
     @property
     def config_file(self) -> Path:
         return self.folder / "config.json"
+
+
+def manifest_of(
+    round_: int, prompts: tuple[Prompt, ...], each: int, made_with: dict[str, Any]
+) -> dict[str, Any]:
+    """What Round.write_manifest writes, as it is read back."""
+    return {
+        "round": round_,
+        "made_with": made_with,
+        "prompts": [{"text": p.text, "items": [asdict(i) for i in p.items]} for p in prompts],
+        "samples": [i for i in range(len(prompts)) for _ in range(each)],
+    }
 
 
 def _checked(path: Path, check: Callable[[str, dict[str, Any]], None]) -> dict[str, Any]:

@@ -69,9 +69,10 @@ class Trainer:
 
     def run(self) -> None:
         """Train on every round up to the last one asked for, from the latest checkpoint on."""
-        tracking.start(self.accelerator, self.settings)
         metrics.read(self.session.experiment.folder / "metrics.jsonl")  # raises for damage
         first = self.resume()
+        self.session.begin()
+        tracking.start(self.accelerator, self.settings)
         self.compare(first)  # also where only the last comparison is unfinished
         for number in range(first, self.settings.train.num_epochs):
             self.train_round(number, self.sampled(number))
@@ -386,7 +387,7 @@ def train_rounds(settings: Settings) -> Path:
     Raises UserError for bad input, before a model loads where that is possible.
     """
     with claimed(settings):
-        trainer = Trainer(open_session(settings))
+        trainer = Trainer(open_session(settings, begin=False))
         trainer.run()
     folder = trainer.session.experiment.folder
     trainer.say(
