@@ -30,7 +30,7 @@ from dfusion.settings import settings_of as settings_from
 from dfusion.store import Experiment, Round
 from dfusion.training import train_rounds
 from experiments.measure import Meters, diversity
-from experiments.shared_start import borrow
+from experiments.shared_start import source_of
 
 RESULTS = Path(__file__).parent / "results"
 DATA = Path("data")
@@ -244,8 +244,7 @@ def main() -> None:
     torch.manual_seed(0)
     settings = settings_of(args)
     check_same(settings)
-    if other := borrow(settings):
-        print(f"What comes before training is that of {other}.")
+    settings.samples_from = source_of(settings)
     meters = Meters.of(args.preset, args.second)
     # A longer run is measured whole: its figures must not say that it is shorter.
     settings.train.num_epochs = max(settings.train.num_epochs, rounds_trained(folder_of(settings)))

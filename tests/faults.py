@@ -4,12 +4,13 @@
     python -m tests.faults --points 120 --part 2/4     (parts of one survey add up)
 
 Each point is a process of its own that ends by SIGKILL just before its nth operation that changes
-something under the experiment's folder (opening a file for writing, renaming, deleting, making a
-folder); n is spread evenly over all operations of three jobs:
+something under the experiment's folder (opening a file for writing, renaming, linking, deleting,
+making a folder); n is spread evenly over all operations of four jobs:
 
 train      two rounds: sampling, scoring in the run, fusing, training LoRA, comparing, reporting,
            dropping the first round's trajectories
 inversion  one round with targets' trajectories inverted, all of the UNet trained
+shared     one round over the samples and targets of that one
 scorer     a scorer of its own, over an experiment that is sampled and has no scores
 
 Then the same command runs to its end, and the files of images, scores, pairs, trajectories and the
@@ -40,7 +41,7 @@ from dfusion.settings import Settings
 from dfusion.training import train_rounds
 from tests.conftest import make_pipeline, make_settings
 
-CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree"}
+CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "shutil.rmtree"}
 STAGES = {  # of the paths that have this in them
     "compare/": "comparing",
     "trajectories": "sampling",
@@ -71,9 +72,10 @@ class Killer:
 
     def __call__(self, event: str, args: tuple) -> None:
         writes = event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+")
-        if not (writes or event in CHANGES) or not str(args[0]).startswith(self.folder):
+        changed = str(args[1 if event == "os.link" else 0])
+        if not (writes or event in CHANGES) or not changed.startswith(self.folder):
             return
-        self.changed.append(str(args[0])[len(self.folder) :])
+        self.changed.append(changed[len(self.folder) :])
         if len(self.changed) == self.at:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -158,6 +160,14 @@ def inverted(settings: Settings) -> Settings:
     return replace(settings, train=train, pair=replace(settings.pair, adoption="all"))
 
 
+def shared(settings: Settings) -> Settings:
+    """One round, taken over from the inversion that nobody killed, up to training."""
+    run = inverted(settings)
+    source = str(Path(settings.save_path) / "inversion-whole")
+    train = replace(run.train, pairs="dfusion", tune="lora")
+    return replace(run, train=train, samples_from=source)
+
+
 def scored_apart(settings: Settings) -> Settings:
     return replace(settings, eval=replace(settings.eval, once=True, batch_size=1))
 
@@ -181,6 +191,7 @@ class Job:
 JOBS = {
     "train": Job(train_rounds, lambda settings: settings),
     "inversion": Job(train_rounds, inverted),
+    "shared": Job(train_rounds, shared),
     "scorer": Job(score, scored_apart, sampled_only),
 }
 

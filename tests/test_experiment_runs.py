@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from safetensors.torch import load_file
 
 from config.config import PRESETS
 from dfusion.errors import UserError
@@ -16,8 +15,7 @@ from dfusion.files import write_json
 from dfusion.fusion import plan_of
 from dfusion.runs import resolved
 from dfusion.settings import Settings, flat
-from dfusion.store import Experiment
-from dfusion.training import train_rounds
+from dfusion.store import DROPPED, Experiment
 from diffusers_patched import LayerTable
 from experiments import (
     ablations,
@@ -27,66 +25,52 @@ from experiments import (
     side_by_side,
 )
 from experiments import all as every
-from experiments.shared_start import borrow
+from experiments.shared_start import source_of
 from testbed.words import SHAPES
 from tests.conftest import small
 
 
-def test_a_run_borrows_only_a_beginning_like_its_own(settings: Settings) -> None:
+def begun(settings: Settings, trained: bool = True) -> Experiment:
+    """As far as others look: a run with a round that was trained on."""
+    experiment = Experiment(Path(settings.save_path) / settings.exp_name)
+    write_json(experiment.config_file, {"settings": resolved(settings).to_dict()})
+    if trained:
+        write_json(experiment.folder / "checkpoints" / "epoch0" / "state.json", {})
+    return experiment
+
+
+def test_a_run_takes_its_beginning_from_one_like_its_own(settings: Settings) -> None:
+    """`tests/test_sharing.py` has what is then taken."""
+    begun(small(settings, 1, "another"), trained=False)
     first = small(settings, 1, "first")
-    first.train.compare_images = 1
-    train_rounds(first)
-    other = small(first, 1, "other")
-    other.train.method, other.train.pairs, other.train.compare_images = "ddpo", "naive", 1
-    other.mask.merge, other.allow_config_change = "or", True
-    assert borrow(other) == "first"
-    copied = Experiment(Path(other.save_path) / "other")
-    made = {p: p.stat().st_mtime_ns for p in copied.folder.rglob("*") if p.is_file()}
-    assert copied.round(0).pairs() is None
-    train_rounds(other)
-    assert all_same(made)  # nothing was sampled again
-    assert borrow(other) is None
-
-    alone = small(other, 1, "alone")
-    alone.train.compare_images = 1
-    train_rounds(alone)
-    a, b = (Experiment(Path(alone.save_path) / name) for name in ("alone", "other"))
-    assert a.round(0).scores("images") == b.round(0).scores("images")
-    weights = "checkpoints/epoch0/pytorch_lora_weights.safetensors"
-    one, two = (load_file(experiment.folder / weights) for experiment in (a, b))
-    assert one.keys() == two.keys() and all(one[name].equal(two[name]) for name in one)
-
-    reseeded, halved = (small(other, 1, name) for name in ("reseeded", "halved"))
-    reseeded.seed += 1
-    halved.mixed_precision = "bf16"
-    assert borrow(reseeded) is None and borrow(halved) is None
+    assert source_of(first) == ""
+    folder = begun(first).folder
+    assert source_of(first) == ""  # not from itself
+    for flag, value in {
+        "train.method": "ddpo", "train.pairs": "naive", "fusion.steps": "2-1", "mask.merge": "or",
+        "pair.rule": "quarter", "mask_thr": "0.1", "keep_trajectories": "none",
+    }.items():  # fmt: skip
+        alike = alignment.with_setting(small(settings, 1, "alike"), f"{flag}={value}")
+        assert source_of(alike) == str(folder)
+    for flag, value in {
+        "seed": "7", "mixed_precision": "bf16", "mask.layers": "mid", "sample.eta": "0.5",
+        "item_idx_file": "", "train.compare_images": "3", "pretrained.lora": "some",
+    }.items():  # fmt: skip
+        unlike = alignment.with_setting(small(settings, 1, "unlike"), f"{flag}={value}")
+        assert source_of(unlike) == ""
 
 
-def test_a_run_borrows_targets_where_it_fuses_alike(settings: Settings) -> None:
-    naive, first, other = (small(settings, 1, name) for name in ("a_naive", "first", "other"))
-    naive.train.pairs = "naive"
-    for run in (naive, first):
-        run.train.compare_images = other.train.compare_images = 1
-        train_rounds(run)
-    other.train.beta, other.pair.adoption = 1.0, "all"
-    assert borrow(other) == "first"  # though the naive run is listed before it
-    copied = Experiment(Path(other.save_path) / "other")
-    made = {p: p.stat().st_mtime_ns for p in copied.folder.rglob("*") if p.is_file()}
-    assert copied.round(0).target(0) in made and copied.round(0).adoption() is None
-    train_rounds(other)
-    assert all_same(made)  # nothing was fused again
-    rows = copied.round(0).adoption()
-    assert rows and all(row["adopted"] for row in rows)
-
-    changes = {"fusion.steps": "19-1", "mask.merge": "or", "pair.rule": "quarter"}
-    for n, (flag, value) in enumerate(changes.items()):
-        unlike = alignment.with_setting(small(other, 1, f"unlike{n}"), f"{flag}={value}")
-        assert borrow(unlike)
-        assert Experiment(Path(other.save_path) / f"unlike{n}").round(0).pairs() is None
-
-
-def all_same(made: dict[Path, int]) -> bool:
-    return all(path.stat().st_mtime_ns == time for path, time in made.items())
+def test_a_run_that_fused_alike_comes_first(settings: Settings) -> None:
+    for name, change in (("a_naive", "train.pairs=naive"), ("b_or", "mask.merge=or"),
+                         ("c_plain", "train.beta=1"), ("d_plain", "train.beta=2")):  # fmt: skip
+        begun(alignment.with_setting(small(settings, 1, name), change))
+    data = Path(settings.save_path)
+    other = small(settings, 1, "other")
+    assert source_of(other) == str(data / "c_plain")
+    assert source_of(alignment.with_setting(other, "mask.merge=or")) == str(data / "b_or")
+    assert source_of(alignment.with_setting(other, "mask_thr=0.2")) == str(data / "a_naive")
+    write_json(data / "a_naive" / "epoch0" / DROPPED, {})
+    assert source_of(alignment.with_setting(other, "mask_thr=0.2")) == str(data / "b_or")
 
 
 @pytest.mark.parametrize("preset", ["testbed", "paper"])

@@ -26,10 +26,10 @@ from tests.faults import contents, difference
 
 @pytest.fixture(scope="module")
 def lent(tmp_path_factory: pytest.TempPathFactory, pipeline_folder: Path) -> Settings:
-    """A round of training, "a0", that others take samples from; its settings."""
-    settings = small(make_settings(tmp_path_factory.mktemp("lent"), pipeline_folder), 1, "a0")
+    """Settings of one round on "a0", of which two are there, for others to take samples from."""
+    settings = small(make_settings(tmp_path_factory.mktemp("lent"), pipeline_folder), 2, "a0")
     train_rounds(settings)
-    return settings
+    return small(settings, 1, "a0")
 
 
 def changed(settings: Settings, name: str, flags: dict[str, Any] | None = None) -> Settings:
@@ -140,7 +140,7 @@ BEFORE_A_MODEL = [
     ({"seed": 6}, r"seed \(5 -> 6\)"),
     ({"sample.guidance_scale": 7.5}, r"guidance \(5.0 -> 7.5\)"),
     ({"sample.store_dtype": "bf16"}, r"states \(float32 -> bfloat16\)"),
-    ({"train.begin_epoch": 1, "train.num_epochs": 2}, "no samples in .*epoch1"),
+    ({"train.begin_epoch": 2, "train.num_epochs": 3}, "no samples in .*epoch2"),
     ({"samples_from": "{data}/a0/epoch0", "train.begin_epoch": 1, "train.num_epochs": 2},
      r"round \(0 -> 1\)"),
     ({"sample.batch_size": 3}, r"images per prompt \(4 -> 6\)"),
@@ -192,23 +192,18 @@ def test_an_experiment_takes_nothing_from_itself_or_from_a_round_without_traject
         train_rounds(changed(lent, "new", {"samples_from": str(data / "alias")}))
 
 
-def test_a_policy_that_was_trained_lends_to_one_that_begins_with_it(
+def test_a_trained_round_is_taken_by_a_run_that_begins_at_it(
     lent: Settings, made: set[str]
 ) -> None:
-    """Round 1 of "b1" was sampled with the checkpoint that both begin with; "a0" has no such."""
-    begins = {"resume_from": f"{lent.save_path}/a0/checkpoints/epoch0", "train.begin_epoch": 1,
-              "train.num_epochs": 2, "train.compare_images": 0}  # fmt: skip
-    train_rounds(changed(lent, "b1", begins))
-    made.clear()
-    source = {"samples_from": f"{lent.save_path}/b1/epoch1", "train.beta": 1.0}
-    train_rounds(changed(lent, "b2", {**begins, **source}))
+    a0 = f"{lent.save_path}/a0"
+    begins = {"samples_from": a0, "resume_from": f"{a0}/checkpoints/epoch0",
+              "train.begin_epoch": 1, "train.num_epochs": 2, "train.compare_images": 0,
+              "train.beta": 1.0}  # fmt: skip
+    train_rounds(changed(lent, "onwards", begins))
     assert made == set()
-    plain = {**begins, **source, "resume_from": "latest"}
-    with pytest.raises(UserError, match=r"weights \(\w+ -> \w+\)"):
-        train_rounds(changed(lent, "refused", plain))
-    other = {**begins, **source, "resume_from": f"{lent.save_path}/b1/checkpoints/epoch1"}
-    with pytest.raises(UserError, match=r"weights \(\w+ -> \w+\)"):
-        train_rounds(changed(lent, "refused", other))
+    for policy in ("latest", f"{a0}/checkpoints/epoch1"):
+        with pytest.raises(UserError, match=r"a0/epoch1 .* weights \(\w+ -> \w+\)"):
+            train_rounds(changed(lent, "refused", {**begins, "resume_from": policy}))
     assert not list((Path(lent.save_path) / "refused").glob("*.json"))
 
 
