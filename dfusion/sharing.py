@@ -77,14 +77,14 @@ class Lender:
         """
         theirs = self.round(place)
         found = theirs.manifest()
-        if found is None or differences(found, manifest) or not theirs.states_kept:
+        if found is None or differences(found, manifest):
             return ""
         count, scored = len(manifest["samples"]), theirs.scored_by("images") == reward
         samples = [i for i in range(count) if theirs.image("images", i).exists()]
         files = [f for i in samples for f in (theirs.image("images", i), theirs.trajectory(i))]
         files += [theirs.scores_file("images")] if scored else []
-        same = scored and found["prompts"] == manifest["prompts"]
-        targets = _targets(theirs, fused_with, reward) if same and fused_with else []
+        same = fused_with is not None and found["prompts"] == manifest["prompts"]
+        targets = _targets(theirs, fused_with, reward) if same else []
         aside = to.folder.with_name(f".{to.folder.name}.tmp")
         shutil.rmtree(aside, ignore_errors=True)
         for file in (*files, *targets):
@@ -153,7 +153,7 @@ def _asked(manifest: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _targets(theirs: Round, fused_with: dict[str, Any], reward: str) -> list[Path]:
+def _targets(theirs: Round, fused_with: dict[str, Any] | None, reward: str) -> list[Path]:
     """Pairs and finished targets with their scores, where they were made in this way."""
     pairs = theirs.pairs()
     if pairs is None or theirs.pairs_made_with() != fused_with:
