@@ -72,8 +72,10 @@ class Killer:
 
     def __call__(self, event: str, args: tuple) -> None:
         writes = event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+")
+        if not (writes or event in CHANGES):
+            return
         changed = str(args[1 if event == "os.link" else 0])
-        if not (writes or event in CHANGES) or not changed.startswith(self.folder):
+        if not changed.startswith(self.folder):
             return
         self.changed.append(changed[len(self.folder) :])
         if len(self.changed) == self.at:
