@@ -64,6 +64,7 @@ class Session:
         self.runner.check_samples_from(first, self.policy(first))
         if self.runner.world.rank == 0:
             sweep(self.experiment.folder)
+            sharing.sweep(self.experiment.folder)
             write_json(config, {"settings": self.settings.to_dict()})
         while not config.exists():  # process 0 may still load the scorer
             time.sleep(0.2)

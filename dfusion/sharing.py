@@ -86,7 +86,6 @@ class Lender:
         same = fused_with is not None and found["prompts"] == manifest["prompts"]
         targets = _targets(theirs, fused_with, reward) if same else []
         aside = to.folder.with_name(f".{to.folder.name}.tmp")
-        shutil.rmtree(aside, ignore_errors=True)
         for file in (*files, *targets):
             if file.exists():  # comparisons have no trajectories
                 link(file, aside / file.relative_to(theirs.folder))
@@ -120,6 +119,12 @@ def check(settings: Settings, prompts: tuple[Prompt, ...]) -> None:
     }
     planned = manifest_of(number, prompts, settings.images_per_prompt, known)
     lender.refuse(f"epoch{number}", planned)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what a run of this experiment that was killed while taking a round over has left."""
+    for aside in [*folder.glob(".epoch*.tmp"), *folder.glob("compare/.epoch*.tmp")]:
+        shutil.rmtree(aside)
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:

@@ -106,6 +106,7 @@ MUTANTS = [
     ("dfusion/sharing.py", 'found["prompts"] == manifest["prompts"]', "True", "sharing"),
     ("dfusion/sharing.py", "theirs.pairs_made_with() != fused_with", "not fused_with", "sharing"),
     ("dfusion/sharing.py", 'to.folder.with_name(f".{to.folder.name}.tmp")', "to.folder", "sharing"),
+    ("dfusion/sharing.py", "        shutil.rmtree(aside)\n", "        pass\n", "sharing"),
     ("dfusion/training.py", "        self.session.begin()\n", "", "sharing"),
     ("dfusion/training.py", "            self._drop_states(done)\n", "", "keep"),
     ("dfusion/training.py", "            self._drop_states(number)\n", "", "keep"),

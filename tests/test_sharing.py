@@ -81,8 +81,7 @@ def ends_as_alone(run: Settings) -> None:
 def test_samples_and_scores_are_taken_and_nothing_is_sampled_again(
     lent: Settings, made: set[str], capsys: pytest.CaptureFixture
 ) -> None:
-    """Training is cut short, so that what comes before it is seen alone."""
-    run = of_a0(lent, "later", fusion__steps="2-1", seed=lent.seed)
+    run = of_a0(lent, "later", fusion__steps="2-1")
     folder = sample_rounds(run)
     assert made == {"fuse", "score"}  # the targets'
     own, theirs = round_0(run), round_0(lent)
@@ -238,6 +237,7 @@ def test_killed_while_linking_it_goes_on_or_samples_itself(
     assert made == set()
     sample_rounds(replace(runs[1], samples_from=""))
     assert made == {"sample", "fuse", "score"}
+    assert not list(Path(lent.save_path).glob("killed*/.epoch*"))
     a, b = (contents(round_0(run).folder) for run in runs)
     assert difference(a, b) == [] and difference(a, contents(round_0(lent).folder)) == []
 
