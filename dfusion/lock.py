@@ -21,9 +21,14 @@ class Lock:
         self.path, self.note = path, path.with_name(f"{path.name}.json")
         self._lock = FileLock(path)
 
+    @property
+    def held(self) -> bool:
+        """By this object."""
+        return self._lock.is_locked
+
     def acquire(self) -> bool:
         """Take the lock if nobody has it; False if somebody else does."""
-        if self._lock.is_locked:
+        if self.held:
             return True
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -41,18 +46,28 @@ class Lock:
 
     def owner(self) -> str:
         """Who holds it, in words."""
+        noted = self._noted()
+        return "another process" if noted is None else "process {} on {}, since {}".format(*noted)
+
+    def with_owner_of(self, other: "Lock") -> bool:
+        """Whether one process holds this lock and the other, as far as their notes tell."""
+        ours, theirs = self._noted(), other._noted()
+        return ours is not None and theirs is not None and ours[:2] == theirs[:2]
+
+    def _noted(self) -> tuple[object, object, object] | None:
+        """Process, host and time of its owner; None where there is none, or it came just now."""
         try:
             owner = load_json(self.note)
-            return f"process {owner['process']} on {owner['host']}, since {owner['since']}"
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-        ):  # it came or left just now
-            return "another process"
+            return owner["process"], owner["host"], owner["since"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def release(self) -> None:
-        if self._lock.is_locked:
+        if self.held:
             self.note.unlink(missing_ok=True)
             self._lock.release()
+
+
+def run_lock(folder: Path) -> Lock:
+    """Held by the run at work on the experiment in `folder`, by process 0 of several."""
+    return Lock(folder / ".run.lock")

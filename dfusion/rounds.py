@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from filelock import FileLock
 from torch import Tensor
 
 from dfusion import pairing
 from dfusion.errors import NotFiniteError, UserError
 from dfusion.files import Writer, read_rows
 from dfusion.fusion import FusionPlan, Target, fuse
+from dfusion.lock import Lock, run_lock
 from dfusion.oddities import equal_scores, odd_masks
 from dfusion.progress import Progress, Stopwatch, clock
 from dfusion.prompts import Prompt
@@ -49,7 +51,7 @@ class World:
 class RoundRunner:
     """Runs the rounds of one experiment.
 
-    reward: scores in this process (flag eval.in_process); None waits for a scorer.
+    reward: scores in this process, its share (flag eval.in_process); None waits for a scorer.
     """
 
     def __init__(
@@ -194,29 +196,40 @@ class RoundRunner:
         self._wait(lambda: sum(map(there, range(count))), count, "images of other processes")
 
     def _scores(self, round_: Round, kind: str, count: int) -> dict[int, float]:
-        with self.stopwatch.stage("scoring"):  # or waiting for the scorer
-            if self.reward and self.world.rank == 0:
-                self._score(round_, kind, self.reward)
-            self._wait(
-                lambda: len(round_.scores(kind, self.reward_name)),
-                count,
-                f"scores of {kind}",
-                self._scorer_hint if self.reward is None else None,
-            )
-        return round_.scores(kind, self.reward_name)
-
-    def _score(self, round_: Round, kind: str, reward: Reward) -> None:
-        """Score in this process, unless a scorer elsewhere has taken the experiment on."""
+        """All scores of a kind: given here where `reward` is, else by the scorer."""
         lock = scorer_lock(self.experiment.folder)
-        if lock.acquire():
+
+        def known() -> int:
+            found = len(round_.scores(kind, self.reward_name))
+            if found < count and self.reward and self._may_score(lock):
+                self._score(round_, kind, self.reward)
+                found = len(round_.scores(kind, self.reward_name))
+            return found
+
+        with self.stopwatch.stage("scoring"):  # or waiting for the scorer
             try:
-                batch = self.settings.eval.batch_size
-                score_missing(round_, kind, reward, self.reward_name, batch)
+                self._wait(known, count, f"scores of {kind}", lambda: self._scorer_hint(lock))
             finally:
                 lock.release()
+        return round_.scores(kind, self.reward_name)
 
-    def _scorer_hint(self) -> str:
+    def _may_score(self, lock: Lock) -> bool:
+        """Whether no scorer elsewhere has the experiment: process 0 holds the lock for all."""
+        if self.world.rank == 0:
+            return lock.acquire()
+        return lock.with_owner_of(run_lock(self.experiment.folder))
+
+    def _score(self, round_: Round, kind: str, reward: Reward) -> None:
+        """This process's share."""
+        world, batch = self.world, self.settings.eval.batch_size
+        writing = FileLock(self.experiment.folder / ".scores.lock") if world.size > 1 else None
+        turn = world.rank, world.size
+        score_missing(round_, kind, reward, self.reward_name, batch, turn=turn, writing=writing)
+
+    def _scorer_hint(self, lock: Lock) -> str:
         folder = self.experiment.folder
+        if self.reward:
+            return "" if lock.held else f"scored by {lock.owner()}"
         if self.settings.eval.reward == HUMAN:
             return f"rate them in the browser:\n    {scorer_command(self.settings)}"
         if scorer_alive(folder.parent, folder.name, self.reward_name):

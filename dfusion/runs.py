@@ -16,7 +16,7 @@ from dfusion.errors import UserError
 from dfusion.files import read_json, sweep, write_json
 from dfusion.fusion import plan_of
 from dfusion.inputs import check, check_names
-from dfusion.lock import Lock
+from dfusion.lock import run_lock
 from dfusion.models import DiffusionModel, pick_device, pick_dtype, quiet_libraries
 from dfusion.numerics import set_numerics
 from dfusion.prompt_files import item_flag, load_prompts
@@ -118,9 +118,7 @@ def open_session(settings: Settings, begin: bool = True) -> Session:
     except UserError as error:
         raise UserError(f"{item_flag(settings)}: {error}") from error
     ddim = model.sampler(settings.sample.num_steps, settings.sample.eta)
-    reward = None
-    if settings.eval.in_process and world.rank == 0:
-        reward = load_reward(settings.eval, device)
+    reward = load_reward(settings.eval, device) if settings.eval.in_process else None
     runner = RoundRunner(settings, experiment, prompts, plan, mask_layers, world, reward)
     session = Session(settings, experiment, runner, model, ddim)
     if begin:
@@ -140,7 +138,7 @@ def claimed(settings: Settings) -> Iterator[None]:
     if int(os.environ.get("RANK", "0")):
         yield
         return
-    lock = Lock(Path(settings.save_path) / name / ".run.lock")
+    lock = run_lock(Path(settings.save_path) / name)
     if not lock.acquire():
         raise UserError(
             f"--config.exp_name {name}: {lock.owner()}, is at work on this experiment; wait for "

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -26,23 +26,34 @@ ALIVE_SECONDS = 30.0
 
 
 def score_missing(
-    round_: Round, kind: str, reward: Reward, name: str, batch_size: int, label: str = ""
+    round_: Round,
+    kind: str,
+    reward: Reward,
+    name: str,
+    batch_size: int,
+    label: str = "",
+    turn: tuple[int, int] = (0, 1),
+    writing: AbstractContextManager[object] | None = None,
 ) -> int:
     """Score the images of a kind that are there and have no score; returns how many.
 
     Scores are saved after every batch; where one of its images was deleted or made anew meanwhile,
-    it and the rest are left for the next look. Raises UserError for an unreadable image or a reward
-    that does not return one finite number per image.
+    it and the rest are left for the next look. turn: which of how many processes this is, all with
+    the same images there: every batch is one's; writing: held by the one that writes. Raises
+    UserError for an unreadable image or a reward that does not return one finite number per image.
     """
     texts = round_.texts_to_score(kind)
     there = [i for i in range(len(texts)) if round_.image(kind, i).exists()]
     if not there:
         return 0
-    scores = round_.scores(kind, name)
-    pending = [i for i in there if i not in scores]
-    progress = Progress(label or f"scoring {kind}", len(pending))
-    for start in range(0, len(pending), batch_size):
-        batch = pending[start : start + batch_size]
+    pending = set(there) - round_.scores(kind, name).keys()
+    (rank, size), done = turn, 0
+    # Several processes must cut alike, whatever the others have scored since.
+    order = sorted(pending) if size == 1 else there
+    cut = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    mine = [[i for i in batch if i in pending] for batch in cut[rank::size]]
+    progress = Progress(label or f"scoring {kind}", sum(map(len, mine)))
+    for batch in filter(None, mine):
         paths = [round_.image(kind, i) for i in batch]
         seen = _stamps(paths)
         images = [Image.fromarray(read_png(path)) for path in paths]
@@ -51,12 +62,15 @@ def score_missing(
             if not math.isfinite(value):
                 raise UserError(f"{round_.image(kind, i)}: the reward {name} gave {value}")
         if _stamps(paths) != seen:  # deleted or made anew: these scores are of none
-            return start
-        # Another scorer may have written meanwhile: its scores stand.
-        scores = {**dict(zip(batch, values, strict=True)), **round_.scores(kind, name)}
-        round_.write_scores(kind, name, scores)
-        progress.advance(len(batch))
-    return len(pending)
+            break
+        with writing or nullcontext():
+            # Another scorer may have written meanwhile: its scores stand.
+            scores = {**dict(zip(batch, values, strict=True)), **round_.scores(kind, name)}
+            round_.write_scores(kind, name, scores)
+        done += len(batch)
+        if rank == 0:
+            progress.advance(len(batch))
+    return done
 
 
 def _stamps(paths: list[Path]) -> list[tuple[int, int, int]] | None:

@@ -8,16 +8,19 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from dfusion.files import write_json, write_png
 from dfusion.models import DiffusionModel
 from dfusion.prompts import Item, Prompt
 from dfusion.runs import sample_rounds
 from dfusion.sampling import Policy
 from dfusion.settings import Settings
+from dfusion.store import Experiment, Round
 from testbed.unet import SCHEDULE
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits
@@ -174,3 +177,14 @@ def view_data(tmp_path_factory: pytest.TempPathFactory, pipeline_folder: Path) -
     folder = tmp_path_factory.mktemp("view")
     sample_rounds(make_settings(folder, pipeline_folder))
     return folder / "data"
+
+
+def grey_round(folder: Path, images: int = 3, reward: str = "redness", **settings: object) -> Round:
+    """A round of one prompt with grey images, each lighter than the last; 3 planned or more."""
+    experiment = Experiment(folder)
+    write_json(experiment.config_file, {"settings": {"eval": {"reward": reward}, **settings}})
+    round_ = experiment.round(0)
+    round_.write_manifest(0, (Prompt("a cat", (Item("cat"),)),), max(3, images), {})
+    for i in range(images):
+        write_png(round_.image("images", i), np.full((8, 8, 3), 20 * (i + 1), np.uint8))
+    return round_

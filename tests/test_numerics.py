@@ -18,7 +18,7 @@ from dfusion.runs import open_session
 from dfusion.scorer import Scorer
 from dfusion.settings import Settings
 from experiments.generalisation import model_of
-from tests.test_scoring import experiment
+from tests.conftest import grey_round
 
 ROOT = Path(__file__).parent.parent
 SWITCHES = r"allow_tf32|fp32_precision|matmul_precision|deterministic|benchmark|reduced_precision"
@@ -64,7 +64,7 @@ def test_what_loads_a_model_has_set_them(
 def test_every_experiment_is_scored_under_its_own(tmp_path: Path) -> None:
     """As the process that sampled it would have scored it."""
     for name, allowed in (("a", True), ("b", False), ("c", True)):
-        experiment(tmp_path / name, images=1, allow_tf32=allowed)
+        grey_round(tmp_path / name, images=1, allow_tf32=allowed)
     seen: list[bool] = []
 
     def reward(images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:

@@ -26,7 +26,11 @@ from dfusion import runs
 from dfusion.settings import Settings
 from dfusion.training import train_rounds
 load = runs.load_reward
-runs.load_reward = lambda *given: (time.sleep(float(sys.argv[3])), load(*given))[1]
+def loaded(*given):
+    time.sleep(float(sys.argv[3]) if os.environ["RANK"] == "0" else 0)
+    reward = load(*given)
+    return lambda images, prompts: (print("scored", len(images)), reward(images, prompts))[1]
+runs.load_reward = loaded
 act = {"sample": runs.sample_rounds, "train": train_rounds}[sys.argv[2]]
 act(Settings.of(json.load(open(sys.argv[1]))))
 """
@@ -115,5 +119,8 @@ def test_two_processes_sample_though_the_scorer_loads_slowly(
     settings: Settings, tmp_path: Path
 ) -> None:
     """Process 0 writes config.json when all is loaded; the other must not take it for lost."""
+    settings.eval = replace(settings.eval, batch_size=1)
     launch(replace(settings, exp_name="slow"), tmp_path, act="sample", scorer_takes=3)
     assert verify(Path(settings.save_path) / "slow") == []
+    for rank in (0, 1):  # eight samples and four targets, shared out
+        assert (tmp_path / f"rank{rank}.log").read_text().count("scored 1\n") == 6

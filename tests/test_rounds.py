@@ -1,9 +1,13 @@
 """A round on disk: what it leaves, that it goes on where it stopped, that processes share it."""
 
 import json
+import os
 import re
 import threading
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +17,14 @@ from safetensors.torch import load, load_file
 
 from dfusion import runs
 from dfusion.errors import UserError
+from dfusion.fusion import FusionPlan
 from dfusion.progress import Stopwatch
-from dfusion.rewards import REWARDS, reward_name
+from dfusion.rewards import REWARDS, Reward, reward_name
 from dfusion.rounds import RoundRunner, World
-from dfusion.scoring import heartbeat, score_missing, scorer_alive
+from dfusion.scoring import heartbeat, score_missing, scorer_alive, scorer_lock
 from dfusion.settings import Settings
-from dfusion.store import Experiment
-from tests.conftest import PROMPTS, REWARD
+from dfusion.store import Experiment, Round
+from tests.conftest import PROMPTS, REWARD, grey_round
 from tests.rewards import redness
 
 
@@ -135,6 +140,81 @@ def test_scorer_beside_the_sampler(settings: Settings, capsys: pytest.CaptureFix
     flags = r"--config.exp_name exp .*--config.eval.reward tests.rewards:redness"
     assert re.search(f"python3 run_eval.py {flags}", said)
     assert Experiment(folder).round(0).adoption() is not None
+
+
+def runner_of(settings: Settings, reward: Reward, rank: int, size: int) -> RoundRunner:
+    experiment = Experiment(Path(settings.save_path) / "exp")
+    plan, world = FusionPlan(frozenset(), frozenset()), World(rank, size)
+    return RoundRunner(settings, experiment, (), plan, frozenset(), world, reward)
+
+
+def test_scoring_in_process_takes_over_from_a_scorer_that_ends(
+    settings: Settings, capsys: pytest.CaptureFixture
+) -> None:
+    """It holds the experiment when the images are there, and ends without a score."""
+    folder = Path(settings.save_path) / "exp"
+    round_, lock = grey_round(folder, reward=REWARD), scorer_lock(folder)
+    assert lock.acquire()
+    found: list[dict[int, float]] = []
+    runner = runner_of(settings, redness, 0, 1)
+    waiting = threading.Thread(
+        target=lambda: found.append(runner._scores(round_, "images", 3)), daemon=True
+    )
+    waiting.start()
+    said = ""
+    while "waiting for 3 of 3 scores" not in said and waiting.is_alive():
+        said += capsys.readouterr().out
+    assert f"process {os.getpid()} on" in said
+    assert round_.scores("images") == {}
+    lock.release()
+    waiting.join(10)
+    assert found == [round_.scores("images")] and len(found[0]) == 3
+    assert lock.acquire()  # given back
+
+
+@pytest.mark.parametrize("taken", [False, True], ids=["free", "another scorer has it"])
+def test_scoring_in_process_is_shared_out(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, taken: bool
+) -> None:
+    """Three processes score the batches that one would, each once; none where a scorer does."""
+    folder = Path(settings.save_path) / "exp"
+    round_, other = grey_round(folder, images=10, reward=REWARD), scorer_lock(folder)
+    settings.eval.batch_size = 2
+    scored: dict[int, list[list[int]]] = {0: [], 1: [], 2: []}
+    ready, write = threading.Barrier(3), Round.write_scores
+
+    def slowly(*given: Any) -> None:
+        time.sleep(0.02)  # so that one writes while another has read
+        write(*given)
+
+    def reward_of(rank: int) -> Reward:
+        def reward(images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+            scored[rank].append([np.asarray(image)[0, 0, 0] // 20 - 1 for image in images])
+            return redness(images, prompts)
+
+        return reward
+
+    def work(rank: int) -> None:
+        ready.wait()
+        runner_of(settings, reward_of(rank), rank, 3)._scores(round_, "images", 10)
+
+    monkeypatch.setattr(Round, "write_scores", slowly)
+    threads = [threading.Thread(target=work, args=(rank,), daemon=True) for rank in range(3)]
+    with runs.claimed(settings):
+        if taken:
+            assert other.acquire()
+            note = {"process": 1, "host": "elsewhere", "since": "noon"}
+            other.note.write_text(json.dumps(note))
+        for thread in threads:
+            thread.start()
+        if taken:
+            threads[0].join(0.3)
+            assert scored == {0: [], 1: [], 2: []}
+            other.release()
+        for thread in threads:
+            thread.join(20)
+    assert scored == {0: [[0, 1], [6, 7]], 1: [[2, 3], [8, 9]], 2: [[4, 5]]}
+    assert round_.scores("images") == {i: pytest.approx(20 * (i + 1) / 255) for i in range(10)}
 
 
 def test_heartbeat(tmp_path: Path) -> None:

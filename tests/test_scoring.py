@@ -14,27 +14,15 @@ from PIL import Image
 
 from dfusion.errors import UserError
 from dfusion.files import write_json, write_png
-from dfusion.prompts import Item, Prompt
 from dfusion.rewards import Reward, asked_for, load_reward, reward_name
 from dfusion.runs import score
 from dfusion.scorer import Scorer
 from dfusion.scoring import score_missing, scorer_lock
 from dfusion.settings import Eval, Settings
-from dfusion.store import Experiment, Round
+from tests.conftest import grey_round
 from tests.rewards import redness
 
 SCORER = Path(__file__).parent.parent / "testbed" / "weights" / "scorer"
-
-
-def experiment(folder: Path, images: int = 3, reward: str = "redness", **settings: object) -> Round:
-    """One round with solid grey images of increasing brightness."""
-    experiment = Experiment(folder)
-    write_json(experiment.config_file, {"settings": {"eval": {"reward": reward}, **settings}})
-    round_ = experiment.round(0)
-    round_.write_manifest(0, (Prompt("a cat", (Item("cat"),)),), 3, {})
-    for i in range(images):
-        write_png(round_.image("images", i), np.full((8, 8, 3), 40 * (i + 1), np.uint8))
-    return round_
 
 
 def load(settings: Settings) -> Reward:
@@ -58,9 +46,9 @@ def look(data: Path, names: list[str], only: str | None = None) -> int:
 
 def test_scores_every_experiment_and_only_once(tmp_path: Path) -> None:
     """All of one reward, so that it cannot see which experiment gets which: the next test does."""
-    first, second = experiment(tmp_path / "a"), experiment(tmp_path / "b", images=2)
+    first, second = grey_round(tmp_path / "a"), grey_round(tmp_path / "b", images=2)
     assert look(tmp_path, []) == 5
-    assert first.scores("images") == pytest.approx({0: 40 / 255, 1: 80 / 255, 2: 120 / 255})
+    assert first.scores("images") == pytest.approx({0: 20 / 255, 1: 40 / 255, 2: 60 / 255})
     assert look(tmp_path, []) == 0
     write_png(second.image("images", 2), np.zeros((8, 8, 3), np.uint8))
     assert look(tmp_path, ["b"]) == 1
@@ -68,11 +56,11 @@ def test_scores_every_experiment_and_only_once(tmp_path: Path) -> None:
 
 
 def test_each_experiment_gets_the_reward_of_its_own_config(tmp_path: Path) -> None:
-    first, second = experiment(tmp_path / "a"), experiment(tmp_path / "b", reward="clip")
+    first, second = grey_round(tmp_path / "a"), grey_round(tmp_path / "b", reward="clip")
     assert look(tmp_path, []) == 6
-    assert first.scores("images", "redness")[2] == pytest.approx(120 / 255)
+    assert first.scores("images", "redness")[2] == pytest.approx(60 / 255)
     name = reward_name(Eval())
-    assert second.scores("images", name)[2] == pytest.approx(-120 / 255)
+    assert second.scores("images", name)[2] == pytest.approx(-60 / 255)
 
 
 def test_the_flags_of_a_scorer_decide_no_reward(
@@ -80,17 +68,17 @@ def test_the_flags_of_a_scorer_decide_no_reward(
 ) -> None:
     """run_eval.py without a name and without a reward, as the README has it typed."""
     folder = Path(settings.save_path) / "exp"
-    round_ = experiment(folder, reward="tests.rewards:redness")
+    round_ = grey_round(folder, reward="tests.rewards:redness")
     flags = Settings(save_path=settings.save_path, device="cpu")
     flags.eval.once = True
     assert score(flags) == 3
-    assert round_.scores("images", "tests.rewards:redness")[2] == pytest.approx(120 / 255)
+    assert round_.scores("images", "tests.rewards:redness")[2] == pytest.approx(60 / 255)
 
 
 def test_a_scorer_told_its_reward_leaves_the_others_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    mine, other = experiment(tmp_path / "a"), experiment(tmp_path / "b", reward="clip")
+    mine, other = grey_round(tmp_path / "a"), grey_round(tmp_path / "b", reward="clip")
     with pytest.raises(UserError, match=r"/b: its reward is clip.* told to give redness;"):
         look(tmp_path, [], only="redness")
     assert len(mine.scores("images")) == 3 and other.scores("images") == {}
@@ -102,7 +90,7 @@ def test_a_scorer_told_its_reward_leaves_the_others_alone(
 def test_trouble_of_one_experiment_is_said_once_and_ends_nothing(tmp_path: Path) -> None:
     """Every kind of it, over many looks; also where a reward's words are others each time."""
     rewards = {"a": "fails", "b": "no.such.module:f", "c": "human", "d": "redness", "z": "redness"}
-    rounds = {name: experiment(tmp_path / name, reward=r) for name, r in rewards.items()}
+    rounds = {name: grey_round(tmp_path / name, reward=r) for name, r in rewards.items()}
     rounds["d"].image("images", 1).write_bytes(b"not a PNG")
     (tmp_path / "e").mkdir()
     (tmp_path / "e" / "config.json").write_text('{"settings"')
@@ -127,7 +115,7 @@ def test_trouble_of_one_experiment_is_said_once_and_ends_nothing(tmp_path: Path)
 
 
 def test_what_failed_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    round_ = experiment(tmp_path / "a")
+    round_ = grey_round(tmp_path / "a")
     monkeypatch.setattr("dfusion.scorer.RETRY_SECONDS", 0.0)
     ready: list[Reward] = []
     scorer = Scorer(tmp_path, [], lambda settings: ready[0], None, 2)
@@ -139,7 +127,7 @@ def test_what_failed_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_what_cannot_be_scored_does_not_stop_the_others(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    broken, foreign, good = (experiment(tmp_path / name) for name in ("a", "b", "c"))
+    broken, foreign, good = (grey_round(tmp_path / name) for name in ("a", "b", "c"))
     broken.image("images", 0).write_bytes(b"not a PNG")
     foreign.write_scores("images", "clip:RN50", {0: 0.5})
     with pytest.raises(UserError, match="damaged"):
@@ -166,19 +154,19 @@ def test_a_missing_experiment_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_rewards_may_return_lists_tensors_and_arrays(tmp_path: Path, reward) -> None:
-    round_ = experiment(tmp_path / "a")
+    round_ = grey_round(tmp_path / "a")
     assert score_missing(round_, "images", reward, "mine", 2) == 3
     assert round_.scores("images") == {0: 0.5, 1: 0.5, 2: 0.5}
 
 
 def test_a_wrong_number_of_scores_is_refused(tmp_path: Path) -> None:
-    round_ = experiment(tmp_path / "a")
+    round_ = grey_round(tmp_path / "a")
     with pytest.raises(UserError, match="gave 1 scores for 2"):
         score_missing(round_, "images", lambda images, prompts: [1.0], "mine", 2)
 
 
 def test_scores_written_meanwhile_by_another_scorer_stand(tmp_path: Path) -> None:
-    round_ = experiment(tmp_path / "a")
+    round_ = grey_round(tmp_path / "a")
 
     def reward(images, prompts):
         round_.write_scores("images", "mine", {0: 9.0, **round_.scores("images")})
@@ -191,12 +179,12 @@ def test_scores_written_meanwhile_by_another_scorer_stand(tmp_path: Path) -> Non
 @pytest.mark.parametrize("made_anew", [True, False])
 def test_scores_of_images_that_are_gone_are_not_written(tmp_path: Path, made_anew: bool) -> None:
     """Else an experiment of the same name would take them for its own."""
-    round_ = experiment(tmp_path / "a")
+    round_ = grey_round(tmp_path / "a")
 
     def reward(images, prompts):
         shutil.rmtree(tmp_path / "a")
         if made_anew:
-            experiment(tmp_path / "a")
+            grey_round(tmp_path / "a")
         return [1.0] * len(images)
 
     assert score_missing(round_, "images", reward, "mine", 2) == 0
@@ -240,7 +228,7 @@ def test_a_scorer_that_does_not_load_says_what_to_do(model: str, pretrained: str
 
 
 def test_scores_file_is_json_with_its_reward(tmp_path: Path) -> None:
-    round_ = experiment(tmp_path / "a")
+    round_ = grey_round(tmp_path / "a")
     look(tmp_path, ["a"])
     value = json.loads(round_.scores_file("images").read_text())
     assert value["reward"] == "redness"
