@@ -6,7 +6,8 @@
 The scorer's mean and, on the testbed, the judge's accuracy (the truth, which training never sees)
 are taken of each round's samples and of comparisons made with the same noise; and so are a second
 scorer that training never sees, and how much images of a prompt differ. Run again, it goes on where
-it was. Results are in results/<preset>/alignment/, one file a run.
+it was. What comes before training is taken over from a run beside it that begins alike
+(--config.samples_from). Results are in results/<preset>/alignment/, one file a run.
 """
 
 import argparse

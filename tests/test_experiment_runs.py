@@ -73,6 +73,26 @@ def test_a_run_that_fused_alike_comes_first(settings: Settings) -> None:
     assert source_of(alignment.with_setting(other, "mask_thr=0.2")) == str(data / "b_or")
 
 
+def test_an_ablation_is_trained_over_the_samples_of_the_curve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alignment, "DATA", tmp_path)
+    flags = ablations.flags_of("or", ablations.arguments([]))
+    curve, made = ablations.flags_of("as_it_is", ablations.arguments([])), []
+    folder = begun(alignment.settings_of(alignment.arguments(curve))).folder
+
+    def train(settings: Settings) -> None:
+        made.append(settings)
+        raise SystemExit
+
+    monkeypatch.setattr(alignment, "train_rounds", train)
+    monkeypatch.setattr(alignment.Meters, "of", lambda *args: None)
+    monkeypatch.setattr("sys.argv", ["alignment", *flags])
+    with pytest.raises(SystemExit):
+        alignment.main()
+    assert made[0].mask.merge == "or" and made[0].samples_from == str(folder)
+
+
 @pytest.mark.parametrize("preset", ["testbed", "paper"])
 def test_every_training_run_has_a_name_of_its_own(
     preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
