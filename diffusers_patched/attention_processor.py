@@ -9,19 +9,11 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
-from diffusers_patched.control import AttentionControl, Fusion, Record
-
-Maps = list[Tensor]  # one (R, S, J) tensor per recorded module, in the order of computation
+from diffusers_patched.control import LayerControl, LayerFusion
 
 
 class AttnProcessor:
-    """Attention processor of one module of a UNet.
-
-    layer: the module's layer number (see LayerTable).
-    """
-
-    def __init__(self, layer: int) -> None:
-        self.layer = layer
+    """Attention processor of a UNet's transformer blocks; torch.compile takes it whole."""
 
     def __call__(
         self,
@@ -30,8 +22,7 @@ class AttnProcessor:
         encoder_hidden_states: Tensor | None = None,  # (N, L, E), None in self-attention
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
-        control: AttentionControl | None = None,
-        maps: Maps | None = None,
+        control: LayerControl | None = None,
     ) -> Tensor:
         if hidden_states.ndim != 3 or attn.spatial_norm is not None or attn.group_norm is not None:
             raise ValueError("AttnProcessor serves transformer blocks of UNets only")
@@ -44,11 +35,9 @@ class AttnProcessor:
             attention_mask = attn.prepare_attention_mask(attention_mask, k.shape[1], len(q))
             attention_mask = attention_mask.view(len(q), attn.heads, -1, attention_mask.shape[-1])
 
-        if is_cross and control and control.record and self.layer in control.record.layers:
-            if maps is None:
-                raise ValueError("a control that records needs a list to record into")
-            maps.append(_item_maps(attn, q, k, control.record))
-        fusions = [f for f in control.fusions if self.layer in f.layers] if control else []
+        if is_cross and control and control.recorded:
+            control.maps.append(_probabilities(attn, q, k, slice(*control.recorded)))
+        fusions = control.fusions if control else ()
         fused = _fused_cross_attention if is_cross else _fused_self_attention
         if fusions:
             out = fused(attn, q, k, v, fusions, attention_mask)
@@ -77,22 +66,15 @@ def _attention(attn: Attention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | 
     return out.transpose(1, 2).flatten(2).to(q.dtype)
 
 
-def _item_maps(attn: Attention, q: Tensor, k: Tensor, record: Record) -> Tensor:
-    """Cross-attention probabilities of the recorded columns, mean over heads: (R, S, J) float32.
-
-    The softmax runs over all tokens; only the columns asked for are kept.
-    """
-    rows = slice(record.first_row, record.first_row + len(record.columns))
+def _probabilities(attn: Attention, q: Tensor, k: Tensor, rows: slice) -> Tensor:
+    """Attention probabilities of some rows, mean over heads: (R, S, L) float32."""
     q, k = _heads(attn, q[rows]), _heads(attn, k[rows])
-    probs = (q.float() @ k.float().transpose(-1, -2) * attn.scale).softmax(-1).mean(1)  # (R, S, L)
-    columns = record.columns[:, None].expand(-1, probs.shape[1], -1)  # (R, S, J)
-    return probs.gather(-1, columns.clamp(min=0)) * (columns >= 0)
+    return (q.float() @ k.float().transpose(-1, -2) * attn.scale).softmax(-1).mean(1)
 
 
-def _take(x: Tensor, fusion: Fusion, rows: Tensor | None = None) -> Tensor:
+def _take(x: Tensor, fusion: LayerFusion) -> Tensor:
     """Eq. 5 for any component: the source row's tokens inside the mask, the row's own outside."""
-    rows = fusion.rows_at(x.shape[1]) if rows is None else rows
-    return torch.where(rows, x[fusion.source], x)
+    return torch.where(fusion.rows, x[fusion.source], x)
 
 
 def _fused_self_attention(
@@ -100,7 +82,7 @@ def _fused_self_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    fusions: list[Fusion],
+    fusions: tuple[LayerFusion, ...],
     attention_mask: Tensor | None,
 ) -> Tensor:
     for fusion in fusions:
@@ -111,7 +93,7 @@ def _fused_self_attention(
     for fusion in fusions:
         if "self_map" in fusion.parts:
             theirs = _attention(attn, q[fusion.source], k[fusion.source], v, attention_mask)
-            out = torch.where(fusion.rows_at(q.shape[1]), theirs, out)
+            out = torch.where(fusion.rows, theirs, out)
         if fusion.parts & {"masa_map", "masa_out"}:
             out = _masactrl(attn, q, k, v, out, fusion)
         out = _take(out, fusion) if "self_out" in fusion.parts else out
@@ -123,7 +105,7 @@ def _fused_cross_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    fusions: list[Fusion],
+    fusions: tuple[LayerFusion, ...],
     attention_mask: Tensor | None,
 ) -> Tensor:
     for fusion in fusions:
@@ -136,7 +118,7 @@ def _fused_cross_attention(
 
 
 def _masactrl(
-    attn: Attention, q: Tensor, k: Tensor, v: Tensor, own: Tensor, fusion: Fusion
+    attn: Attention, q: Tensor, k: Tensor, v: Tensor, own: Tensor, fusion: LayerFusion
 ) -> Tensor:
     """Mask-guided mutual self-attention (MasaCtrl, Cao et al. 2023) and its two halves.
 
@@ -144,9 +126,9 @@ def _masactrl(
     the source's masked tokens only, outside the others only. masa_out: outside the mask the row
     keeps its own attention output.
     """
-    tokens = q.shape[1]
-    inside = fusion.rows_at(tokens)  # (N, S, 1)
-    everywhere = Fusion(fusion.source, fusion.layers).rows_at(tokens)
+    inside = fusion.rows  # (N, S, 1)
+    own_row = torch.arange(len(q), device=q.device)
+    everywhere = (fusion.source != own_row)[:, None, None]
     visible = None
     if "masa_map" in fusion.parts:
         visible = inside == inside.transpose(1, 2)  # (N, S, S)

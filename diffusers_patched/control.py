@@ -92,8 +92,44 @@ class Fusion:
 
 
 @dataclass(frozen=True)
+class LayerFusion:
+    """A Fusion in one layer: rows is (N, S, 1) bool, which token of which row is taken."""
+
+    source: Tensor
+    rows: Tensor
+    parts: frozenset[str]
+
+
+@dataclass(frozen=True)
+class LayerControl:
+    """One call's instructions to one layer.
+
+    All that differs between calls are tensors, so that a compiled block serves every call.
+    recorded: first and last + 1 of the rows whose cross-attention maps are kept; None for none.
+    maps: where they are put, (R, S, L) float32 each.
+    """
+
+    fusions: tuple[LayerFusion, ...]
+    recorded: tuple[int, int] | None
+    maps: list[Tensor] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class AttentionControl:
     """One UNet call's instructions; an empty control is stock diffusers, to the bit."""
 
     record: Record | None = None
     fusions: tuple[Fusion, ...] = ()
+
+    def at(self, layer: int, tokens: int) -> LayerControl | None:
+        """What a layer of so many tokens is to do; None: nothing."""
+        fusions = tuple(
+            LayerFusion(fusion.source, fusion.rows_at(tokens), fusion.parts)
+            for fusion in self.fusions
+            if layer in fusion.layers
+        )
+        recorded = None
+        if self.record and layer in self.record.layers:
+            first = self.record.first_row
+            recorded = first, first + len(self.record.columns)
+        return LayerControl(fusions, recorded) if fusions or recorded else None

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets.unet_2d_condition import (
     UNet2DConditionModel as StockUNet2DConditionModel,
 )
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor
 
-from diffusers_patched.attention_processor import AttnProcessor, Maps
-from diffusers_patched.control import AttentionControl
+from diffusers_patched.attention_processor import AttnProcessor
+from diffusers_patched.control import AttentionControl, LayerControl, Record
 from diffusers_patched.layers import LayerTable
 
 
@@ -34,10 +35,12 @@ class UNet2DConditionModel(StockUNet2DConditionModel):
     @functools.wraps(StockUNet2DConditionModel.__init__)  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.set_attn_processor({name: AttnProcessor() for name in self.attn_processors})
         table = self.layers
-        self.set_attn_processor(
-            {name: AttnProcessor(table.layer_of(name)) for name in self.attn_processors}
-        )
+        for name, module in self.named_modules():
+            if isinstance(module, Transformer2DModel):
+                hook = functools.partial(_instruct, table.layer_of(name))
+                module.register_forward_pre_hook(hook, with_kwargs=True)
 
     @classmethod
     def of(cls, unet: StockUNet2DConditionModel) -> "UNet2DConditionModel":
@@ -79,7 +82,7 @@ class UNet2DConditionModel(StockUNet2DConditionModel):
                 return_dict=return_dict,
                 **kwargs,
             )
-        maps: Maps = []
+        used: list[LayerControl] = []
         out = super().forward(
             sample,
             timestep,
@@ -88,20 +91,43 @@ class UNet2DConditionModel(StockUNet2DConditionModel):
             cross_attention_kwargs={
                 **(cross_attention_kwargs or {}),
                 "control": control,
-                "maps": maps,
+                "used": used,
             },
             return_dict=True,
             **kwargs,
         )
-        mean_map = self._mean_map(maps, sample) if control.record else None
+        maps = [map_ for layer in used for map_ in layer.maps]
+        mean_map = _mean_map(maps, control.record, sample) if control.record else None
         return UNetControlOutput(sample=out.sample, maps=mean_map)
 
-    def _mean_map(self, maps: Maps, sample: Tensor) -> Tensor:
-        """Mean over modules, as a picture: (R, J, gh, gw)."""
-        if not maps:
-            raise ValueError("no cross-attention in the recorded layers")
-        if len({m.shape for m in maps}) > 1:
-            raise ValueError("the recorded layers have different grids; record layers of one grid")
-        mean = torch.stack(maps).mean(0)  # (R, S, J)
-        height = round((mean.shape[1] * sample.shape[-2] / sample.shape[-1]) ** 0.5)
-        return mean.unflatten(1, (height, -1)).permute(0, 3, 1, 2)
+
+def _instruct(layer: int, module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    """Before a layer's module runs: what the call's control has it do, which `used` collects.
+
+    Outside of the blocks that are compiled, to which layers and steps are all the same.
+    """
+    passed = kwargs.get("cross_attention_kwargs") or {}
+    if "control" not in passed:
+        return None
+    others = {key: value for key, value in passed.items() if key not in ("control", "used")}
+    control = passed["control"].at(layer, args[0].shape[-2] * args[0].shape[-1])
+    if control:
+        passed["used"].append(control)
+        others["control"] = control
+    return args, {**kwargs, "cross_attention_kwargs": others or None}
+
+
+def _mean_map(maps: list[Tensor], record: Record, sample: Tensor) -> Tensor:
+    """The recorded columns, mean over modules, as a picture: (R, J, gh, gw).
+
+    maps: one (R, S, L) tensor per recorded module, in the order of computation.
+    """
+    if not maps:
+        raise ValueError("no cross-attention in the recorded layers")
+    if len({m.shape for m in maps}) > 1:
+        raise ValueError("the recorded layers have different grids; record layers of one grid")
+    columns = record.columns[:, None].expand(-1, maps[0].shape[1], -1)  # (R, S, J)
+    kept = [m.gather(-1, columns.clamp(min=0)) * (columns >= 0) for m in maps]
+    mean = torch.stack(kept).mean(0)
+    height = round((mean.shape[1] * sample.shape[-2] / sample.shape[-1]) ** 0.5)
+    return mean.unflatten(1, (height, -1)).permute(0, 3, 1, 2)

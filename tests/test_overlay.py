@@ -129,7 +129,7 @@ def test_eq5_by_hand(unet) -> None:
     grid = torch.rand(4, 4, generator=torch.Generator().manual_seed(8)) > 0.5
     control = AttentionControl(fusions=(Fusion(torch.tensor([0, 0]), ALL, grid.expand(2, 4, 4)),))
     with torch.no_grad():
-        ours = attn(x, control=control, maps=[])[1]
+        ours = attn(x, control=control.at(4, 64))[1]
         # M-hat: each mask cell covers 2 x 2 of the layer's 8 x 8 cells.
         m = grid.repeat_interleave(2, 0).repeat_interleave(2, 1).flatten().float()[:, None]
         k = attn.to_k(x[0]) * m + attn.to_k(x[1]) * (1 - m)
@@ -150,7 +150,7 @@ def test_self_map_by_hand(unet) -> None:
     x = torch.randn(2, 16, 32, generator=torch.Generator().manual_seed(7))
     fusion = Fusion(torch.tensor([0, 0]), ALL, None, frozenset({"self_map"}))
     with torch.no_grad():
-        ours = attn(x, control=AttentionControl(fusions=(fusion,)), maps=[])[1]
+        ours = attn(x, control=AttentionControl(fusions=(fusion,)).at(2, 16))[1]
         q, k, v = (
             f(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
             for f in (attn.to_q, attn.to_k, attn.to_v)
@@ -166,18 +166,18 @@ def test_masactrl_keeps_regions_apart(unet) -> None:
     inside = torch.zeros(2, 4, 4, dtype=torch.bool)
     inside[:, :2] = True
     fusion = Fusion(torch.tensor([0, 0]), ALL, inside, frozenset({"masa_map"}))
-    control = AttentionControl(fusions=(fusion,))
+    control = AttentionControl(fusions=(fusion,)).at(2, 16)
     x = torch.randn(2, 16, 32, generator=torch.Generator().manual_seed(7))
     with torch.no_grad():
-        before = attn(x, control=control, maps=[])[1]
+        before = attn(x, control=control)[1]
         x[0, :8] += 1  # the source, inside its mask
-        after = attn(x, control=control, maps=[])[1]
+        after = attn(x, control=control)[1]
     changed = (after - before).abs().amax(-1)
     assert changed[:8].min() > 1e-4
     assert changed[8:].max() == 0
     with torch.no_grad():
         x[0, 8:] += 1  # the source, outside of its mask
-        changed = (attn(x, control=control, maps=[])[1] - after).abs().amax(-1)
+        changed = (attn(x, control=control)[1] - after).abs().amax(-1)
     assert changed[:8].max() == 0
     assert changed[8:].min() > 1e-4
 
