@@ -175,6 +175,8 @@ def estimate(settings: Settings, adopted: float = 1.0) -> Estimate:
     set_numerics(settings)
     dtype = pick_dtype(settings.mixed_precision, device)
     model = DiffusionModel.load(settings.pretrained, device, dtype)
+    if settings.compile:
+        model.compile()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     times = measure(settings, model)

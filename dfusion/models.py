@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -30,6 +30,7 @@ from diffusers_patched import AttentionControl, LayerTable, UNet2DConditionModel
 
 FINGERPRINT_VALUES = 256
 DECODED_AT_ONCE = 4  # the VAE needs more memory an image than the UNet
+MOST_GRAPHS = 64  # of a transformer block: by width, with and without control and gradients
 
 
 class DiffusionModel:
@@ -59,6 +60,16 @@ class DiffusionModel:
         for lora in names_of(pretrained.lora):
             _merge_lora(pipe, lora)
         return cls(pipe, device, dtype)
+
+    def compile(self, backend: str | Callable = "inductor") -> None:
+        """Compile the UNet's transformer blocks, and keep convolutions' weights channels_last.
+
+        Blocks that are alike share their graphs, whatever layer, step or control they serve.
+        """
+        torch._dynamo.config.recompile_limit = MOST_GRAPHS
+        for module in (self.pipe.unet, self.pipe.vae):
+            module.to(memory_format=torch.channels_last)
+        self.unet.compile_repeated_blocks(backend=backend)
 
     @property
     def unet(self) -> UNet2DConditionModel:

@@ -31,6 +31,7 @@ from dfusion.store import Experiment
 # Settings that change how a run goes, not what it makes.
 FREE = {
     *("save_path", "exp_name", "device", "dev_id", "allow_tf32", "allow_config_change"),
+    "compile",
     "fusion.batch_size",
     *("eval.batch_size", "eval.poll_seconds", "eval.once", "eval.in_process"),
     *("train.num_epochs", "train.begin_epoch", "train.batch_size"),
@@ -111,6 +112,8 @@ def open_session(settings: Settings, begin: bool = True) -> Session:
     quiet_libraries()
     set_numerics(settings)
     model = DiffusionModel.load(settings.pretrained, device, dtype)
+    if settings.compile:
+        model.compile()
     plan, mask_layers = plan_of(settings, model.layers)
     try:
         for prompt in prompts:

@@ -178,6 +178,9 @@ class Settings:
     mixed_precision: str = "auto"
     # TF32 matrix products on CUDA.
     allow_tf32: bool = True
+    # torch.compile for the UNet's transformer blocks, and channels_last weights; for a GPU. The
+    # first round is slower, as it compiles; values differ by rounding.
+    compile: bool = False
     # JSON list of prompts; empty for the one prompt below.
     prompt_file: str = ""
     prompt: str = "a cat playing chess"
