@@ -22,7 +22,7 @@ from diffusers_patched import UNet2DConditionModel
 class Passes:
     """What the three passes of a step share.
 
-    mask: (gh, gw) bool in the target's pass, else None. kept: the reference's K and V by module.
+    mask: (P, gh, gw) bool in the target's pass, else None. kept: the reference's K and V by module.
     """
 
     keeping: bool = False
@@ -63,8 +63,8 @@ class ExplicitAttention:
         if self.passes.mask is None:
             return k, v
         side = round(k.shape[1] ** 0.5)
-        grid = F.interpolate(self.passes.mask[None, None].float(), (side, side))
-        inside = grid.flatten()[None, :, None] > 0.5
+        grid = F.interpolate(self.passes.mask[:, None].float(), (side, side))
+        inside = (grid.flatten(1) > 0.5).repeat(len(k) // len(grid), 1)[..., None]  # guided twice
         theirs = self.passes.kept[self.name]
         return torch.where(inside, theirs[0], k), torch.where(inside, theirs[1], v)
 
@@ -84,23 +84,30 @@ def explicit_attention(unet: UNet2DConditionModel, layers: frozenset[int]) -> It
 
 
 @torch.no_grad()
-def released_fusion(policy: Policy, plan: FusionPlan, pairs: Sequence[Source]) -> list[Tensor]:
-    """The targets' states, (T+1, C, h, w) each: pair by pair, three UNet passes at every step.
+def released_fusion(
+    policy: Policy, plan: FusionPlan, pairs: Sequence[Source], batch_size: int
+) -> list[Tensor]:
+    """The targets' states, (T+1, C, h, w) each: batch by batch, three UNet passes at every step.
 
     Knows keys and values in square masks only, which is what the released code fuses.
     """
+    batches = [pairs[n : n + batch_size] for n in range(0, len(pairs), batch_size)]
     with explicit_attention(policy.model.unet, plan.layers) as passes:
-        return [_released_target(policy, plan, pair, passes) for pair in pairs]
+        return [x for batch in batches for x in _released_targets(policy, plan, batch, passes)]
 
 
-def _released_target(policy: Policy, plan: FusionPlan, pair: Source, passes: Passes) -> Tensor:
+def _released_targets(
+    policy: Policy, plan: FusionPlan, pairs: Sequence[Source], passes: Passes
+) -> Tensor:
+    """(P, T+1, C, h, w)."""
     model, ddim, total = policy.model, policy.ddim, len(policy.ddim)
-    cond = model.encode([pair.prompt.text])
-    _, z = policy.noise([pair.base_index])
-    maps = pair.reference.maps.float()
-    masks = fusion_mask(maps, pair.prompt.thresholds, plan.merge).to(model.device)
-    references = pair.reference.latents.to(model.device).float()
-    base = target = pair.base.latents[:1].to(model.device).float()
+    cond = model.encode([pair.prompt.text for pair in pairs])
+    _, z = policy.noise([pair.base_index for pair in pairs])
+    masks = torch.stack(
+        [fusion_mask(p.reference.maps.float(), p.prompt.thresholds, plan.merge) for p in pairs]
+    ).to(model.device)  # (P, T, gh, gw)
+    references = torch.stack([pair.reference.latents for pair in pairs]).to(model.device).float()
+    base = target = torch.stack([pair.base.latents[0] for pair in pairs]).to(model.device).float()
     states = [target]
     for i in range(total):
 
@@ -110,13 +117,13 @@ def _released_target(policy: Policy, plan: FusionPlan, pair: Source, passes: Pas
             return policy.rounded(mean + std.reshape(-1, 1, 1, 1) * z[:, i])
 
         passes.keeping, passes.mask = True, None
-        walked(references[i : i + 1])
+        walked(references[:, i])
         passes.keeping = False
         base = walked(base)
-        passes.mask = masks[i] if total - i in plan.steps else None
+        passes.mask = masks[:, i] if total - i in plan.steps else None
         target = walked(target)
         states.append(target)
-    return torch.cat(states).cpu()
+    return torch.stack(states, 1).cpu()
 
 
 @dataclass(frozen=True)

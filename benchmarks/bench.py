@@ -143,6 +143,8 @@ def _line(name: str, row: dict[str, Any]) -> str:
     line += f" {row['share_of_matrix_rate']:8.0%}" if "share_of_matrix_rate" in row else " " * 9
     if "faster_than_baseline" in row:
         line += f" {row['faster_than_baseline']:11.2f}  to {row['difference_from_baseline']:.0e}"
+    if "ours" in row["peak_memory_gib"]:
+        line += f"  {row['peak_memory_gib']['ours']:.1f} GiB"
     return line
 
 

@@ -63,13 +63,14 @@ def fusion(session: Session, unet: nn.Module, time_in_turns: TimeInTurns) -> Sta
     """All targets of the round, against the bare calls and the released design."""
     policy, plan = session.policy(0), session.runner.plan
     sources = _sources(session)
-    batches = _chunks(sources, session.settings.fusion.batch_size)
+    size = guess(session.settings.fusion.batch_size)
+    batches = _chunks(sources, size)
 
     def ours() -> Tensor:
         return torch.stack([t.latents for batch in batches for t in fuse(policy, plan, batch)])
 
     def released() -> Tensor:
-        return torch.stack(baselines.released_fusion(policy, plan, sources))
+        return torch.stack(baselines.released_fusion(policy, plan, sources, size))
 
     rows = [4 * len(batch) for batch in batches for _ in plan.steps]
     calls = bare.unet_calls(unet, session.model, rows)

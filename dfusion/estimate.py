@@ -193,7 +193,7 @@ def measure(settings: Settings, model: DiffusionModel) -> Times:
     """Time calls of the shapes that a run of these settings makes."""
     plan, mask_layers = plan_of(settings, model.layers)
     train = _training_call(settings, model)  # before the others: it attaches LoRA
-    batch, pairs = settings.sample.batch_size, settings.fusion.batch_size
+    batch, pairs = _in_a_call(settings), guess(settings.fusion.batch_size)
     latents = torch.zeros(batch, *model.latent_shape)
     return Times(
         plain=_timed(lambda: _sampling_call(settings, model, mask_layers)) / batch,
@@ -202,6 +202,11 @@ def measure(settings: Settings, model: DiffusionModel) -> Times:
         decoding=_timed(lambda: model.decode(latents)) / batch,
         scoring=_scoring(settings, model),
     )
+
+
+def _in_a_call(settings: Settings) -> int:
+    """Samples in one UNet call."""
+    return guess(settings.sample.images_per_call) or settings.sample.batch_size
 
 
 def _timed(work: Callable[[], object]) -> float:
@@ -234,7 +239,7 @@ def _guided(
 
 @torch.no_grad()
 def _sampling_call(settings: Settings, model: DiffusionModel, mask_layers: frozenset[int]) -> None:
-    samples = settings.sample.batch_size
+    samples = _in_a_call(settings)
     columns = torch.ones((samples, 2), dtype=torch.long, device=model.device)
     record = Record(mask_layers, columns, samples if settings.sample.cfg else 0)
     _guided(settings, model, samples, AttentionControl(record=record))
@@ -244,7 +249,7 @@ def _sampling_call(settings: Settings, model: DiffusionModel, mask_layers: froze
 def _fused_call(
     settings: Settings, model: DiffusionModel, plan: FusionPlan, mask_layers: frozenset[int]
 ) -> None:
-    pairs, grid = settings.fusion.batch_size, model.layers.grids[min(mask_layers)]
+    pairs, grid = guess(settings.fusion.batch_size), model.layers.grids[min(mask_layers)]
     mask = torch.ones((pairs, *grid), dtype=torch.bool, device=model.device)
     _guided(settings, model, 2 * pairs, fusion_control(plan, mask, settings.sample.cfg))
 

@@ -41,7 +41,12 @@ class Fit:
         automatic, tries = asked == AUTO, device.type == "cuda"
         self.size = int(asked) if not automatic else 1 if tries else min(on_cpu, most)
         self._flag, self._most, self._say = flag, most, say
-        self._grows = automatic and tries
+        self.grows = automatic and tries
+
+    @property
+    def cut(self) -> int | None:
+        """The size to cut batches of beforehand; None while it may still grow."""
+        return None if self.grows else self.size
 
     def over(
         self, items: Sequence[Item], work: Callable[[Sequence[Item]], Result]
@@ -71,7 +76,7 @@ class Fit:
 
     def fitted(self, count: int) -> None:
         """Say that a call with `count` items went well: the next one may have more."""
-        if self._grows and count == self.size:
+        if self.grows and count == self.size:
             self.size = min(2 * self.size, self._most)
 
     def _lower(self) -> None:
@@ -82,5 +87,5 @@ class Fit:
                 "or try --config.mixed_precision bf16 or --config.train.gradient_checkpointing"
             )
         self.size //= 2
-        self._grows = False
+        self.grows = False
         self._say(f"  out of GPU memory: --config.{self._flag} is {self.size} from here on")

@@ -81,7 +81,10 @@ def check(settings: Settings) -> None:
     at_least("sample.num_steps", s.sample.num_steps, 1, most=1000)
     at_least("sample.batch_size", s.sample.batch_size, 1)
     at_least("sample.num_batches_per_epoch", s.sample.num_batches_per_epoch, 1)
-    at_least("fusion.batch_size", s.fusion.batch_size, 1)
+    if s.sample.images_per_call != AUTO:
+        at_least("sample.images_per_call", int(s.sample.images_per_call), 0)
+    if s.fusion.batch_size != AUTO:
+        at_least("fusion.batch_size", int(s.fusion.batch_size), 1)
     at_least("eval.batch_size", s.eval.batch_size, 1)
     at_least("train.begin_epoch", s.train.begin_epoch, 0)
     at_least("train.num_epochs", s.train.num_epochs, s.train.begin_epoch + 1)

@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from dfusion.ddim import DDIM
 from dfusion.errors import NotFiniteError, UserError
+from dfusion.fit import Fit
 from dfusion.model_folder import (
     FLAG,
     HELP,
@@ -25,18 +26,19 @@ from dfusion.model_folder import (
     variant,
 )
 from dfusion.prompts import Prompt, item_columns
-from dfusion.settings import Pretrained, names_of
+from dfusion.settings import AUTO, Pretrained, names_of
 from diffusers_patched import AttentionControl, LayerTable, UNet2DConditionModel
 
 FINGERPRINT_VALUES = 256
-DECODED_AT_ONCE = 4  # the VAE needs more memory an image than the UNet
+DECODED_AT_ONCE = 4  # on a CPU; a GPU's memory decides
 MOST_GRAPHS = 64  # of a transformer block: by width, with and without control and gradients
 
 
 class DiffusionModel:
     """A UNet text-to-image model of the Stable Diffusion family.
 
-    The UNet runs in `dtype`; text encoder, VAE, states and all sampler maths in float32.
+    The UNet runs in `dtype`, and so does the VAE where it can: in bf16, and in fp16 if its config
+    does not ask for float32 (force_upcast). Text encoder, states and sampler maths are float32.
     """
 
     def __init__(
@@ -48,6 +50,10 @@ class DiffusionModel:
         for module in (pipe.unet, pipe.vae, pipe.text_encoder):
             module.to(device=self.device, dtype=torch.float32).requires_grad_(False).eval()
         pipe.unet.to(dtype=dtype)
+        if dtype == torch.bfloat16 or not pipe.vae.config.force_upcast:
+            pipe.vae.to(dtype=dtype)
+        once = AUTO if self.device.type == "cuda" else DECODED_AT_ONCE
+        self._decoding = Fit("sample.images_per_call", once, self.device, say=lambda text: None)
         self._embeddings: dict[str, Tensor] = {}
 
     @classmethod
@@ -185,7 +191,11 @@ class DiffusionModel:
         Raises NotFiniteError for an image that would be NaN or infinite.
         """
         latents = x0.to(self.device).float() / self.pipe.vae.config.scaling_factor
-        images = torch.cat([self.pipe.vae.decode(x).sample for x in latents.split(DECODED_AT_ONCE)])
+
+        def decoded(part: Sequence[Tensor]) -> Tensor:
+            return self.pipe.vae.decode(torch.stack([*part]).to(self.pipe.vae.dtype)).sample.float()
+
+        images = torch.cat([found for _, found in self._decoding.over(latents.unbind(), decoded)])
         good = images.isfinite().flatten(1).all(1)
         if not good.all():
             raise NotFiniteError(int(good.long().argmin()))

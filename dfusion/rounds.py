@@ -9,6 +9,7 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from torch import Tensor
 from dfusion import pairing
 from dfusion.errors import NotFiniteError, UserError
 from dfusion.files import Writer, read_rows
-from dfusion.fusion import FusionPlan, Target, fuse
+from dfusion.fit import Fit
+from dfusion.fusion import FusionPlan, Source, Target, fuse
 from dfusion.lock import Lock, run_lock
 from dfusion.oddities import equal_scores, odd_masks
 from dfusion.progress import Progress, Stopwatch, clock
@@ -69,6 +71,7 @@ class RoundRunner:
         self.reward, self.reward_name = reward, reward_name(settings.eval)
         self.lender = Lender.of(settings)
         self.stopwatch = Stopwatch()
+        self._fits: dict[str, Fit] = {}
 
     def run(self, number: int, policy: Policy) -> Round:
         """Bring round `number` to its end; returns it."""
@@ -178,14 +181,18 @@ class RoundRunner:
             kept = not keep or round_.trajectory(i).exists()
             return kept and round_.image("images", i).exists()
 
-        size = self.settings.sample.batch_size
-        batches = unfinished(self.world.mine(len(prompts)), size, there)
+        def make(batch: Sequence[int]) -> tuple[list[Trajectory], Tensor]:
+            self._check_still_there()
+            made = sample(policy, batch, [prompts[i] for i in batch], self.mask_layers)
+            return made, _pictures(policy, made, [f"sample {i}" for i in batch])
+
+        size = self.settings.sample.images_per_call or self.settings.sample.batch_size
+        fit = self._fit("sample.images_per_call", size, policy)
+        batches = unfinished(self.world.mine(len(prompts)), fit.cut, there)
         progress = Progress("sampling", sum(map(len, batches)))
         with Writer() as writer:
-            for batch in batches:
-                self._check_still_there()
-                trajectories = sample(policy, batch, [prompts[i] for i in batch], self.mask_layers)
-                images = _pictures(policy, trajectories, [f"sample {i}" for i in batch])
+            parts = chain.from_iterable(fit.over(batch, make) for batch in batches)
+            for batch, (trajectories, images) in parts:
                 for i, trajectory, image in zip(batch, trajectories, images, strict=True):
                     states = trajectory if keep else None
                     writer.put(write_sample, round_, i, states, image.numpy())
@@ -277,15 +284,18 @@ class RoundRunner:
             pictures = all(round_.image(kind, p).exists() for kind in PAIRED)
             return pictures and round_.target(p).exists()
 
-        size = self.settings.fusion.batch_size
-        batches = unfinished(self.world.mine(len(pairs)), size, there)
+        def make(batch: Sequence[int]) -> tuple[list[Source], list[Target], Tensor]:
+            self._check_still_there()
+            sources = [read_source(round_, pairs[p], prompts) for p in batch]
+            made = fuse(policy, self.plan, sources)
+            return sources, made, _pictures(policy, made, [f"target {p}" for p in batch])
+
+        fit = self._fit("fusion.batch_size", self.settings.fusion.batch_size, policy)
+        batches = unfinished(self.world.mine(len(pairs)), fit.cut, there)
         progress = Progress("fusing", sum(map(len, batches)))
         with Writer() as writer:
-            for batch in batches:
-                self._check_still_there()
-                sources = [read_source(round_, pairs[p], prompts) for p in batch]
-                targets = fuse(policy, self.plan, sources)
-                images = _pictures(policy, targets, [f"target {p}" for p in batch])
+            parts = chain.from_iterable(fit.over(batch, make) for batch in batches)
+            for batch, (sources, targets, images) in parts:
                 for p, source, target, image in zip(batch, sources, targets, images, strict=True):
                     args = round_, p, pairs[p], source, target, image.numpy()
                     writer.put(write_target, *args)
@@ -314,6 +324,12 @@ class RoundRunner:
             round_.write_adoption(rows)
         # Every process trains on what is adopted: an older or no file must not be read.
         self._wait(lambda: int(round_.adoption() == rows), 1, "the adoption")
+
+    def _fit(self, flag: str, asked: int | str, policy: Policy) -> Fit:
+        """How many go into one UNet call; later rounds know what fitted."""
+        if flag not in self._fits:
+            self._fits[flag] = Fit(flag, asked, policy.model.device, say=self.say)
+        return self._fits[flag]
 
     def _check_still_there(self) -> None:
         """Raises UserError where the folder vanished: nothing would ever appear in it."""
@@ -363,12 +379,16 @@ def scorer_command(settings: Settings) -> str:
     return " ".join(["python3 run_eval.py", *words])
 
 
-def unfinished(indices: Sequence[int], size: int, there: Callable[[int], bool]) -> list[list[int]]:
-    """Batches of `size` of which something is missing.
+def unfinished(
+    indices: Sequence[int], size: int | None, there: Callable[[int], bool]
+) -> list[list[int]]:
+    """Batches of `size` of which something is missing; without a size, all that is missing.
 
     Batches are cut as if nothing were there: a sample's last bits depend on its batch, and a run
     that was interrupted is to end with the same bits as any other.
     """
+    if size is None:
+        return [missing] if (missing := [i for i in indices if not there(i)]) else []
     batches = [list(indices[i : i + size]) for i in range(0, len(indices), size)]
     return [batch for batch in batches if not all(map(there, batch))]
 

@@ -31,8 +31,7 @@ from dfusion.store import Experiment
 # Settings that change how a run goes, not what it makes.
 FREE = {
     *("save_path", "exp_name", "device", "dev_id", "allow_tf32", "allow_config_change"),
-    "compile",
-    "fusion.batch_size",
+    *("compile", "sample.images_per_call", "fusion.batch_size"),
     *("eval.batch_size", "eval.poll_seconds", "eval.once", "eval.in_process"),
     *("train.num_epochs", "train.begin_epoch", "train.batch_size"),
     *("train.gradient_checkpointing", "train.num_checkpoint_limit"),

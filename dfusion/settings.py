@@ -11,7 +11,7 @@ from dfusion.plain import check_type
 
 AUTO = "auto"
 # Flags of whole numbers that may be "auto" too.
-MAY_BE_AUTO = {"train.batch_size"}
+MAY_BE_AUTO = {"sample.images_per_call", "fusion.batch_size", "train.batch_size"}
 # What to do about a config.json that cannot be read.
 RENEW = "delete it, and the same command as before writes it again"
 
@@ -43,6 +43,10 @@ class Sample:
     batch_size: int = 4
     # Batches per prompt and round: each prompt gets num_batches_per_epoch * batch_size images.
     num_batches_per_epoch: int = 4
+    # Images in one UNet call where that is to differ from batch_size, which also says how many
+    # images there are; 0 for batch_size. "auto" is the most that the GPU's memory holds. Samples
+    # depend on it by rounding only.
+    images_per_call: int | str = 0
     # Numbers a stored state keeps: "fp32", "bf16" or "fp16". States are rounded to it before the
     # next step, so that a stored trajectory is exactly the one that was walked.
     store_dtype: str = "fp32"
@@ -68,8 +72,8 @@ class Fusion:
     parts: str = "self_k,self_v"
     # Whether the mask applies; False fuses everywhere.
     masked: bool = True
-    # Pairs in one UNet call (four rows each under guidance).
-    batch_size: int = 2
+    # Pairs in one UNet call (four rows each under guidance); "auto" as above.
+    batch_size: int | str = 2
 
 
 @dataclass

@@ -148,7 +148,12 @@ def test_a_planted_wait_is_seen(
 MOST_WAITS = 62  # of an optimiser step of two micro-batches
 RUNS: dict[str, dict[str, Any]] = {
     "dpo-lora-fp16": {"mixed_precision": "fp16"},
-    "ddpo-lora-bf16": {"mixed_precision": "bf16", "train.method": "ddpo"},
+    "ddpo-lora-bf16": {
+        "mixed_precision": "bf16",
+        "train.method": "ddpo",
+        "sample.images_per_call": "auto",
+        "fusion.batch_size": "auto",
+    },
     "dpok-full": {
         "mixed_precision": "no",
         "train.method": "dpok",

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bare, baselines, bench, models, stages
+from benchmarks import bare, baselines, bench, choices, gpu, models, stages
 from benchmarks.counter import counting
 from benchmarks.table3 import RoundCount, RoundSize
 from benchmarks.timing import Race, race
@@ -73,7 +73,7 @@ def test_released_fusion_gives_our_targets(session: Session) -> None:
     make_round(session)
     policy, sources = session.policy(0), stages._sources(session)
     with counting(session.model.unet) as count:
-        theirs = baselines.released_fusion(policy, session.runner.plan, sources)
+        theirs = baselines.released_fusion(policy, session.runner.plan, sources, 2)
     assert count.total == 4 * 4 * 3
     targets = fuse(policy, session.runner.plan, sources)
     coverage = torch.stack([t.masks[2:] for t in targets]).float().mean()
@@ -159,6 +159,21 @@ def test_the_command_writes_its_table(tmp_path: Path, capsys: pytest.CaptureFixt
     assert result["options"]["model"] == "tiny"
     printed = capsys.readouterr().out
     assert all(stage in printed for stage in bench.STAGES)
+
+
+def test_the_first_command_on_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Here on the CPU: every choice has its figures, and none is begun after its time."""
+    where = ["--model=tiny", "--device=cpu", f"--out={tmp_path}", "--no-compile", "--sizes", "1"]
+    small = "--round=--pairs=1 --batch-size=1 --steps=1 --repeats=1 --stages sampling"
+    gpu.main([*where, small])
+    rows = json.loads((tmp_path / "tiny_cpu_choices.json").read_text())["choices"]
+    names = ["bf16", "fp16", "fp32 (TF32)", "bf16, 1 in a call", "bf16, channels_last"]
+    assert [row["choice"] for row in rows] == names
+    assert all(row["sampling ms"] > 0 and row["training ms"] > 0 for row in rows)
+    printed = capsys.readouterr().out
+    assert "sampling" in printed and "(1.00 times)" in printed
+    model = models.make("tiny", torch.device("cpu"), torch.float32)
+    assert list(choices.measure(model, choices.choices([1]), until=0.0)) == []
 
 
 def test_pairs_must_fill_their_batches() -> None:

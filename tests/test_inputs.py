@@ -34,6 +34,8 @@ FLAGS = [
     ("fusion.steps", "a", "--config.fusion.steps: 'a' is no step range"),
     ("fusion.parts", "self_k,self_x", "--config.fusion.parts 'self_x'"),
     ("fusion.batch_size", 0, "--config.fusion.batch_size 0"),
+    ("sample.batch_size", "auto", "--config.sample.batch_size 'auto': must be a whole number"),
+    ("sample.images_per_call", -1, "--config.sample.images_per_call -1: must be at least 0"),
     ("pair.rule", "thirds", "--config.pair.rule 'thirds'"),
     ("pair.adoption", "none", "--config.pair.adoption 'none'"),
     ("eval.batch_size", 0, "--config.eval.batch_size 0"),
