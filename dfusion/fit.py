@@ -89,3 +89,17 @@ class Fit:
         self.size //= 2
         self.grows = False
         self._say(f"  out of GPU memory: --config.{self._flag} is {self.size} from here on")
+
+
+def unfinished(
+    indices: Sequence[int], size: int | None, there: Callable[[int], bool]
+) -> list[list[int]]:
+    """Batches of `size` of which something is missing; without a size, all that is missing.
+
+    Batches are cut as if nothing were there: a sample's last bits depend on its batch, and a run
+    that was interrupted is to end with the same bits as any other.
+    """
+    if size is None:
+        return [missing] if (missing := [i for i in indices if not there(i)]) else []
+    batches = [list(indices[i : i + size]) for i in range(0, len(indices), size)]
+    return [batch for batch in batches if not all(map(there, batch))]

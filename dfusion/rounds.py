@@ -19,7 +19,7 @@ from torch import Tensor
 from dfusion import pairing
 from dfusion.errors import NotFiniteError, UserError
 from dfusion.files import Writer, read_rows
-from dfusion.fit import Fit
+from dfusion.fit import Fit, unfinished
 from dfusion.fusion import FusionPlan, Source, Target, fuse
 from dfusion.lock import Lock, run_lock
 from dfusion.oddities import equal_scores, odd_masks
@@ -377,20 +377,6 @@ def scorer_command(settings: Settings) -> str:
             flags[f"eval.{key}"] = given["eval"][key]
     words = [f"--config.{key} {shlex.quote(str(value))}" for key, value in flags.items()]
     return " ".join(["python3 run_eval.py", *words])
-
-
-def unfinished(
-    indices: Sequence[int], size: int | None, there: Callable[[int], bool]
-) -> list[list[int]]:
-    """Batches of `size` of which something is missing; without a size, all that is missing.
-
-    Batches are cut as if nothing were there: a sample's last bits depend on its batch, and a run
-    that was interrupted is to end with the same bits as any other.
-    """
-    if size is None:
-        return [missing] if (missing := [i for i in indices if not there(i)]) else []
-    batches = [list(indices[i : i + size]) for i in range(0, len(indices), size)]
-    return [batch for batch in batches if not all(map(there, batch))]
 
 
 def _pictures(policy: Policy, results: Sequence[Trajectory | Target], names: list[str]) -> Tensor:

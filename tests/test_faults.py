@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dfusion.files import sweep, write_bytes, write_json
-from dfusion.rounds import unfinished
+from dfusion.fit import unfinished
 from dfusion.scorer import Scorer
 from tests.mutants import MUTANTS
 
