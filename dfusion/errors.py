@@ -1,6 +1,7 @@
 """The exceptions that a user is meant to read, and how their text stays one plain line."""
 
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -42,3 +43,11 @@ def one_line(text: str, longest: int = LONGEST) -> str:
     if len(plain) <= longest:
         return plain
     return f"{plain[: longest // 2]} … {plain[-longest // 2 :]}"
+
+
+def reason(error: Exception, longest: int = 200) -> str:
+    """The first line of another library's message, cut between words where it is too long."""
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return type(error).__name__
+    return textwrap.shorten(lines[0], longest, placeholder=" …")

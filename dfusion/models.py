@@ -15,8 +15,9 @@ from transformers import CLIPTextModel
 from transformers.utils import logging as transformers_logging
 
 from dfusion.ddim import DDIM
-from dfusion.errors import NotFiniteError, UserError
+from dfusion.errors import NotFiniteError, UserError, reason
 from dfusion.fit import Fit
+from dfusion.hub import asked_once, is_hub_id
 from dfusion.model_folder import (
     FLAG,
     HELP,
@@ -30,6 +31,8 @@ from dfusion.settings import AUTO, Pretrained, names_of
 from diffusers_patched import AttentionControl, LayerTable, UNet2DConditionModel
 
 FINGERPRINT_VALUES = 256
+LOCAL = "give a local diffusers folder or a .safetensors checkpoint"
+LORA_FLAG = "--config.pretrained.lora"
 DECODED_AT_ONCE = 4  # on a CPU; a GPU's memory decides
 MOST_GRAPHS = 64  # of a transformer block: by width, with and without control and gradients
 
@@ -254,19 +257,28 @@ def _load_pipeline(pretrained: Pretrained) -> StableDiffusionPipeline:
         if path.suffix != ".safetensors":
             raise UserError(f"{FLAG}: '{name}' is no .safetensors; {HELP}")
         check_safetensors(path)
-    elif name.startswith((".", "/", "~")) or name.count("/") != 1:
+    elif not is_hub_id(name):
         raise UserError(f"{FLAG}: there is no '{name}'; {HELP}")
     try:
-        if path.is_file():
-            config = pretrained.config or _single_file_config(path)
-            return StableDiffusionPipeline.from_single_file(str(path), config=config)
         if path.is_dir():
             return _from_pretrained(str(path), variant=variant(path))
-        return _from_pretrained(name, revision=pretrained.revision)
+        if path.is_file():
+            return _from_single_file(path, pretrained.config)
+        with asked_once(f"{FLAG} '{name}'", LOCAL):
+            return _from_pretrained(name, revision=pretrained.revision)
     except UserError:
         raise
     except Exception as error:  # the libraries raise what they met, of any kind
-        raise UserError(f"{FLAG}: '{name}' does not load ({_first_line(error)}); {HELP}") from error
+        raise UserError(f"{FLAG}: '{name}' does not load ({reason(error)}); {HELP}") from error
+
+
+def _from_single_file(path: Path, config: str) -> StableDiffusionPipeline:
+    """config: folder or hub id of its model's configs; empty: found out."""
+    instead = "give a local folder as --config.pretrained.config"
+    local = bool(config) and Path(config).is_dir()
+    with asked_once(f"{FLAG} {path}: the configs of such a model", instead, local):
+        found = config or _single_file_config(path)
+        return StableDiffusionPipeline.from_single_file(str(path), config=found)
 
 
 def _from_pretrained(source: str, **where: str | None) -> StableDiffusionPipeline:
@@ -312,18 +324,22 @@ def _single_file_config(path: Path) -> str | None:
 def _merge_lora(pipe: StableDiffusionPipeline, lora: str) -> None:
     """Add a LoRA to the weights, so that training may put another on top."""
     if Path(lora).is_file() and Path(lora).suffix != ".safetensors":
-        raise UserError(f"--config.pretrained.lora: '{lora}' is no .safetensors; convert it")
+        raise UserError(f"{LORA_FLAG}: '{lora}' is no .safetensors; convert it")
     try:
-        pipe.load_lora_weights(lora, use_safetensors=True)
+        local = Path(lora).exists() or not is_hub_id(lora)
+        with asked_once(f"{LORA_FLAG} '{lora}'", "give a local file or folder", local):
+            pipe.load_lora_weights(lora, use_safetensors=True)
         if not pipe.get_active_adapters():
             raise ValueError("none of its layers are in this model")
         pipe.fuse_lora()
         pipe.unload_lora_weights()
         _check_values(pipe)
+    except UserError:
+        raise
     except Exception as error:  # the libraries raise what they met, of any kind
         raise UserError(
-            f"--config.pretrained.lora: '{lora}' does not load into this model "
-            f"({_first_line(error)}); give a LoRA trained on it"
+            f"{LORA_FLAG}: '{lora}' does not load into this model ({reason(error)}); "
+            "give a LoRA trained on it"
         ) from error
 
 
@@ -353,7 +369,3 @@ def _check_values(pipe: StableDiffusionPipeline) -> None:
                 raise ValueError(f"{type(module).__name__} lacks {name}")
             if not bool(values.detach().sum(dtype=torch.float32).isfinite()):
                 raise ValueError(f"{type(module).__name__} has NaN or Inf in {name}")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

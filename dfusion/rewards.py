@@ -9,9 +9,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dfusion.errors import UserError
+from dfusion.errors import UserError, reason
+from dfusion.hub import asked_once
 from dfusion.settings import Eval
 
+FLAG = "--config.eval.model"
+LOCAL = (
+    "give a local weights file as --config.eval.pretrained, or local-dir:path/to/folder as "
+    "--config.eval.model"
+)
 HUMAN = "human"  # scores that people give in the browser: dfusion.view
 
 Scores = Tensor | np.ndarray | Sequence[float]
@@ -66,20 +72,20 @@ def clip_reward(settings: Eval, device: torch.device) -> Reward:
         folder = Path(name.removeprefix("local-dir:"))
         if not (folder / "open_clip_config.json").is_file():
             raise UserError(
-                f"--config.eval.model: {folder} has no open_clip_config.json; give an open_clip "
+                f"{FLAG}: {folder} has no open_clip_config.json; give an open_clip "
                 "folder or a model name such as ViT-H-14"
             )
+    weights = settings.pretrained
+    local = name.startswith("local-dir:") or Path(weights).is_file()
     try:
-        model, _, preprocess = open_clip.create_model_and_transforms(
-            name, pretrained=settings.pretrained or None, device=device
-        )
-        tokenizer = open_clip.get_tokenizer(name)
+        with asked_once(f"{FLAG} '{name}' with '{weights}'", LOCAL, local):
+            model, _, preprocess = open_clip.create_model_and_transforms(
+                name, pretrained=weights or None, device=device
+            )
+            tokenizer = open_clip.get_tokenizer(name)
     except (OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
         raise UserError(
-            f"--config.eval.model: '{name}' with '{settings.pretrained}' could not be loaded "
-            f"({reason}); give a local weights file as --config.eval.pretrained, or "
-            "local-dir:path/to/folder as --config.eval.model"
+            f"{FLAG}: '{name}' with '{weights}' could not be loaded ({reason(error)}); {LOCAL}"
         ) from error
     model.eval().requires_grad_(False)
     texts: dict[str, Tensor] = {}
