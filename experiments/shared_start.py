@@ -6,31 +6,32 @@ The library refuses what is not the same; here a run is looked for whose setting
 from pathlib import Path
 
 from dfusion.files import read_json
-from dfusion.runs import resolved
+from dfusion.runs import FREE, resolved
 from dfusion.settings import Settings, flat
 from dfusion.store import Experiment
 
-# Settings of what comes after sampling, or of how a run is done.
-OWN = (
-    *("train.", "fusion.", "pair.", "mask.merge", "mask_thr", "samples_from", "keep_trajectories"),
-    *("save_path", "exp_name", "allow_config_change", "tracker"),
-)
+# Settings of what comes after sampling.
+OWN = ("train.", "fusion.", "pair.", "mask.merge", "mask_thr")
 # Of those, what targets depend on.
 FUSION = ("fusion.", "mask.", "mask_thr", "pair.rule")
 
 
 def beginning(settings: dict) -> dict[str, object]:
-    """The settings that samples before any training depend on."""
+    """The settings that samples before any training depend on; those not given are the defaults."""
+    flags = {**flat(Settings().to_dict()), **flat(settings)}
     return {
         name: value
-        for name, value in flat(settings).items()
-        if not name.startswith(OWN) or name == "train.compare_images"
+        for name, value in flags.items()
+        if name == "train.compare_images" or not (name in FREE or name.startswith(OWN))
     }
 
 
 def fused_alike(one: dict, other: dict) -> bool:
     """Whether two runs that begin alike fuse alike, and both fuse."""
-    a, b = ({k: v for k, v in flat(s).items() if k.startswith(FUSION)} for s in (one, other))
+    a, b = (
+        {k: v for k, v in flat(s).items() if k.startswith(FUSION) and k not in FREE}
+        for s in (one, other)
+    )
     return a == b and "naive" not in (one["train"]["pairs"], other["train"]["pairs"])
 
 
