@@ -61,8 +61,10 @@ def _run(
         _fail(_no_flag(argv[1], before=sys.argv[len(sys.argv) - len(argv)]))
     logging.set_verbosity(logging.WARNING)  # open_clip tells the root logger all it does
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+    with _one_line():  # raises for a file of settings that is not there
+        values = config.to_dict()
     try:
-        settings = settings_of(config.to_dict(), "--config")
+        settings = settings_of(values, "--config")
         check(settings)
         verb(settings)
     except UserError as error:
@@ -94,6 +96,8 @@ def _plain(text: str) -> str:
     """What absl or ml_collections say of a flag, in our words where we have some."""
     if "Traceback" in text:  # a preset's own error, wrapped with its traceback
         return text.strip().splitlines()[-1].removeprefix("ValueError: ")
+    if "Failed loading config file" in text:
+        return f"--config: {text.strip().splitlines()[-1].strip()}"
     bad = re.match(r"flag --config\.([\w.]+)=(.*?): ", text, re.DOTALL)
     if bad and bad[1] in KNOWN:
         return f"--config.{bad[1]} {bad[2]}: must be {kind_of(KNOWN[bad[1]])}"

@@ -44,6 +44,16 @@ class Lock:
             raise
         return True
 
+    def taken(self) -> bool:
+        """Whether somebody else has it; makes no file where there is none."""
+        if not self.path.exists():
+            return False
+        try:
+            with self._lock.acquire(timeout=0):
+                return False
+        except Timeout:
+            return True
+
     def owner(self) -> str:
         """Who holds it, in words."""
         noted = self._noted()

@@ -5,7 +5,6 @@ answer to an interruption is to run the same command again. Processes share a ro
 no messages between them: each waits for the files it needs.
 """
 
-import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from filelock import FileLock
 from torch import Tensor
 
 from dfusion import pairing
+from dfusion.acceptance import GO_BACK_OR_PAIR, check_pairs, check_samples
 from dfusion.errors import NotFiniteError, UserError
 from dfusion.files import Writer, read_rows
 from dfusion.fit import Fit, unfinished
@@ -28,11 +28,11 @@ from dfusion.prompts import Prompt
 from dfusion.rewards import HUMAN, Reward, reward_name
 from dfusion.round_files import read_source, write_sample, write_target
 from dfusion.sampling import Policy, Trajectory, sample
-from dfusion.scoring import score_missing, scorer_alive, scorer_lock
+from dfusion.scoring import score_missing, scorer_alive, scorer_command, scorer_lock
 from dfusion.settings import Settings
 from dfusion.sharing import Lender
 from dfusion.steps import fused_indices
-from dfusion.store import DROPPED, PAIRED, Experiment, Round, manifest_of
+from dfusion.store import DROPPED, PAIRED, SCORED, Experiment, Round, manifest_of
 
 SAY_EVERY_SECONDS = 30.0
 TRY = "try --config.mixed_precision bf16 or no"
@@ -72,6 +72,36 @@ class RoundRunner:
         self.lender = Lender.of(settings)
         self.stopwatch = Stopwatch()
         self._fits: dict[str, Fit] = {}
+
+    def check(
+        self, numbers: Sequence[int], policy: Callable[[int], Policy], known: int | None = None
+    ) -> None:
+        """Refuse rounds that are there and were made in another way. Raises UserError.
+
+        policy: of a round's samples; only of round `known`, if given, are the weights its own yet.
+        """
+        for number in numbers:
+            round_, each = self.experiment.round(number), self.settings.images_per_prompt
+            self._check_begun(round_, policy(number), each, known in (None, number))
+            if round_.pairs() is not None:
+                check_pairs(round_, self._fused_with())
+
+    def check_comparisons(self, first: int, policy: Policy) -> None:
+        """As `check`, for the comparisons of training that goes on with round `first`."""
+        train = self.settings.train
+        for number in (first, *range(first + 1, train.num_epochs + 1)):
+            if train.compares_after(number):
+                round_ = self.experiment.comparison(number)
+                self._check_begun(round_, policy, train.compare_images, number == first)
+
+    def _check_begun(self, round_: Round, policy: Policy, each: int, weights: bool) -> None:
+        if round_.manifest() is not None:
+            made_with = self._made_with(policy)
+            if not weights:
+                del made_with["weights"]
+            check_samples(round_, made_with, self.prompts, each)
+        for kind in SCORED:
+            round_.scores(kind, self.reward_name)
 
     def run(self, number: int, policy: Policy) -> Round:
         """Bring round `number` to its end; returns it."""
@@ -136,18 +166,7 @@ class RoundRunner:
             if not self._take_over(round_, manifest):
                 round_.write_manifest(number, self.prompts, each, made_with)
         self._wait(lambda: int(round_.manifest() is not None), 1, "the manifest")
-        remedy = "go back to those, or choose another --config.exp_name"
-        round_.check_made_with("manifest.json", made_with, remedy)
-        planned = round_.sample_prompts()
-        if len(planned) != len(self.prompts) * each:
-            raise UserError(
-                f"{round_.folder}: was begun with {len(planned)} images, not "
-                f"{len(self.prompts) * each}; {remedy}"
-            )
-        if planned != [p for p in self.prompts for _ in range(each)]:
-            raise UserError(
-                f"{round_.folder}: was begun with other prompts, items or thresholds; {remedy}"
-            )
+        check_samples(round_, made_with, self.prompts, each)
 
     def _made_with(self, policy: Policy) -> dict[str, object]:
         """What a round's samples depend on, besides their prompts."""
@@ -264,13 +283,11 @@ class RoundRunner:
         if round_.pairs() is None and self.world.rank == 0:
             round_.write_pairs(pairs, made_with)
         self._wait(lambda: int(round_.pairs() is not None), 1, "the pairs")
-        remedy = (
-            "go back to those, choose another --config.exp_name, or delete pairs.json, targets, "
-            "target_images and eval/target_images.json there"
-        )
-        round_.check_made_with("pairs.json", made_with, remedy)
+        check_pairs(round_, made_with)
         if round_.pairs() != pairs:
-            raise UserError(f"{round_.folder}/pairs.json: the scores changed since; {remedy}")
+            raise UserError(
+                f"{round_.folder}/pairs.json: the scores changed since; {GO_BACK_OR_PAIR}"
+            )
         return pairs
 
     def _fuse(
@@ -313,15 +330,16 @@ class RoundRunner:
         targets: dict[int, float],
     ) -> None:
         rows = []
+        threshold = self.settings.pair.adoption_threshold
         for p, pair in enumerate(pairs):
             base, reference, target = scores[pair.base], scores[pair.reference], targets[p]
-            threshold = self.settings.pair.adoption_threshold
             kept = self.settings.pair.adoption == "all" or pairing.adopted(
                 target, base, reference, threshold
             )
             rows.append({"base": base, "reference": reference, "target": target, "adopted": kept})
         if round_.adoption() != rows and self.world.rank == 0:
-            round_.write_adoption(rows)
+            rule = {"rule": self.settings.pair.adoption, "threshold": threshold}
+            round_.write_adoption(rows, rule)
         # Every process trains on what is adopted: an older or no file must not be read.
         self._wait(lambda: int(round_.adoption() == rows), 1, "the adoption")
 
@@ -361,22 +379,6 @@ class RoundRunner:
                 )
                 said = now
             time.sleep(min(0.5, self.settings.eval.poll_seconds))
-
-
-def scorer_command(settings: Settings) -> str:
-    """The command that scores this experiment: what it must say, and what is not the default."""
-    if settings.eval.reward == HUMAN:
-        return f"python3 -m dfusion.view {shlex.quote(settings.save_path)}"
-    given, default = settings.to_dict(), Settings().to_dict()
-    flags = {"exp_name": settings.exp_name}
-    for key in ("save_path", "device", "dev_id"):
-        if given[key] != default[key]:
-            flags[key] = given[key]
-    for key in ("reward", "model", "pretrained", "batch_size"):
-        if given["eval"][key] != default["eval"][key]:
-            flags[f"eval.{key}"] = given["eval"][key]
-    words = [f"--config.{key} {shlex.quote(str(value))}" for key, value in flags.items()]
-    return " ".join(["python3 run_eval.py", *words])
 
 
 def _pictures(policy: Policy, results: Sequence[Trajectory | Target], names: list[str]) -> Tensor:

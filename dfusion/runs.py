@@ -1,8 +1,7 @@
 """The library calls behind run_sample.py and run_eval.py."""
 
-import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,16 +9,17 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from dfusion import report, sharing
+from dfusion import last_error, report, sharing
 from dfusion.ddim import DDIM
 from dfusion.errors import UserError
 from dfusion.files import read_json, sweep, write_json
 from dfusion.fusion import plan_of
-from dfusion.inputs import check, check_names
-from dfusion.lock import run_lock
+from dfusion.inputs import check_names, check_sampling, check_scoring
+from dfusion.lock import Lock, run_lock
 from dfusion.models import DiffusionModel, pick_device, pick_dtype, quiet_libraries
 from dfusion.numerics import set_numerics
-from dfusion.prompt_files import item_flag, load_prompts
+from dfusion.prompt_files import item_flag
+from dfusion.prompts import Prompt
 from dfusion.rewards import Reward, asked_for, load_reward
 from dfusion.rounds import RoundRunner, World
 from dfusion.sampling import STORE_DTYPES, Policy
@@ -28,7 +28,7 @@ from dfusion.scoring import heartbeat
 from dfusion.settings import RENEW, Settings, flat, settings_of
 from dfusion.store import Experiment
 
-# Settings that change how a run goes, not what it makes.
+# Settings that change how a run goes, not what it makes; for train.compare_images see _check_same.
 FREE = {
     *("save_path", "exp_name", "device", "dev_id", "allow_tf32", "allow_config_change"),
     *("compile", "sample.images_per_call", "fusion.batch_size"),
@@ -55,20 +55,6 @@ class Session:
         """How the samples of round `number` are made."""
         return policy_of(self.settings, self.model, self.ddim, number)
 
-    def begin(self) -> None:
-        """Write config.json, the first of a run's files: all else has been accepted by then.
-
-        Raises UserError for samples that the first round cannot take over.
-        """
-        first, config = self.settings.train.begin_epoch, self.experiment.config_file
-        self.runner.check_samples_from(first, self.policy(first))
-        if self.runner.world.rank == 0:
-            sweep(self.experiment.folder)
-            sharing.sweep(self.experiment.folder)
-            write_json(config, {"settings": self.settings.to_dict()})
-        while not config.exists():  # process 0 may still load the scorer
-            time.sleep(0.2)
-
 
 def resolved(settings: Settings, device: torch.device | None = None) -> Settings:
     """With the precision that "auto" stands for on this device."""
@@ -91,22 +77,30 @@ def policy_of(settings: Settings, model: DiffusionModel, ddim: DDIM, number: int
     )
 
 
-def open_session(settings: Settings, begin: bool = True) -> Session:
-    """Check everything, load the models, write config.json.
+def open_session(settings: Settings) -> Session:
+    """A session whose experiment is begun, and held by nobody."""
+    session = load_session(settings, check_sampling(settings))
+    _write_config(session)
+    return session
 
-    begin: False for a policy that is not complete yet; Session.begin is then to be called.
-    Raises UserError for bad input, before a model loads where that is possible.
+
+def load_session(settings: Settings, prompts: tuple[Prompt, ...]) -> Session:
+    """Load the models of a run. Nothing is written: `begun` does that, once all is accepted.
+
+    settings: checked; prompts: theirs. Raises UserError for what only models and disk can tell, and
+    where another run is at work on the experiment.
     """
-    check(settings)
     (name,) = check_names(settings)
-    prompts = load_prompts(settings)
     experiment = Experiment(Path(settings.save_path) / name)
     state = PartialState(cpu=settings.device == "cpu")
     world = World(state.process_index, state.num_processes)
     device = pick_device(settings.device, settings.dev_id) if world.size == 1 else state.device
     settings = resolved(settings, device)
     dtype = pick_dtype(settings.mixed_precision, device)
+    if world.rank == 0 and (lock := run_lock(experiment.folder)).taken():
+        raise _taken(experiment, lock)
     _check_same(settings, experiment)
+    sharing.check(settings, prompts)
 
     quiet_libraries()
     set_numerics(settings)
@@ -122,34 +116,66 @@ def open_session(settings: Settings, begin: bool = True) -> Session:
     ddim = model.sampler(settings.sample.num_steps, settings.sample.eta)
     reward = load_reward(settings.eval, device) if settings.eval.in_process else None
     runner = RoundRunner(settings, experiment, prompts, plan, mask_layers, world, reward)
-    session = Session(settings, experiment, runner, model, ddim)
-    if begin:
-        session.begin()
-    return session
+    return Session(settings, experiment, runner, model, ddim)
 
 
 @contextmanager
-def claimed(settings: Settings) -> Iterator[None]:
-    """Hold the experiment while samples are made or trained on, once for all processes of a run.
+def begun(session: Session, numbers: Sequence[int]) -> Iterator[None]:
+    """Hold the experiment and note the settings in it; an error in the block is kept there too.
 
-    Raises UserError where another run holds it.
+    numbers: rounds that the block will make, already accepted. Where there are none, settings that
+    differ from the experiment's have made nothing, and config.json stays as it is.
     """
-    check(settings)
-    (name,) = check_names(settings)
-    sharing.check(settings, load_prompts(settings))
-    if int(os.environ.get("RANK", "0")):
+    settings, experiment = session.settings, session.experiment
+    first = settings.train.begin_epoch
+    session.runner.check_samples_from(first, session.policy(first))
+    with claimed(experiment, session.runner.world.rank):
+        _check_same(settings, experiment)  # again: another run may have come and gone
+        changed = changes(settings, experiment)
+        if numbers or not changed:
+            _write_config(session)
+        else:
+            session.runner.say(f"All rounds are done: nothing is made with {', '.join(changed)}")
+        if session.runner.world.rank == 0:
+            last_error.clear(experiment.folder)
+        try:
+            yield
+        except Exception as error:
+            last_error.keep(experiment.folder, error)
+            raise
+
+
+@contextmanager
+def claimed(experiment: Experiment, rank: int) -> Iterator[None]:
+    """Hold the experiment, once for all processes of a run. UserError where another run does."""
+    if rank:
         yield
         return
-    lock = run_lock(Path(settings.save_path) / name)
+    lock = run_lock(experiment.folder)
     if not lock.acquire():
-        raise UserError(
-            f"--config.exp_name {name}: {lock.owner()}, is at work on this experiment; wait for "
-            "it, stop it, or choose another name"
-        )
+        raise _taken(experiment, lock)
     try:
         yield
     finally:
         lock.release()
+
+
+def _taken(experiment: Experiment, lock: Lock) -> UserError:
+    return UserError(
+        f"--config.exp_name {experiment.folder.name}: {lock.owner()}, is at work on this "
+        "experiment; wait for it, stop it, or choose another name"
+    )
+
+
+def _write_config(session: Session) -> None:
+    """Once for all processes; the others wait for it."""
+    file = session.experiment.config_file
+    if session.runner.world.rank == 0:
+        sweep(file.parent)
+        sharing.sweep(file.parent)
+        write_json(file, {"settings": session.settings.to_dict()})
+    while not file.exists():  # process 0 may still load the scorer
+        time.sleep(0.2)
 
 
 def sample_rounds(settings: Settings) -> Path:
@@ -157,27 +183,31 @@ def sample_rounds(settings: Settings) -> Path:
 
     Raises UserError for bad input, and where another run is at work on the experiment.
     """
-    with claimed(settings):
-        return _sample_rounds(open_session(settings))
+    session = load_session(settings, check_sampling(settings))
+    asked = range(settings.train.begin_epoch, settings.train.num_epochs)
+    numbers = [k for k in asked if session.experiment.round(k).states_kept]
+    session.runner.check(numbers, session.policy)
+    with begun(session, numbers):
+        for number in asked:
+            if number in numbers:
+                _sample_round(session, number)
+            else:
+                say = f"Round {number}: trained on, its trajectories are not kept"
+                session.runner.say(say)
+    return session.experiment.folder
 
 
-def _sample_rounds(session: Session) -> Path:
-    settings = session.settings
-    folder = session.experiment.folder
-    for number in range(settings.train.begin_epoch, settings.train.num_epochs):
-        if not session.experiment.round(number).states_kept:
-            session.runner.say(f"Round {number}: trained on, its trajectories are not kept")
-            continue
-        round_ = session.runner.run(number, session.policy(number))
-        if session.runner.world.rank == 0:
-            rows = round_.adoption() or []
-            kept = sum(row["adopted"] for row in rows)
-            report.write(folder)
-            session.runner.say(
-                f"  made {len(round_.sample_prompts())} images, {len(rows)} pairs; "
-                f"{kept} targets adopted\n  look at {folder / 'index.html'}"
-            )
-    return folder
+def _sample_round(session: Session, number: int) -> None:
+    round_ = session.runner.run(number, session.policy(number))
+    if session.runner.world.rank == 0:
+        folder = session.experiment.folder
+        rows = round_.adoption() or []
+        kept = sum(row["adopted"] for row in rows)
+        report.write(folder)
+        session.runner.say(
+            f"  made {len(round_.sample_prompts())} images, {len(rows)} pairs; "
+            f"{kept} targets adopted\n  look at {folder / 'index.html'}"
+        )
 
 
 def score(settings: Settings) -> int:
@@ -186,8 +216,7 @@ def score(settings: Settings) -> int:
     Each gets the reward of its own config.json; where settings.eval names one, those with another
     are left alone.
     """
-    check(settings)
-    names = check_names(settings, several=True)
+    names = check_scoring(settings)
     device = pick_device(settings.device, settings.dev_id)
     data, only = Path(settings.save_path), asked_for(settings.eval)
     quiet_libraries()
@@ -230,9 +259,18 @@ def changes(settings: Settings, experiment: Experiment) -> list[str]:
 
 def _check_same(settings: Settings, experiment: Experiment) -> None:
     """Refuse to mix two configs in one experiment."""
-    if settings.allow_config_change:
-        return
-    if changed := changes(settings, experiment):
+    each = settings.train.compare_images
+    for round_ in experiment.comparisons().values():
+        manifest = round_.manifest() or {"samples": (), "prompts": ()}
+        have = len(manifest["samples"]) // max(1, len(manifest["prompts"]))
+        if each and have and each != have:
+            raise UserError(
+                f"--config.train.compare_images {each}: {round_.folder} has {have} of each prompt, "
+                f"and comparisons have the same noise; ask for {have}, for 0 to make no more, or "
+                "choose another --config.exp_name"
+            )
+    changed = [] if settings.allow_config_change else changes(settings, experiment)
+    if changed:
         raise UserError(
             f"{experiment.config_file}: this experiment was begun with another config: "
             f"{', '.join(changed)}; choose another --config.exp_name, or pass "

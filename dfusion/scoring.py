@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shlex
 import socket
 import threading
 import time
@@ -18,7 +19,8 @@ from dfusion.errors import UserError
 from dfusion.files import load_json, read_png, stamp, write_bytes
 from dfusion.lock import Lock
 from dfusion.progress import Progress
-from dfusion.rewards import Reward
+from dfusion.rewards import HUMAN, Reward
+from dfusion.settings import Settings
 from dfusion.store import Round
 
 BEAT_SECONDS = 5.0
@@ -137,3 +139,19 @@ def scorer_alive(data: Path, experiment: str, reward: str) -> bool:
         if fresh and (not names or experiment in names) and only in (None, reward):
             return True
     return False
+
+
+def scorer_command(settings: Settings) -> str:
+    """The command that scores this experiment: what it must say, and what is not the default."""
+    if settings.eval.reward == HUMAN:
+        return f"python3 -m dfusion.view {shlex.quote(settings.save_path)}"
+    given, default = settings.to_dict(), Settings().to_dict()
+    flags = {"exp_name": settings.exp_name}
+    for key in ("save_path", "device", "dev_id"):
+        if given[key] != default[key]:
+            flags[key] = given[key]
+    for key in ("reward", "model", "pretrained", "batch_size"):
+        if given["eval"][key] != default["eval"][key]:
+            flags[f"eval.{key}"] = given["eval"][key]
+    words = [f"--config.{key} {shlex.quote(str(value))}" for key, value in flags.items()]
+    return " ".join(["python3 run_eval.py", *words])

@@ -1,6 +1,7 @@
 """The folders of an experiment: data/<exp>/epoch<k>/. The state of a run is what is on disk.
 
 config.json              resolved settings
+error.json               what ended the last run, until a run gets going again
 index.html, pairs.png    the page and the contact sheet
 epoch0/
   manifest.json          what samples depend on, prompts with items, prompt of every sample
@@ -115,10 +116,13 @@ class Round:
         """What the pairs and their targets depend on, as write_pairs was told."""
         return _checked(self.folder / "pairs.json", check_pairs)["made_with"]
 
+    def made_with(self, file: str) -> dict[str, Any]:
+        """What manifest.json, pairs.json or adoption.json was made with, where it says so."""
+        return read_json(self.folder / file).get("made_with", {})
+
     def check_made_with(self, file: str, now: dict[str, Any], remedy: str) -> None:
         """Raise UserError where manifest.json or pairs.json was made with something else."""
-        path = self.folder / file
-        before = read_json(path)["made_with"]
+        path, before = self.folder / file, self.made_with(file)
         changed = [f"{k} ({before.get(k)} -> {v})" for k, v in now.items() if before.get(k) != v]
         if changed:
             raise UserError(f"{path}: made with other settings: {', '.join(changed)}; {remedy}")
@@ -163,8 +167,9 @@ class Round:
                 grouped.setdefault(text, []).append(scores[index])
         return grouped
 
-    def write_adoption(self, rows: list[dict[str, Any]]) -> None:
-        write_json(self.folder / "adoption.json", {"pairs": rows})
+    def write_adoption(self, rows: list[dict[str, Any]], made_with: dict[str, Any]) -> None:
+        """made_with: the rule, and the threshold of Eq. 7."""
+        write_json(self.folder / "adoption.json", {"made_with": made_with, "pairs": rows})
 
     def adoption(self) -> list[dict[str, Any]] | None:
         """Per pair: base, reference and target score, adopted; None where not decided."""

@@ -19,12 +19,13 @@ from dfusion.contact_sheet import contact_sheet
 from dfusion.errors import UserError
 from dfusion.files import write_tensors
 from dfusion.fit import guess
+from dfusion.inputs import check_training
 from dfusion.inversion import invert
 from dfusion.model_card import model_card
 from dfusion.objective import Objective
 from dfusion.progress import Progress
 from dfusion.rounds import unfinished
-from dfusion.runs import FREE, Session, claimed, open_session
+from dfusion.runs import FREE, Session, begun, load_session
 from dfusion.sampling import Policy
 from dfusion.settings import Settings, flat
 from dfusion.steps import first_fused, fused_indices
@@ -71,16 +72,26 @@ class Trainer:
         """Train on every round up to the last one asked for, from the latest checkpoint on."""
         metrics.read(self.session.experiment.folder / "metrics.jsonl")  # raises for damage
         first = self.resume()
-        self.session.begin()
-        tracking.start(self.accelerator, self.settings)
-        self.compare(first)  # also where only the last comparison is unfinished
-        for number in range(first, self.settings.train.num_epochs):
-            self.train_round(number, self.sampled(number))
-            self.compare(number + 1)
+        numbers = range(first, self.settings.train.num_epochs)
+        self.session.runner.check(numbers, self.session.policy, known=first)
+        self.session.runner.check_comparisons(first, self.session.policy(COMPARED))
+        with begun(self.session, numbers):
+            tracking.start(self.accelerator, self.settings)
+            self._tidy()
+            self.compare(first)  # also where only the last comparison is unfinished
+            for number in numbers:
+                self.train_round(number, self.sampled(number))
+                self.compare(number + 1)
+                self._report()
             self._report()
-        self._report()
         if self.settings.tracker != "none":
             self.accelerator.end_training()
+
+    def _tidy(self) -> None:
+        """Finish what a kill left undone after the latest checkpoint."""
+        if self.rank == 0 and (done := self.checkpoints.latest()) is not None:
+            self.checkpoints.tidy(done, self.settings.train.num_checkpoint_limit)
+            self._drop_states(done)
 
     def _report(self) -> None:
         if self.rank == 0:
@@ -102,9 +113,6 @@ class Trainer:
                 "and epoch folders, or choose another --config.exp_name"
             )
         self.checkpoints.load(own, self.tuning, self.optimiser)
-        if self.rank == 0:
-            self.checkpoints.tidy(done, self.settings.train.num_checkpoint_limit)
-            self._drop_states(done)
         self.say(f"Going on after round {done}")
         return done + 1
 
@@ -132,11 +140,6 @@ class Trainer:
             data = self.data(number)
             share = list(self.session.runner.world.mine(len(data.pairs)))
             data.check(share)
-            if len(share) < self.settings.train.updates_per_inner_epoch:
-                raise UserError(
-                    "fewer pairs than optimiser steps in a process; start fewer processes, lower "
-                    "--config.train.updates_per_inner_epoch, or sample more images"
-                )
             rows = self._updates(number, policy, data, share)
         self._finish(number, data, rows)
 
@@ -386,9 +389,8 @@ def train_rounds(settings: Settings) -> Path:
 
     Raises UserError for bad input, before a model loads where that is possible.
     """
-    with claimed(settings):
-        trainer = Trainer(open_session(settings, begin=False))
-        trainer.run()
+    trainer = Trainer(load_session(settings, check_training(settings)))
+    trainer.run()
     folder = trainer.session.experiment.folder
     trainer.say(
         f"Checkpoints are in {folder / 'checkpoints'}, metrics in {folder}/metrics.jsonl\n"

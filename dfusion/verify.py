@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dfusion import metrics, pairing
+from dfusion import last_error, metrics, pairing
 from dfusion.checkpoints import Checkpoints, read_state
 from dfusion.errors import UserError
 from dfusion.files import REBUILT, read_json, read_png, read_tensors, read_weights
@@ -127,11 +127,13 @@ def _round(round_: Round, settings: Settings) -> Iterator[str]:
         yield f"{round_.scores_file('images')}: no score of image {missing[0]}; run the scorer"
         return
     texts = round_.texts_to_score("images")
-    again = pairing.pair(texts, [scores[i] for i in range(count)], settings.pair.rule)
+    again = pairing.pair(
+        texts, [scores[i] for i in range(count)], round_.made_with("pairs.json")["rule"]
+    )
     if again != pairs:
         yield f"{round_.folder}/pairs.json: not the pairs of these scores; scores or pairs changed"
         return
-    yield from _targets(round_, settings)
+    yield from _targets(round_)
     yield from _adoption(round_, settings)
 
 
@@ -167,9 +169,11 @@ def _foreign(round_: Round) -> Iterator[str]:
             yield f"{path}: not of this experiment; remove it"
 
 
-def _targets(round_: Round, settings: Settings) -> Iterator[str]:
+def _targets(round_: Round) -> Iterator[str]:
     """Targets and their pictures are whole."""
-    first = first_fused(settings.fusion.steps, settings.sample.num_steps)
+    # As the round was made: a later one may be of other settings, which config.json then has.
+    steps = len(round_.made_with("manifest.json")["timesteps"])
+    first = first_fused(round_.made_with("pairs.json")["fusion steps"], steps)
     dropped = not round_.states_kept and round_.adoption() is not None
     for p, pair in enumerate(round_.pairs() or ()):
         if round_.target(p).exists():
@@ -206,13 +210,14 @@ def _adoption(round_: Round, settings: Settings) -> Iterator[str]:
     rows, targets = round_.adoption(), round_.scores("target_images")
     if rows is None:
         return
+    now = settings.pair
+    by: dict[str, Any] = {"rule": now.adoption, "threshold": now.adoption_threshold}
+    by |= round_.made_with("adoption.json")
     scores = round_.scores("images")
     for p, (pair, row) in enumerate(zip(round_.pairs() or (), rows, strict=True)):
         three = targets.get(p), scores[pair.base], scores[pair.reference]
         noted = row["target"], row["base"], row["reference"]
-        kept = settings.pair.adoption == "all" or pairing.adopted(
-            *noted, settings.pair.adoption_threshold
-        )
+        kept = by["rule"] == "all" or pairing.adopted(*noted, by["threshold"])
         if three != noted or kept != row["adopted"]:
             yield f"{round_.folder}/adoption.json: pair {p} is not as the scores say; {REBUILT}"
 
@@ -262,8 +267,11 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 1:
         print("usage: python -m dfusion.verify data/<exp>", file=sys.stderr)
         return 2
-    problems = verify(Path(arguments[0]))
-    print("\n".join([*problems, f"{len(problems) or 'no'} problems in {arguments[0]}"]))
+    folder = Path(arguments[0])
+    problems = verify(folder)
+    if error := last_error.last(folder):
+        print(f"note: {error}")
+    print("\n".join([*problems, f"{len(problems) or 'no'} problems in {folder}"]))
     return bool(problems)
 
 

@@ -21,6 +21,7 @@ from dfusion.runs import sample_rounds
 from dfusion.sampling import Policy
 from dfusion.settings import Settings
 from dfusion.store import Experiment, Round
+from dfusion.training import train_rounds
 from testbed.unet import SCHEDULE
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits
@@ -188,3 +189,11 @@ def grey_round(folder: Path, images: int = 3, reward: str = "redness", **setting
     for i in range(images):
         write_png(round_.image("images", i), np.full((8, 8, 3), 20 * (i + 1), np.uint8))
     return round_
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory, pipeline_folder: Path) -> Path:
+    """A finished experiment of one trained round; to be copied, not changed."""
+    settings = make_settings(tmp_path_factory.mktemp("whole"), pipeline_folder)
+    settings.train = dataclasses.replace(settings.train, compare_images=1, batch_size=8)
+    return train_rounds(settings)

@@ -11,7 +11,7 @@ import pytest
 from config.config import PRESETS, get_config
 from dfusion import choices
 from dfusion.errors import UserError
-from dfusion.inputs import check, check_names
+from dfusion.inputs import check, check_names, check_sampling, check_training
 from dfusion.models import DiffusionModel, pick_device
 from dfusion.prompt_files import load_prompts
 from dfusion.prompts import Item
@@ -127,6 +127,31 @@ def test_one_image_per_prompt_makes_no_pair() -> None:
     settings.sample.batch_size = settings.sample.num_batches_per_epoch = 1
     with pytest.raises(UserError, match="no pair"):
         check(settings)
+
+
+@pytest.mark.parametrize(("processes", "updates"), [(1, 9), (3, 3), (9, 1)])
+def test_sizes_are_known_before_a_model_loads(
+    processes: int, updates: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every optimiser step needs a pair for every process, of all pairs of a round."""
+    settings = Settings(exp_name="a")
+    settings.train.updates_per_inner_epoch = updates
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    with pytest.raises(UserError) as caught:
+        check_training(settings)
+    text = f"--config.train.updates_per_inner_epoch {updates}: 1 prompts of 16 images make 8 pairs"
+    assert str(caught.value).startswith(text)
+    assert f"of {processes} processes need {processes * updates}" in str(caught.value)
+    check_sampling(settings)
+    settings.sample.num_batches_per_epoch = 5  # 10 pairs
+    check_training(settings)
+
+
+def test_more_images_than_a_round_can_have_are_refused() -> None:
+    settings = Settings(exp_name="a")
+    settings.sample.num_batches_per_epoch = settings.sample.batch_size = 10_000
+    with pytest.raises(UserError, match="make 100000000 images a round; at most 10000000"):
+        check_sampling(settings)
 
 
 @pytest.mark.parametrize("name", ["", "a,b", "../x", "a/b", ".hidden", "a b", "é", "a" * 300])
@@ -300,6 +325,8 @@ def test_missing_gpu_is_named() -> None:
         (["--config.fusion.masked=Fals"], "--config.fusion.masked Fals: must be True or False"),
         (["--config.fusion.masked", "False"], "write --config.fusion.masked=False"),
         (["--config", "config/config.py:papper"], "error: no preset 'papper'; choose from paper"),
+        (["--config", "nofile.py"], "--config: [Errno 2] No such file or directory: 'nofile.py'"),
+        (["--config", "nofile.py", "--config.seed=3"], "No such file or directory: 'nofile.py'"),
         (["--config.exp_name", "a", "extra"], "'extra' is no flag"),
         (["--config.exp_name", "a", "--config.fusion.steps", "99-1"], "--config.fusion.steps"),
         (["--config.exp_name", "a", "--config.prompt_file", "p.json"], "cannot be read"),

@@ -16,6 +16,7 @@ from dfusion.runs import claimed, sample_rounds
 from dfusion.scorer import Scorer
 from dfusion.scoring import scorer_lock
 from dfusion.settings import Settings
+from dfusion.store import Experiment
 from dfusion.training import train_rounds
 from tests.rewards import redness
 
@@ -60,11 +61,8 @@ def test_a_killed_owner_leaves_nothing_behind(settings: Settings, other: subproc
     assert (Path(settings.save_path) / settings.exp_name / "index.html").exists()
 
 
-def test_other_processes_of_a_run_do_not_ask(
-    settings: Settings, other: subprocess.Popen, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RANK", "1")
-    with claimed(settings):
+def test_other_processes_of_a_run_do_not_ask(settings: Settings, other: subprocess.Popen) -> None:
+    with claimed(Experiment(Path(settings.save_path) / settings.exp_name), rank=1):
         pass
 
 

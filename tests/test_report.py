@@ -74,7 +74,7 @@ def build(folder: Path, stage: str, number: int = 0) -> Round:
             }
             for n, p in enumerate(PAIRS)
         ]
-        round_.write_adoption(rows)
+        round_.write_adoption(rows, {})
     return round_
 
 
@@ -178,7 +178,7 @@ def test_summary_against_figures_worked_by_hand(tmp_path: Path) -> None:
 
 def test_rate_and_means_count_only_what_is_known(tmp_path: Path) -> None:
     round_ = build(tmp_path, "decided")
-    round_.write_adoption((round_.adoption() or [])[:2])
+    round_.write_adoption((round_.adoption() or [])[:2], {})
     round_.write_scores("target_images", "clip", {0: 0.6})
     report.write(tmp_path)
     (shown,) = inline(tmp_path)["rounds"]

@@ -200,7 +200,7 @@ def test_scoring_in_process_is_shared_out(
 
     monkeypatch.setattr(Round, "write_scores", slowly)
     threads = [threading.Thread(target=work, args=(rank,), daemon=True) for rank in range(3)]
-    with runs.claimed(settings):
+    with runs.claimed(Experiment(Path(settings.save_path) / settings.exp_name), rank=0):
         if taken:
             assert other.acquire()
             note = {"process": 1, "host": "elsewhere", "since": "noon"}

@@ -19,13 +19,6 @@ from tests.conftest import make_settings
 from tests.faults import contents, difference
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, pipeline_folder: Path) -> Path:
-    settings = make_settings(tmp_path_factory.mktemp("verify"), pipeline_folder)
-    settings.train = replace(settings.train, compare_images=1, batch_size=8)
-    return train_rounds(settings)
-
-
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 

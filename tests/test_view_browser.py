@@ -377,7 +377,7 @@ def enlarge(data: Path) -> None:
     manifest["samples"] = [manifest["samples"][i % 8] for i in range(640)]
     write_json(round_.folder / "manifest.json", manifest)
     write_json(round_.folder / "pairs.json", pairs)
-    round_.write_adoption([adoption[p % 4] for p in range(320)])
+    round_.write_adoption([adoption[p % 4] for p in range(320)], {})
     round_.write_scores("images", reward, {i: known[i % 8] for i in range(640)})
     round_.write_scores("target_images", reward, {p: scored[p % 4] for p in range(320)})
 

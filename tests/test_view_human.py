@@ -15,9 +15,8 @@ from dfusion import verify
 from dfusion.errors import UserError
 from dfusion.files import write_png
 from dfusion.rewards import load_reward
-from dfusion.rounds import scorer_command
 from dfusion.scorer import Scorer
-from dfusion.scoring import scorer_lock
+from dfusion.scoring import scorer_command, scorer_lock
 from dfusion.settings import Eval, Settings
 from dfusion.store import Experiment
 from dfusion.training import train_rounds

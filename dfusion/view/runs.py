@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dfusion import last_error
 from dfusion.errors import UserError
 from dfusion.files import alive, read_json
 from dfusion.settings import Settings
@@ -61,6 +62,7 @@ def run(data: Data, name: str, judged: Path | None = None) -> dict[str, Any]:
         "name": name,
         "state": state,
         "owner": owner,
+        "error": last_error.last(experiment.folder),
         "method": settings.train.method if trains else "sampling only",
         "pairs": settings.train.pairs,
         "reward": settings.eval.reward,

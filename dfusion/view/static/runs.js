@@ -57,6 +57,7 @@ export async function show(root, params, remember) {
     return h("article", { class: "run", "data-run": run.name },
       h("h2", {}, h("label", { for: box.id }, box, swatch(n), h("span", {}, run.name))),
       h("p", {}, h("span", { class: `state ${run.state}` }, STATES[run.state]), ` ${rounds}`),
+      run.error ? h("p", { class: "bad" }, run.error) : null,
       h("p", { class: "dim" }, `${run.method}${run.method === "sampling only" ? "" : `, ${run.pairs} pairs`}, scores: ${run.reward}`),
       run.round === null ? null : h("div", { class: "stages", role: "group", "aria-label": `Round ${run.round}` },
         h("p", { class: "dim" }, `Round ${run.round}`), run.stages.map(stage)),
