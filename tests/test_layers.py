@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 # Every other module of dfusion/ is pure: maths and words, no files, models or frameworks.
 EFFECTS = {
     *("checkpoints", "contact_sheet", "estimate", "files", "fusion", "inputs", "inversion", "lora"),
-    *("hub", "lock"),
+    *("acceptance", "hub", "last_error", "lock"),
     *(
         "metrics",
         "model_folder",
