@@ -96,10 +96,8 @@ class RoundRunner:
 
     def _check_begun(self, round_: Round, policy: Policy, each: int, weights: bool) -> None:
         if round_.manifest() is not None:
-            made_with = self._made_with(policy)
-            if not weights:
-                del made_with["weights"]
-            check_samples(round_, made_with, self.prompts, each)
+            known = {k: v for k, v in self._made_with(policy).items() if weights or k != "weights"}
+            check_samples(round_, known, self.prompts, each)
         for kind in SCORED:
             round_.scores(kind, self.reward_name)
 
