@@ -84,21 +84,20 @@ def training(trainer: Trainer, unet: nn.Module, time_in_turns: TimeInTurns) -> S
     """All inner epochs of the round, optimiser steps included. unet: stock, with LoRA."""
     session, train = trainer.session, trainer.settings.train
     data, policy = trainer.data(0), session.policy(0)
-    share = list(range(len(data.pairs)))
-    orders = [trainer.order(0, inner, data, share) for inner in range(train.num_inner_epochs)]
+    orders = [trainer.order(0, inner, data) for inner in range(train.num_inner_epochs)]
 
     def ours() -> None:
         updater = trainer.updater(policy, data)
         with quiet():
-            for inner, groups in enumerate(orders):
-                for steps in groups:
-                    trainer.update(0, inner, updater, steps, len(share))
+            for inner, updates in enumerate(orders):
+                for update in updates:
+                    trainer.update(0, inner, updater, update)
 
     def plain() -> None:
         _plain_training(trainer, examples(session))
 
-    size = guess(train.batch_size)
-    chunks = [chunk for groups in orders for steps in groups for chunk in _chunks(steps, size)]
+    size, updates = guess(train.batch_size), [update for order in orders for update in order]
+    chunks = [chunk for update in updates for chunk in _chunks(update.steps, size)]
     calls = bare.unet_calls(unet, session.model, [4 * len(c) for c in chunks], trained=True)
     difference = gradient_difference(trainer)
     stage = _raced(session, {"ours": ours, "baseline": plain}, calls, time_in_turns)
@@ -137,11 +136,10 @@ def gradient_difference(trainer: Trainer) -> float:
     """Between the library's first update and the plain loop's."""
     session, parameters = trainer.session, trainer.tuning.parameters
     data, policy = trainer.data(0), session.policy(0)
-    groups = trainer.order(0, 0, data, list(range(len(data.pairs))))
-    trainer.optimiser.zero_grad()
     updater = trainer.updater(policy, data)
-    for steps in groups:
-        updater.backward(steps)
+    updater.boost = trainer.boost
+    (update,) = trainer.order(0, 0, data)
+    updater.backward(update.steps)
     ours = [p.grad.clone() for p in parameters if p.grad is not None]
     trainer.optimiser.zero_grad()
     pairs = examples(session)

@@ -7,7 +7,7 @@ checkpoints/within/      after some optimiser steps of a round; gone when the ro
   the same, and rank<r>.safetensors: what theta_old gave, for every process
 
 state.json is written last: a folder without it is no checkpoint. Training draws nothing at random
-but orders that depend on (seed, round, pass, process), so there is no generator state to keep.
+but orders that depend on (seed, round, pass), so there is no generator state to keep.
 """
 
 import re
@@ -17,15 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from dfusion import optimiser as optimisers
 from dfusion.errors import UserError
 from dfusion.files import read_json, read_tensors, write_bytes, write_json, write_tensors
 from dfusion.lora import REMOVE
-from dfusion.transitions import Step
 from dfusion.tuning import Tuning
-from dfusion.updates import Known
+from dfusion.updates import Updater
 
 _NUMBERED = re.compile(r"epoch(\d+)")
 
@@ -94,10 +92,9 @@ class Checkpoints:
         (self.within / "state.json").unlink(missing_ok=True)
         shutil.rmtree(self.within, ignore_errors=True)
 
-    def save_known(self, rank: int, old: Known, first: Known) -> None:
+    def save_known(self, rank: int, updater: Updater) -> None:
         """This process's part of a checkpoint within a round, before save_within."""
-        tensors = {**_pack("old", old), **_pack("first", first)}
-        write_tensors(self.within / f"rank{rank}.safetensors", tensors, {})
+        write_tensors(self.within / f"rank{rank}.safetensors", updater.tensors(), {})
 
     def save_within(
         self, tuning: Tuning, optimiser: torch.optim.Optimizer, state: dict[str, Any], card: str
@@ -114,10 +111,13 @@ class Checkpoints:
         fits = state is not None and all(state.get(key) == about[key] for key in about)
         return state if fits else None
 
-    def load_known(self, rank: int) -> tuple[Known, Known]:
-        """What save_known wrote: of theta_old, and of the initial model."""
-        tensors = read_tensors(self.within / f"rank{rank}.safetensors", REMOVE)
-        return _unpack("old", tensors), _unpack("first", tensors)
+    def load_known(self, rank: int, updater: Updater) -> None:
+        """Give back what save_known wrote. Raises UserError for damage."""
+        path = self.within / f"rank{rank}.safetensors"
+        try:
+            updater.restore(read_tensors(path, REMOVE))
+        except ValueError as error:
+            raise UserError(f"{path}: {error}; {REMOVE}") from error
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -146,25 +146,3 @@ def _write(
     write_tensors(folder / "optimiser.safetensors", entries, {})
     write_bytes(folder / "README.md", card.encode())
     write_json(folder / "state.json", state)
-
-
-def _pack(name: str, known: Known) -> dict[str, Tensor]:
-    steps = list(known.log_prob)
-    if not steps:
-        return {}
-    packed = {
-        f"{name}.steps": torch.tensor([[s.pair, s.i] for s in steps]),
-        f"{name}.log_prob": torch.stack([known.log_prob[s] for s in steps]),
-    }
-    if known.mean:
-        packed[f"{name}.mean"] = torch.stack([known.mean[s] for s in steps])
-    return packed
-
-
-def _unpack(name: str, tensors: dict[str, Tensor]) -> Known:
-    known = Known()
-    if f"{name}.steps" in tensors:
-        steps = [Step(p, i) for p, i in tensors[f"{name}.steps"].tolist()]
-        mean = tensors.get(f"{name}.mean")
-        known.keep(steps, tensors[f"{name}.log_prob"], mean)
-    return known

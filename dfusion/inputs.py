@@ -1,7 +1,6 @@
 """Checks of every flag before a model loads, and before anything slow is imported."""
 
 import math
-import os
 import re
 from pathlib import Path
 
@@ -49,13 +48,12 @@ def check_training(settings: Settings) -> tuple[Prompt, ...]:
     """All that run_train.py can refuse without a model; returns the prompts. Raises UserError."""
     prompts = check_sampling(settings)
     each, updates = per_prompt(settings.images_per_prompt), settings.train.updates_per_inner_epoch
-    pairs, processes = len(prompts) * each, int(os.environ.get("WORLD_SIZE", "1"))
-    if pairs < updates * processes:
+    pairs = len(prompts) * each
+    if pairs < updates:
         raise UserError(
             f"--config.train.updates_per_inner_epoch {updates}: {len(prompts)} prompts of "
-            f"{settings.images_per_prompt} images make {pairs} pairs a round, but {updates} "
-            f"optimiser steps of {processes} processes need {updates * processes}, a pair each; "
-            "ask for fewer steps, more images or prompts, or fewer processes"
+            f"{settings.images_per_prompt} images make {pairs} pairs a round, fewer than optimiser "
+            "steps; ask for fewer steps, or for more images or prompts"
         )
     return prompts
 

@@ -3,7 +3,7 @@
 import json
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +45,13 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def round_row(
-    number: int, data: TrainingRound, seconds: Mapping[str, float], coverage_of: frozenset[int]
+    number: int,
+    data: TrainingRound,
+    seconds: Mapping[str, float],
+    coverage_of: frozenset[int],
+    updates: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """What a round's samples and targets were like; seconds: per stage.
+    """What a round's samples and targets were like; seconds: per stage. updates: its other rows.
 
     Means and spreads are of the round's samples, made before its update. coverage_of: indices of
     the fused steps.
@@ -65,6 +69,7 @@ def round_row(
         },
         "images": len(every),
         "pairs": len(data.pairs),
+        "skipped_updates": sum(row["skipped"] for row in updates),
         "adopted": sum(data.fused) / max(1, len(data.pairs)),
         "mask_coverage": mask_coverage(data.round, len(data.pairs), coverage_of),
         "seconds": {stage: round(spent, 3) for stage, spent in seconds.items()},

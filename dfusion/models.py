@@ -174,7 +174,7 @@ class DiffusionModel:
         """Guided noise, (B, C, h, w) float32, and the recorded maps.
 
         With a guidance scale the call has 2 B rows, unconditional first; `control` speaks of those.
-        guidance None: no guidance, B rows. network: the UNet wrapped for DDP, if it is.
+        guidance None: no guidance, B rows. network: to be called in place of the UNet.
         """
         unet = self.unet if network is None else network
         if guidance is None:
@@ -231,9 +231,13 @@ def pick_device(device: str, dev_id: int) -> torch.device:
 
 
 def pick_dtype(mixed_precision: str, device: torch.device) -> torch.dtype:
-    """The UNet's dtype a flag names; "auto" is fp16 on CUDA and fp32 elsewhere."""
+    """The UNet's dtype a flag names.
+
+    "auto" is fp32 but on CUDA, and there bf16 where the GPU computes in it, else fp16.
+    """
     if mixed_precision == "auto":
-        mixed_precision = "fp16" if device.type == "cuda" else "no"
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        mixed_precision = "bf16" if has_bf16 else "fp16" if device.type == "cuda" else "no"
     return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[mixed_precision]
 
 

@@ -66,11 +66,13 @@ class Objective:
         """Whether a KL to theta_old is needed, hence theta_old's means."""
         return self.method == "dpok"
 
-    def weight(self, i: Tensor) -> Tensor:
-        """(B,) weights of steps i (B,)."""
-        if not self.step_weights:
-            return torch.ones(i.shape, device=i.device)
-        return torch.tensor(self.step_weights, device=i.device)[i]
+    def weights(self, steps: int) -> Tensor:
+        """(T,) weights of the steps' losses."""
+        return torch.tensor(self.step_weights) if self.step_weights else torch.ones(steps)
+
+    def weighs(self, i: int) -> bool:
+        """Whether step i has any weight."""
+        return not self.step_weights or self.step_weights[i] > 0
 
     def __call__(self, log_prob: Tensor, old: Tensor, advantage: Tensor, kl: Tensor,
                  kl_initial: Tensor) -> losses.Loss:  # fmt: skip

@@ -8,7 +8,7 @@
 | a mask that covers everything at every fused step | keys and values are the reference's everywhere | targets, counted |
 | an item that the prompt lacks, or that is named twice | refused before a model loads | flag, item, prompt |
 | an item that the text encoder cuts off | refused before sampling | flag, item, prompt |
-| a pair without any gradient (equal scores under DDPO and DPOK, a target that is its base) | adds nothing to the update; where no pair has a gradient, training stops | the gradient's norm, 0 |
+| a pair without any gradient (equal scores under DDPO and DPOK, a target that is its base) | adds nothing to the update; an optimiser step without any gradient is skipped, a round without any stops training | the gradient's norm, 0 |
 | NaN or Inf in states, maps, images, scores, losses or gradients | the run stops; files and checkpoints so far stand | round, sample or pair, step t |
 """  # noqa: E501
 

@@ -25,7 +25,7 @@ from dfusion.rounds import RoundRunner, World
 from dfusion.sampling import STORE_DTYPES, Policy
 from dfusion.scorer import Scorer
 from dfusion.scoring import heartbeat
-from dfusion.settings import RENEW, Settings, flat, settings_of
+from dfusion.settings import AUTO, RENEW, Settings, flat, settings_of
 from dfusion.store import Experiment
 
 # Settings that change how a run goes, not what it makes; for train.compare_images see _check_same.
@@ -95,7 +95,7 @@ def load_session(settings: Settings, prompts: tuple[Prompt, ...]) -> Session:
     state = PartialState(cpu=settings.device == "cpu")
     world = World(state.process_index, state.num_processes)
     device = pick_device(settings.device, settings.dev_id) if world.size == 1 else state.device
-    settings = resolved(settings, device)
+    asked, settings = settings.mixed_precision, resolved(settings, device)
     dtype = pick_dtype(settings.mixed_precision, device)
     if world.rank == 0 and (lock := run_lock(experiment.folder)).taken():
         raise _taken(experiment, lock)
@@ -116,6 +116,8 @@ def load_session(settings: Settings, prompts: tuple[Prompt, ...]) -> Session:
     ddim = model.sampler(settings.sample.num_steps, settings.sample.eta)
     reward = load_reward(settings.eval, device) if settings.eval.in_process else None
     runner = RoundRunner(settings, experiment, prompts, plan, mask_layers, world, reward)
+    if asked == AUTO and device.type == "cuda":
+        runner.say(f"Precision of the UNet: {settings.mixed_precision} (auto)")
     return Session(settings, experiment, runner, model, ddim)
 
 

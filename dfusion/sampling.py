@@ -49,6 +49,10 @@ class Policy:
         x_T, z = (torch.stack(part).to(self.model.device) for part in zip(*drawn, strict=True))
         return self.rounded(x_T), z
 
+    def step_noise(self, index: int) -> Tensor:
+        """(T, C, h, w) noises of one sample, on the CPU."""
+        return noises(self.seed, self.round, index, len(self.ddim), self.model.latent_shape)[1]
+
     def identity(self) -> dict[str, object]:
         """What a sample depends on, besides its prompt and index."""
         return {

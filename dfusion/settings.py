@@ -178,7 +178,8 @@ class Settings:
     # "auto", "cpu", "cuda" or "mps"; dev_id picks the GPU.
     device: str = "auto"
     dev_id: int = 0
-    # UNet precision: "no" (fp32), "fp16", "bf16"; "auto" is fp16 on CUDA and fp32 elsewhere.
+    # UNet precision: "no" (fp32), "fp16", "bf16"; "auto" is bf16 on a GPU that has it, fp16 on
+    # other GPUs and fp32 elsewhere.
     mixed_precision: str = "auto"
     # TF32 matrix products on CUDA.
     allow_tf32: bool = True

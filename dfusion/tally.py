@@ -1,61 +1,56 @@
 """Sums over one optimiser step, by denoising step: what the metrics say of it."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-
 import torch
 from torch import Tensor
 
 from dfusion.losses import Loss
 
-NAMES = (
-    *("count", "loss", "kl", "kl_initial", "ratio", "clipped", "gradient"),
-    *("shift", "shifts"),
-)
+MAIN = ("count", "loss", "kl", "kl_initial", "ratio", "clipped", "gradient", "bad_loss",
+        "bad_gradient")  # fmt: skip
+NAMES = (*MAIN, "shift", "shifts")
 
 
-@dataclass
 class Tally:
-    """steps: T. sums: by NAMES, (T,) each, on the network's device until `figures` asks."""
+    """sums: (len(NAMES), T), on the network's device; one copy at the end brings them to the host.
 
-    steps: int
-    sums: dict[str, Tensor] = field(default_factory=dict)
+    bad_loss, bad_gradient: how many steps have one that is NaN or infinite.
+    """
+
+    def __init__(self, sums: Tensor) -> None:
+        self.sums = sums
+
+    @classmethod
+    def empty(cls, steps: int, device: torch.device) -> "Tally":
+        return cls(torch.zeros(len(NAMES), steps, device=device))
 
     def add(
         self, i: Tensor, loss: Loss, weight: Tensor, gradient: Tensor, kl: Tensor,
-        kl_initial: Tensor,
+        kl_initial: Tensor, sound: Tensor,
     ) -> None:  # fmt: skip
         """i: (B,) steps. weight: (B,) of their losses. kl, kl_initial: (B, 2).
 
-        gradient: (B,) norm of the weighted loss's gradient at the network's output.
+        gradient: (B,) norm of the weighted loss's gradient at the network's output. sound: (B, 2)
+        whether loss and gradient are finite.
         """
-        self._sum("count", i, torch.ones_like(weight))
-        self._sum("loss", i, loss.value.detach() * weight)
-        self._sum("kl", i, kl.detach().mean(-1))
-        self._sum("kl_initial", i, kl_initial.detach().mean(-1))
-        self._sum("ratio", i, loss.ratio.mean(-1))
-        self._sum("clipped", i, loss.clipped.float().mean(-1))
-        self._sum("gradient", i, gradient)
+        rows = (
+            *(torch.ones_like(weight), loss.value.detach() * weight),
+            *(kl.detach().mean(-1), kl_initial.detach().mean(-1)),
+            *(loss.ratio.mean(-1), loss.clipped.float().mean(-1), gradient),
+            *(~sound).float().T,
+        )
+        self.sums[: len(MAIN)].index_add_(1, i, torch.stack(rows))
 
-    def add_shift(self, i: Tensor, shift: Tensor) -> None:
-        """shift: (B,) |mean fused - mean unfused| / std of targets, root mean square."""
-        self._sum("shift", i, shift)
-        self._sum("shifts", i, torch.ones_like(shift))
+    def add_shift(self, i: Tensor, shift: Tensor, counts: Tensor) -> None:
+        """shift: (B,) |mean fused - mean unfused| / std of targets, root mean square.
 
-    def _sum(self, name: str, i: Tensor, values: Tensor) -> None:
-        if name not in self.sums:
-            self.sums[name] = torch.zeros(self.steps, device=values.device)
-        self.sums[name].index_add_(0, i.to(values.device), values.float())
-
-    def over_processes(self, add: Callable[[Tensor], Tensor]) -> "Tally":
-        """The sums of all processes; add: turns a tensor into its sum over them."""
-        device = self.sums["count"].device
-        own = [self.sums.get(name, torch.zeros(self.steps, device=device)) for name in NAMES]
-        return Tally(self.steps, dict(zip(NAMES, add(torch.stack(own)), strict=True)))
+        counts: (B,) bool, of which steps it is.
+        """
+        rows = torch.stack([shift.where(counts, 0.0), counts.float()])
+        self.sums[len(MAIN) :].index_add_(1, i, rows)
 
     def of(self, name: str) -> Tensor:
-        """(T,) sums on the CPU; zeros where nothing was added."""
-        return self.sums.get(name, torch.zeros(self.steps)).cpu()
+        """(T,) sums."""
+        return self.sums[NAMES.index(name)]
 
     def figures(self) -> dict[str, object]:
         """Plain numbers; lists run over steps t = T … 1, None where nothing is known."""

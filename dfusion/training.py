@@ -1,11 +1,8 @@
 """Training round after round: sample and fuse with the policy so far, update it (Algorithm 1)."""
 
-import contextlib
 import hashlib
 import json
-import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +15,28 @@ from dfusion.checkpoints import Checkpoints
 from dfusion.contact_sheet import contact_sheet
 from dfusion.errors import UserError
 from dfusion.files import write_tensors
-from dfusion.fit import guess
+from dfusion.fit import Fit
 from dfusion.inputs import check_training
 from dfusion.inversion import invert
+from dfusion.loss_scale import LossScale
 from dfusion.model_card import model_card
 from dfusion.objective import Objective
+from dfusion.orders import Step, Update, updates_of_pass
 from dfusion.progress import Progress
 from dfusion.rounds import unfinished
 from dfusion.runs import FREE, Session, begun, load_session
 from dfusion.sampling import Policy
 from dfusion.settings import Settings, flat
+from dfusion.stepper import NotSoundError, Stepper
 from dfusion.steps import first_fused, fused_indices
-from dfusion.transitions import Step, TrainingRound
+from dfusion.transitions import TrainingRound
 from dfusion.tuning import tune
 from dfusion.updates import Updater, sampling_gap
 
 # How far a log-prob may be from the one it was sampled with, in nats per dimension.
 GAP = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 CALMER = "try --config.mixed_precision no or a lower --config.train.learning_rate"
+LAYOUT = 2  # of checkpoints within a round: rises when older ones can no longer be gone on from
 COMPARED = 1_000_000  # stands in for a round's number in the noise of comparisons
 
 
@@ -55,14 +56,23 @@ class Trainer:
         if train.gradient_checkpointing:
             model.unet.enable_gradient_checkpointing()
         self.optimiser = optimiser.make(self.tuning.parameters, train, model.device)
-        # Under DDP only a call of the wrapped module exchanges gradients.
-        self.network: nn.Module = self.accelerator.prepare_model(model.unet, device_placement=False)
+        self.network: nn.Module = model.unet
+        self.fit = Fit("train.batch_size", train.batch_size, model.device)
+        self.stepper = Stepper(
+            parameters=self.tuning.parameters,
+            optimiser=self.optimiser,
+            scale=LossScale(model.dtype),
+            max_norm=train.max_grad_norm,
+            processes=self.accelerator.num_processes,
+            add_up=self._sum,
+            say=self.say,
+        )
         self.checkpoints = Checkpoints(session.experiment.folder / "checkpoints")
 
     @property
     def boost(self) -> float:
         """What losses are multiplied by on the way back through the network."""
-        return 1024.0 if self.session.model.dtype == torch.float16 else 1.0
+        return self.stepper.scale.value
 
     @property
     def rank(self) -> int:
@@ -103,7 +113,7 @@ class Trainer:
         given = None if asked in ("", "latest") else Path(asked).resolve()
         if done is None:
             if given is not None:
-                self.checkpoints.load(given, self.tuning, self.optimiser)
+                self._load(given)
                 self.say(f"Beginning with the policy in {given}")
             return self.settings.train.begin_epoch
         own = self.checkpoints.path(done).resolve()
@@ -112,7 +122,7 @@ class Trainer:
                 f"--config.resume_from {asked}: {own.name} is later; remove the later checkpoints "
                 "and epoch folders, or choose another --config.exp_name"
             )
-        self.checkpoints.load(own, self.tuning, self.optimiser)
+        self._load(own)
         self.say(f"Going on after round {done}")
         return done + 1
 
@@ -138,9 +148,14 @@ class Trainer:
         """Inner epochs over the pairs of a round, then metrics and a checkpoint."""
         with self.session.runner.stopwatch.stage("training"):
             data = self.data(number)
-            share = list(self.session.runner.world.mine(len(data.pairs)))
-            data.check(share)
-            rows = self._updates(number, policy, data, share)
+            self.accelerator.wait_for_everyone()  # inverted states may be another process's
+            rows = self._updates(number, policy, data)
+        if all(row["skipped"] for row in rows):
+            raise UserError(
+                f"round {number}, training: the gradient's norm is 0, so that no pair has anything "
+                f"to teach (equal scores only?); {self._intact()}; try other prompts, more images "
+                "of each, or other --config.train.step_weights"
+            )
         self._finish(number, data, rows)
 
     def data(self, number: int) -> TrainingRound:
@@ -150,121 +165,102 @@ class Trainer:
             self.session.experiment, number, self.settings.train.pairs, fused_from=first
         )
 
-    def order(
-        self, number: int, inner: int, data: TrainingRound, share: list[int]
-    ) -> list[list[Step]]:
-        """This process's steps of each optimiser step: pairs shuffled, and each pair's steps.
+    def order(self, number: int, inner: int, data: TrainingRound) -> list[Update]:
+        """The optimiser steps of one pass over a round's pairs, as this process shares in them.
 
-        Steps without any gradient are left out (Algorithm 1 has no others).
+        Denoising steps without any gradient are left out (Algorithm 1 has no others).
         """
-        rng = np.random.default_rng((self.settings.seed, number, inner, self.rank))
-        groups = []
-        pairs = rng.permutation(share)
-        for group in np.array_split(pairs, self.settings.train.updates_per_inner_epoch):
-            order = []
-            for p in map(int, group):
-                begin = data.first_step(p) if self.objective.pairwise else 0
-                steps = [i for i in range(begin, len(self.session.ddim)) if self._weighs(i)]
-                order += [Step(p, int(i)) for i in rng.permutation(steps)]
-            groups.append(order)
-        return groups
+
+        def steps_of(p: int) -> list[int]:
+            begin = data.first_step(p) if self.objective.pairwise else 0
+            return [i for i in range(begin, len(self.session.ddim)) if self.objective.weighs(i)]
+
+        key = self.settings.seed, number, inner
+        updates, world = self.settings.train.updates_per_inner_epoch, self.session.runner.world
+        return updates_of_pass(key, len(data.pairs), updates, steps_of, world.rank, world.size)
 
     def say(self, text: str) -> None:
         self.session.runner.say(text)
 
-    def _weighs(self, i: int) -> bool:
-        weights = self.objective.step_weights
-        return not weights or weights[i] > 0
-
-    def _updates(
-        self, number: int, policy: Policy, data: TrainingRound, share: list[int]
-    ) -> list[dict[str, Any]]:
+    def _updates(self, number: int, policy: Policy, data: TrainingRound) -> list[dict[str, Any]]:
         """All optimiser steps of a round; returns their metrics. Goes on where it was stopped."""
-        train, world = self.settings.train, self.session.runner.world
-        updater = self.updater(policy, data)
+        passes = range(self.settings.train.num_inner_epochs)
+        updates = [(inner, u) for inner in passes for u in self.order(number, inner, data)]
+        steps = list(dict.fromkeys(step for _, update in updates for step in update.steps))
+        pairs = sorted({step.pair for step in steps})
+        data.check(pairs)
+        updater = self.updater(policy, data, pairs)
         about = self._about(number, data)
         state = self.checkpoints.state_within(about)
+        rows: list[dict[str, Any]] = []
         if state is None:
-            self._check_sampler(policy, data, share)
-            rows = []
+            if pairs:  # a process may have none
+                self._check_sampler(policy, data, pairs)
+            first = set(updates[0][1].steps)  # its own pass gives theta_old's log-probs
+            updater.remember([step for step in steps if step not in first])
         else:
-            self.checkpoints.load(self.checkpoints.within, self.tuning, self.optimiser)
-            updater.old, updater.first = self.checkpoints.load_known(world.rank)
+            self._load(self.checkpoints.within)
+            self.checkpoints.load_known(self.rank, updater)
             rows = state["rows"]
             self.say(f"  going on after {len(rows)} optimiser steps of this round")
-        total = train.num_inner_epochs * train.updates_per_inner_epoch
-        for inner in range(train.num_inner_epochs):
-            groups = self.order(number, inner, data, share)
-            if inner == 0 and not rows:
-                updater.remember([step for group in groups[1:] for step in group])
-            for u, steps in enumerate(groups):
-                if inner * train.updates_per_inner_epoch + u < len(rows):
-                    continue
-                pairs = _pairs_in_update(len(data.pairs), world.size, len(groups), u)
-                rows.append(self.update(number, inner, updater, steps, pairs))
-                if len(rows) < total:
-                    self._save_within(about, updater, rows)
+        for inner, update in updates[len(rows) :]:
+            rows.append(self.update(number, inner, updater, update))
+            if len(rows) < len(updates):
+                self._save_within(about, updater, rows)
         return rows
 
-    def updater(self, policy: Policy, data: TrainingRound) -> Updater:
-        """What walks over the steps of a round."""
+    def updater(
+        self, policy: Policy, data: TrainingRound, pairs: Sequence[int] | None = None
+    ) -> Updater:
+        """What walks over the steps of a round. pairs: those it will meet; None for all."""
         return Updater(
             policy=policy,
             network=self.network,
             data=data,
             objective=self.objective,
             initial=self.tuning.initial,
-            batch_size=guess(self.settings.train.batch_size),
-            boost=self.boost,
-            sync=self._sync,
-            advance=lambda count: None,
+            fit=self.fit,
+            zero=self.optimiser.zero_grad,
+            pairs=range(len(data.pairs)) if pairs is None else pairs,
         )
 
-    def update(
-        self, number: int, inner: int, updater: Updater, steps: Sequence[Step], pairs: int
-    ) -> dict[str, Any]:
-        """One optimiser step; returns its metrics. pairs: in this step, of all processes."""
+    def update(self, number: int, inner: int, updater: Updater, update: Update) -> dict[str, Any]:
+        """One optimiser step; returns its metrics."""
         if self.rank == 0:
-            updater.advance = Progress(f"training, inner epoch {inner}", len(steps)).advance
-        self.optimiser.zero_grad(set_to_none=True)
-        where = f"round {number}, training, inner epoch {inner}"
-        if not steps:  # other processes would wait for this one's gradient
+            name = f"training, inner epoch {inner}"
+            updater.watch = lambda total: Progress(name, total).advance
+        try:
+            norm, tally = self.stepper.step(updater, update)
+        except NotSoundError as error:
             raise UserError(
-                f"{where}: --config.train.step_weights leaves a process no step of its pairs; give "
-                "more of the fused steps a weight"
-            )
-        tally = updater.backward(steps)
-        broken = updater.broken()
-        if broken:
-            raise UserError(f"{where}, {broken}; {self._intact()}; {CALMER}")
-        # DDP averages over processes; the loss is the mean over the pairs and all their steps.
-        scale = self.accelerator.num_processes / (pairs * len(updater.policy.ddim))
-        for parameter in self.tuning.parameters:
-            if parameter.grad is not None:
-                parameter.grad.mul_(scale / self.boost)
-        limit = self.settings.train.max_grad_norm
-        norm = float(nn.utils.clip_grad_norm_(self.tuning.parameters, limit))
-        if norm == 0:
-            raise UserError(
-                f"{where}: the gradient's norm is 0, so that no pair has anything to teach (equal "
-                f"scores only?); {self._intact()}; try other prompts, or more images of each"
-            )
-        if not math.isfinite(norm):
-            raise UserError(f"{where}: the gradient's norm is {norm}; {self._intact()}; {CALMER}")
-        self.optimiser.step()
+                f"round {number}, training, inner epoch {inner}{error}; {self._intact()}; {CALMER}"
+            ) from error
+        scale = self.stepper.scale
         row = {
             "kind": "update",
             "round": number,
             "inner_epoch": inner,
             "grad_norm": norm,
+            "skipped": norm == 0,
             "learning_rate": self.settings.train.learning_rate,
-            **tally.over_processes(self._sum).figures(),
+            **({"loss_scale": scale.value} if scale.adapts else {}),
+            **tally.figures(),
         }
         self.say(
             f"  inner epoch {inner}: loss {row['loss']:.4f}, ratio {row['ratio']:.4f}, "
-            f"gradient norm {norm:.2e}"
+            + (f"gradient norm {norm:.2e}" if norm else "no gradient: the step is skipped")
         )
         return row
+
+    def _load(self, folder: Path) -> None:
+        """Go on with a checkpoint's policy, optimiser and loss scale."""
+        state = self.checkpoints.load(folder, self.tuning, self.optimiser)
+        self.stepper.scale.restore(state.get("loss_scale", {}))
+
+    def _scale(self) -> dict[str, Any]:
+        """The loss scale for a checkpoint's state, where there is one."""
+        state = self.stepper.scale.state()
+        return {"loss_scale": state} if state else {}
 
     def _intact(self) -> str:
         done = self.checkpoints.latest()
@@ -273,9 +269,6 @@ class Trainer:
     def _sum(self, values: Tensor) -> Tensor:
         """Over all processes."""
         return self.accelerator.reduce(values, reduction="sum")
-
-    def _sync(self, last: bool) -> AbstractContextManager:
-        return contextlib.nullcontext() if last else self.accelerator.no_sync(self.network)
 
     def _check_sampler(self, policy: Policy, data: TrainingRound, share: list[int]) -> None:
         """Stop if the network that trains is not the one that sampled (ratio = 1)."""
@@ -315,6 +308,7 @@ class Trainer:
         content = json.dumps([data.content(), settings], sort_keys=True)
         return {
             "round": number,
+            "layout": LAYOUT,
             "processes": self.session.runner.world.size,
             "trained_on": hashlib.sha256(content.encode()).hexdigest(),
         }
@@ -326,11 +320,11 @@ class Trainer:
         if self.rank == 0:
             self.checkpoints.forget_within()
         self.accelerator.wait_for_everyone()
-        self.checkpoints.save_known(self.rank, updater.old, updater.first)
+        self.checkpoints.save_known(self.rank, updater)
         self.accelerator.wait_for_everyone()
         if self.rank == 0:
             card = model_card(self.settings, about["round"], [])
-            state = {**about, "rows": rows}
+            state = {**about, **self._scale(), "rows": rows}
             self.checkpoints.save_within(self.tuning, self.optimiser, state, card)
 
     def _finish(self, number: int, data: TrainingRound, rows: list[dict[str, Any]]) -> None:
@@ -338,14 +332,15 @@ class Trainer:
         if self.rank == 0:
             folder = self.session.experiment.folder
             indices = fused_indices(self.settings.fusion.steps, len(self.session.ddim))
-            row = metrics.round_row(number, data, self.session.runner.stopwatch.take(), indices)
+            seconds = self.session.runner.stopwatch.take()
+            row = metrics.round_row(number, data, seconds, indices, rows)
             metrics.append(folder / "metrics.jsonl", number, [*rows, row])
             scores = [*self._history(number), row["reward_mean"]]
             saved = self.checkpoints.save(
                 number,
                 self.tuning,
                 self.optimiser,
-                {"reward_means": scores},
+                {"reward_means": scores, **self._scale()},
                 model_card(self.settings, number, scores),
                 self.settings.train.num_checkpoint_limit,
             )
@@ -376,12 +371,6 @@ class Trainer:
         folder = self.session.experiment.folder
         sheet = contact_sheet(folder, report.collect(folder))
         tracking.log_images(self.accelerator, "pairs", sheet, last)
-
-
-def _pairs_in_update(pairs: int, processes: int, updates: int, u: int) -> int:
-    """How many pairs all processes together have in optimiser step u of an inner epoch."""
-    shares = [len(range(rank, pairs, processes)) for rank in range(processes)]
-    return sum(len(np.array_split(np.arange(share), updates)[u]) for share in shares)
 
 
 def train_rounds(settings: Settings) -> Path:

@@ -10,15 +10,10 @@ from torch import Tensor
 from dfusion.advantages import normalised, statistics
 from dfusion.errors import UserError
 from dfusion.files import REBUILT, read_rows, read_tensors
+from dfusion.orders import Step
 from dfusion.store import Experiment, Round
 
-
-@dataclass(frozen=True)
-class Step:
-    """Step i (0 … T-1, from x_T) of pair p."""
-
-    pair: int
-    i: int
+KEPT_BYTES = 4 * 2**30  # of states in memory; Table 3 on SD2.1 has 0.9 GB in float32
 
 
 @dataclass(frozen=True)
@@ -50,6 +45,7 @@ class TrainingRound:
         rows = self.round.adoption() if source != "naive" else None
         self.fused = [bool(rows and rows[p]["adopted"]) for p in range(len(self.pairs))]
         self._fused_from, self._inverted = fused_from, source == "inversion"
+        self._kept: dict[Path, Tensor] = {}
         stats = statistics(_history(experiment, number))
         self._advantages = []
         for p, pair in enumerate(self.pairs):
@@ -82,28 +78,43 @@ class TrainingRound:
     def check(self, pairs: Sequence[int]) -> None:
         """Read every file of these pairs that is trained on once, whole, against its checksum.
 
-        Later reads are of single steps. Raises UserError naming a damaged, edited or odd file.
+        States are kept in memory up to KEPT_BYTES; steps of others are read from their files.
+        Raises UserError naming a damaged, edited or odd file.
         """
+        kept = 0
         for path in sorted({self._file(p, s) for p in pairs for s in (0, 1)}):
             latents = read_tensors(path).get("latents")
             if latents is None or not bool(latents.isfinite().all()):
                 raise UserError(f"{path}: its states are missing, NaN or infinite; {REBUILT}")
+            kept += latents.nbytes
+            if kept <= KEPT_BYTES:
+                self._kept[path] = latents.clone()  # not the file's own pages
 
     def read(self, steps: Sequence[Step]) -> Batch:
-        """Read the two states of each step, and nothing else of the trajectories."""
-        sides = [[self._states(s, side) for side in (0, 1)] for s in steps]
-        states = torch.stack([torch.stack(pair) for pair in sides]).float()  # (B, 2, 2, C, h, w)
+        """Of these steps, on the CPU."""
+        states = self.states(steps).float()
         return Batch(
             x=states[:, :, 0],
             x_next=states[:, :, 1],
             i=torch.tensor([s.i for s in steps]),
             texts=[self.pairs[s.pair].prompt for s in steps],
-            advantages=torch.tensor([self._advantages[s.pair] for s in steps]),
+            advantages=torch.tensor([self.advantages(s.pair) for s in steps]),
         )
+
+    def states(self, steps: Sequence[Step]) -> Tensor:
+        """(B, 2, 2, C, h, w) as stored: by step, side, and x_t before x_{t-1}."""
+        sides = [[self._states(s, side) for side in (0, 1)] for s in steps]
+        return torch.stack([torch.stack(pair) for pair in sides])
+
+    def advantages(self, p: int) -> list[float]:
+        """Normalised rewards of the preferred image and the base."""
+        return self._advantages[p]
 
     def _states(self, step: Step, side: int) -> Tensor:
         """(2, C, h, w): x_t and x_{t-1}."""
-        return read_rows(self._file(step.pair, side), "latents", slice(step.i, step.i + 2))
+        path, rows = self._file(step.pair, side), slice(step.i, step.i + 2)
+        kept = self._kept.get(path)
+        return read_rows(path, "latents", rows) if kept is None else kept[rows]
 
     def _file(self, p: int, side: int) -> Path:
         """Where the states of one side of a pair are."""

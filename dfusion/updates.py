@@ -8,41 +8,20 @@ is that they are the log-probs the base was sampled with.
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from dfusion.ddim import LOG_2PI
+from dfusion.fit import Fit
+from dfusion.known import Known
 from dfusion.objective import Objective
+from dfusion.orders import Step
 from dfusion.sampling import Policy
 from dfusion.tally import Tally
-from dfusion.transitions import Batch, Step, TrainingRound
-
-
-@dataclass
-class Known:
-    """What a fixed policy (theta_old, or the initial model) gave for steps, as it is met.
-
-    log_prob: (2,) a step. mean: (2, C, h, w) a step, on the CPU, only where a KL needs it.
-    """
-
-    log_prob: dict[Step, Tensor] = field(default_factory=dict)
-    mean: dict[Step, Tensor] = field(default_factory=dict)
-
-    def keep(self, steps: Sequence[Step], log_prob: Tensor, mean: Tensor | None) -> None:
-        for n, step in enumerate(steps):
-            self.log_prob[step] = log_prob[n].detach().cpu()
-            if mean is not None:
-                self.mean[step] = mean[n].detach().cpu()
-
-    def log_probs(self, steps: Sequence[Step], device: torch.device) -> Tensor:
-        """(B, 2)."""
-        return torch.stack([self.log_prob[s] for s in steps]).to(device)
-
-    def means(self, steps: Sequence[Step], device: torch.device) -> Tensor:
-        """(B, 2, C, h, w)."""
-        return torch.stack([self.mean[s] for s in steps]).to(device)
+from dfusion.transfer import to_device
+from dfusion.transitions import Batch, TrainingRound
 
 
 @dataclass(frozen=True)
@@ -58,7 +37,7 @@ def transitions(policy: Policy, network: nn.Module, batch: Batch) -> Transitions
     """The batch's transitions under `network`."""
     model, ddim = policy.model, policy.ddim
     x, x_next = (b.flatten(0, 1).to(model.device) for b in (batch.x, batch.x_next))
-    i = batch.i.repeat_interleave(2).to(model.device)
+    i = batch.i.to(model.device)[:, None].expand(-1, 2).flatten()
     cond = model.encode([text for text in batch.texts for _ in range(2)])
     eps, _ = model.predict(x, ddim.timesteps[i], cond, policy.guidance, network=network)
     mean, std = ddim.transition(x, eps, i)
@@ -66,124 +45,154 @@ def transitions(policy: Policy, network: nn.Module, batch: Batch) -> Transitions
     return Transitions(log_prob.unflatten(0, (-1, 2)), mean.unflatten(0, (-1, 2)), eps)
 
 
-@dataclass
 class Updater:
     """Gradients of one round's losses.
 
-    network: the UNet, wrapped where processes share the work. initial: opens the initial model.
-    boost: what losses are multiplied by on the way back, so that float16 gradients do not vanish;
-    the caller divides it out. sync(last): wraps each backward pass (under DDP only the last one
-    exchanges gradients). advance(n): told of n more steps done.
+    network: the UNet. initial: opens the initial model. fit: the size of micro-batches. zero:
+    clears the parameters' gradients. pairs: those that this process meets in the round.
+
+    fresh: the network is theta_old still. boost: what losses are multiplied by on the way back, so
+    that float16 gradients do not vanish; the caller divides it out. watch(n): told of n steps to
+    come, gives what is told of n more done.
+
+    Within an optimiser step the host waits for the device nowhere: what a step's micro-batches need
+    is copied without waiting, and what they find out stays there.
     """
 
-    policy: Policy
-    network: nn.Module
-    data: TrainingRound
-    objective: Objective
-    initial: Callable[[], AbstractContextManager[nn.Module]]
-    batch_size: int
-    boost: float
-    sync: Callable[[bool], AbstractContextManager]
-    advance: Callable[[int], None]
-    old: Known = field(default_factory=Known)
-    first: Known = field(default_factory=Known)  # the initial model's
-    _drawn: tuple[int, Tensor] | None = None
-    # Of each micro-batch: its steps, and (B,) whether loss and gradient at the output are finite.
-    _sound: list[tuple[Sequence[Step], Tensor, Tensor]] = field(default_factory=list)
+    def __init__(
+        self,
+        policy: Policy,
+        network: nn.Module,
+        data: TrainingRound,
+        objective: Objective,
+        initial: Callable[[], AbstractContextManager[nn.Module]],
+        fit: Fit,
+        zero: Callable[[], None],
+        pairs: Sequence[int],
+    ) -> None:
+        self.policy, self.network, self.data = policy, network, data
+        self.objective, self.initial, self.fit, self.zero = objective, initial, fit, zero
+        self.fresh, self.boost = True, 1.0
+        self.watch: Callable[[int], Callable[[int], None]] = lambda total: lambda count: None
+        device, steps = policy.model.device, len(policy.ddim)
+        self.old, self.first = (Known(len(pairs), steps, device) for _ in range(2))
+        self._row = {p: n for n, p in enumerate(pairs)}
+        self._advantages = to_device(torch.tensor([data.advantages(p) for p in pairs]), device)
+        self._met: set[Step] = set()  # of the initial model's
+        self._drawn: tuple[int, Tensor] | None = None
+        # Of each micro-batch: its steps, and (B, 2) whether loss and gradient are finite.
+        self._sound: list[tuple[Sequence[Step], Tensor]] = []
+        policy.model.encode(["", *(data.pairs[p].prompt for p in pairs)])
 
     @torch.no_grad()
     def remember(self, steps: Sequence[Step]) -> None:
         """Compute theta_old's log-probs while the network is still theta_old."""
-        for chunk in self._chunks(steps):
-            found = transitions(self.policy, self.network, self.data.read(chunk))
-            self._keep_old(chunk, found)
+
+        def work(chunk: Sequence[Step]) -> None:
+            index = self._index(chunk)
+            batch = self._read(chunk, index)
+            self._keep_old(index, transitions(self.policy, self.network, batch))
+
+        for _ in self.fit.over(steps, work):
+            pass
 
     def backward(self, steps: Sequence[Step]) -> Tally:
-        """Add `boost` times the gradient of the sum of the steps' losses to the parameters.
+        """Put `boost` times the gradient of the sum of the steps' losses into the parameters.
 
-        Steps that `old` does not know are met for the first time: the network is theta_old.
+        Begins anew with smaller micro-batches where the device's memory runs out.
         """
+        return self.fit.retried(self._backward, steps)
+
+    def _backward(self, steps: Sequence[Step]) -> Tally:
+        self.zero()
         self._sound = []
-        tally = Tally(len(self.policy.ddim))
-        chunks = self._chunks(steps)
-        for n, chunk in enumerate(chunks, 1):
-            self._micro_batch(chunk, tally, last=n == len(chunks))
-            self.advance(len(chunk))
+        device = self.policy.model.device
+        tally = Tally.empty(len(self.policy.ddim), device)
+        weights = to_device(self.objective.weights(len(self.policy.ddim)), device)
+        index, advance, done = self._index(steps), self.watch(len(steps)), 0
+        while done < len(steps):
+            chunk = steps[done : done + self.fit.size]
+            self._micro_batch(chunk, index[done : done + len(chunk)], weights, tally)
+            self.fit.fitted(len(chunk))
+            advance(len(chunk))
+            done += len(chunk)
         return tally
 
     def broken(self) -> str:
-        """The first step of the last `backward` with NaN or Inf, in words; empty without one.
-
-        Asked once an optimiser step, so that no micro-batch waits for the device.
-        """
+        """The first step of the last `backward` with NaN or Inf, in words; empty without one."""
         total = len(self.policy.ddim)
-        for chunk, loss, gradient in self._sound:
-            for what, good in (("loss", loss), ("gradient", gradient)):
+        for chunk, sound in self._sound:
+            for what, good in zip(("loss", "gradient"), sound.T.cpu(), strict=True):
                 if not bool(good.all()):
                     step = chunk[int(good.long().argmin())]
                     return f"pair {step.pair}, step t = {total - step.i}: NaN or Inf in the {what}"
         return ""
 
-    def _micro_batch(self, chunk: Sequence[Step], tally: Tally, last: bool) -> None:
-        batch = self.data.read(chunk)
-        initial = self._initial(chunk, batch)
-        with self.sync(last):
-            now = transitions(self.policy, self.network, batch)
-            device = now.log_prob.device
-            if chunk[0] not in self.old.log_prob:
-                self._keep_old(chunk, now)
-                self._add_shifts(chunk, batch, now, tally)
-            compared = initial if initial and self.objective.ratio_to_initial else self.old
-            old = compared.log_probs(chunk, device)
-            kl = self._kl(self.old if self.objective.needs_means else None, chunk, batch, now)
-            far = self._kl(initial if self.objective.kl_initial else None, chunk, batch, now)
-            loss = self.objective(now.log_prob, old, batch.advantages.to(device), kl, far)
-            weight = self.objective.weight(batch.i.to(device))
-            now.eps.retain_grad()
-            ((loss.value * weight).sum() * self.boost).backward()
+    def _index(self, steps: Sequence[Step]) -> Tensor:
+        """(N, 2) on the device: row among this process's pairs, and i."""
+        index = torch.tensor([(self._row[s.pair], s.i) for s in steps], dtype=torch.long)
+        return to_device(index.reshape(-1, 2), self.policy.model.device)
+
+    def _read(self, chunk: Sequence[Step], index: Tensor) -> Batch:
+        """The chunk's batch, on the device."""
+        row, i = index.unbind(1)
+        states = to_device(self.data.states(chunk), self.policy.model.device).float()
+        texts = [self.data.pairs[s.pair].prompt for s in chunk]
+        return Batch(states[:, :, 0], states[:, :, 1], i, texts, self._advantages[row])
+
+    def _micro_batch(
+        self, chunk: Sequence[Step], index: Tensor, weights: Tensor, tally: Tally
+    ) -> None:
+        batch, (row, i) = self._read(chunk, index), index.unbind(1)
+        self._meet_initial(chunk, index, batch)
+        now = transitions(self.policy, self.network, batch)
+        if self.fresh:
+            self._keep_old(index, now)
+            self._add_shifts(chunk, batch, now, tally)
+        objective = self.objective
+        compared = self.first if objective.ratio_to_initial else self.old
+        kl = self._kl(self.old if objective.needs_means else None, row, i, now)
+        far = self._kl(self.first if objective.kl_initial else None, row, i, now)
+        loss = objective(now.log_prob, compared.log_prob[row, i], batch.advantages, kl, far)
+        weight = weights[i]
+        now.eps.retain_grad()
+        ((loss.value * weight).sum() * self.boost).backward()
         assert now.eps.grad is not None
         sides = now.eps.grad.detach().flatten(1).isfinite().all(1).unflatten(0, (-1, 2)).all(1)
-        self._sound.append((chunk, loss.value.detach().isfinite(), sides))
+        sound = torch.stack([loss.value.detach().isfinite(), sides], -1)
+        self._sound.append((chunk, sound))
         gradient = now.eps.grad.flatten(1).norm(dim=1).unflatten(0, (-1, 2)).mean(-1) / self.boost
-        tally.add(batch.i, loss, weight, gradient, kl, far)
+        tally.add(i, loss, weight, gradient, kl, far, sound)
 
-    def _chunks(self, steps: Sequence[Step]) -> list[Sequence[Step]]:
-        """Micro-batches; none mixes steps that `old` knows with others."""
-        return [steps[i : i + self.batch_size] for i in range(0, len(steps), self.batch_size)]
-
-    def _keep_old(self, chunk: Sequence[Step], found: Transitions) -> None:
+    def _keep_old(self, index: Tensor, found: Transitions) -> None:
         mean = found.mean if self.objective.needs_means else None
-        self.old.keep(chunk, found.log_prob, mean)
+        self.old.keep(index, found.log_prob, mean)
 
     @torch.no_grad()
-    def _initial(self, chunk: Sequence[Step], batch: Batch) -> Known | None:
-        """What the initial model gives, computed when the steps are first met."""
-        if not self.objective.needs_initial:
-            return None
-        if any(step not in self.first.log_prob for step in chunk):
-            with self.initial() as network:
-                found = transitions(self.policy, network, batch)
-            mean = found.mean if self.objective.kl_initial else None
-            self.first.keep(chunk, found.log_prob, mean)
-        return self.first
+    def _meet_initial(self, chunk: Sequence[Step], index: Tensor, batch: Batch) -> None:
+        """Compute what the initial model gives, when the steps are first met."""
+        if not self.objective.needs_initial or self._met.issuperset(chunk):
+            return
+        with self.initial() as network:
+            found = transitions(self.policy, network, batch)
+        mean = found.mean if self.objective.kl_initial else None
+        self.first.keep(index, found.log_prob, mean)
+        self._met.update(chunk)
 
-    def _kl(
-        self, known: Known | None, chunk: Sequence[Step], batch: Batch, now: Transitions
-    ) -> Tensor:
+    def _kl(self, known: Known | None, row: Tensor, i: Tensor, now: Transitions) -> Tensor:
         """(B, 2) KL(now || known); zeros without `known`."""
         if known is None:
             return torch.zeros_like(now.log_prob)
-        ddim = self.policy.ddim
-        mean = now.mean.flatten(0, 1)
-        before = known.means(chunk, mean.device).flatten(0, 1)
-        std = ddim.std[batch.i.repeat_interleave(2).to(ddim.std.device)]
-        return ddim.kl(mean, before, std).unflatten(0, (-1, 2))
+        assert known.mean is not None
+        mean, before = now.mean.flatten(0, 1), known.mean[row, i].flatten(0, 1)
+        std = self.policy.ddim.std[i[:, None].expand(-1, 2).flatten()]
+        return self.policy.ddim.kl(mean, before, std).unflatten(0, (-1, 2))
 
-    def _noise(self, p: int) -> Tensor:
-        """(T, C, h, w) step noises of pair p; those of the last pair are kept, as steps come so."""
-        if self._drawn is None or self._drawn[0] != p:
-            self._drawn = p, self.policy.noise([self.data.pairs[p].base])[1][0]
-        return self._drawn[1]
+    def _noise(self, step: Step) -> Tensor:
+        """(C, h, w) noise that made the base's x_{t-1}; steps of a pair come one after another."""
+        if self._drawn is None or self._drawn[0] != step.pair:
+            self._drawn = step.pair, self.policy.step_noise(self.data.pairs[step.pair].base)
+        return self._drawn[1][step.i]
 
     @torch.no_grad()
     def _add_shifts(
@@ -193,14 +202,28 @@ class Updater:
 
         A target's state is (fused mean) + std z with its base's z, so that the fused mean is known.
         """
-        rows = [n for n, s in enumerate(chunk) if self.data.walked_fused(s)]
-        if not rows:
+        walked = [self.data.walked_fused(step) for step in chunk]
+        if not any(walked):
             return
-        z = torch.stack([self._noise(chunk[n].pair)[chunk[n].i] for n in rows])
-        i = batch.i[rows]
-        std = self.policy.ddim.std[i.to(z.device)].reshape(-1, 1, 1, 1)
-        moved = (batch.x_next[rows, 0].to(z.device) - now.mean[rows, 0]) / std - z
-        tally.add_shift(i, moved.square().flatten(1).mean(1).sqrt())
+        nothing, device = torch.zeros(self.policy.model.latent_shape), now.mean.device
+        drawn = [self._noise(s) if w else nothing for s, w in zip(chunk, walked, strict=True)]
+        z, counts = (to_device(t, device) for t in (torch.stack(drawn), torch.tensor(walked)))
+        std = self.policy.ddim.std[batch.i].reshape(-1, 1, 1, 1)
+        moved = (batch.x_next[:, 0] - now.mean[:, 0]) / std - z
+        tally.add_shift(batch.i, moved.square().flatten(1).mean(1).sqrt(), counts)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What theta_old and the initial model gave, for a file."""
+        return {**self.old.tensors("old"), **self.first.tensors("first")}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Go on after an optimiser step, with what `tensors` gave then. ValueError for a misfit."""
+        self.old.restore("old", tensors)
+        self.first.restore("first", tensors)
+        met = tensors["first.log_prob"].isfinite().all(-1)
+        steps = range(len(self.policy.ddim))
+        self._met = {Step(p, i) for p, n in self._row.items() for i in steps if met[n, i]}
+        self.fresh = False
 
 
 @torch.no_grad()

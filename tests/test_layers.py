@@ -24,7 +24,7 @@ EFFECTS = {
         "runs",
         "sampling",
     ),
-    *("scorer", "scoring", "sharing", "store", "tracking", "training"),
+    *("scorer", "scoring", "sharing", "stepper", "store", "tracking", "training"),
     *("transitions", "tuning", "updates", "verify"),
 }
 PURE = sorted({p.stem for p in (ROOT / "dfusion").glob("*.py")} - EFFECTS)

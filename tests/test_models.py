@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dfusion import lora
 from dfusion.errors import UserError
-from dfusion.models import DiffusionModel, _single_file_config, quiet_libraries
+from dfusion.models import DiffusionModel, _single_file_config, pick_dtype, quiet_libraries
 from dfusion.settings import Pretrained
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -26,6 +26,25 @@ def noise(model: DiffusionModel) -> Tensor:
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         return model.predict(x, torch.tensor(501), model.encode(["the dog"]), 5.0)[0]
+
+
+@pytest.mark.parametrize(
+    ("device", "native", "dtype"),
+    [
+        ("cuda", True, torch.bfloat16),
+        ("cuda", False, torch.float16),  # where torch would emulate bfloat16
+        ("cpu", True, torch.float32),
+    ],
+)
+def test_the_precision_that_auto_picks(
+    monkeypatch: pytest.MonkeyPatch, device: str, native: bool, dtype: torch.dtype
+) -> None:
+    def supported(including_emulation: bool = True) -> bool:
+        return native or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert pick_dtype("auto", torch.device(device)) == dtype
+    assert pick_dtype("fp16", torch.device(device)) == torch.float16
 
 
 def test_a_folder_of_half_precision_files_only(pipeline_folder: Path, tmp_path: Path) -> None:

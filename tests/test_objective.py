@@ -52,8 +52,9 @@ def test_only_dpo_compares_with_the_initial_model() -> None:
 
 def test_weights_of_steps() -> None:
     objective = Objective(step_weights=parse_weights("2, 0.5,0"))
-    assert objective.weight(torch.tensor([2, 0, 1, 1])).tolist() == [0, 2, 0.5, 0.5]
-    assert Objective().weight(torch.tensor([2, 0])).tolist() == [1, 1]
+    assert objective.weights(3).tolist() == [2, 0.5, 0]
+    assert [objective.weighs(i) for i in range(3)] == [True, True, False]
+    assert Objective().weights(2).tolist() == [1, 1] and Objective().weighs(1)
     for bad in ("1,-1", "0,0", "1,x", "nan,1", "inf,1"):
         with pytest.raises(ValueError):
             parse_weights(bad)

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from dfusion.settings import Settings
@@ -71,7 +70,7 @@ def launch(settings: Settings, folder: Path, act: str = "train", scorer_takes: i
             )
     try:
         for rank, process in enumerate(running):
-            assert process.wait(timeout=100) == 0, (folder / f"rank{rank}.log").read_text()
+            assert process.wait(timeout=300) == 0, (folder / f"rank{rank}.log").read_text()
     finally:
         for process in running:
             process.kill()
@@ -84,28 +83,46 @@ def known(figures: float | list[float | None]) -> float | list[float]:
     return figures
 
 
-@pytest.mark.parametrize("method", ["dpo", pytest.param("dpok", marks=pytest.mark.slow)])
-def test_two_processes_train_as_one(settings: Settings, tmp_path: Path, method: str) -> None:
-    """Three pairs, so that the shares are unlike; two rounds, the second sampled by the first."""
+@pytest.mark.parametrize(
+    ("method", "updates", "rounds"),
+    [("dpo", 8, 1), pytest.param("dpok", 1, 2, marks=pytest.mark.slow)],
+)
+def test_two_processes_train_as_one(
+    settings: Settings, tmp_path: Path, method: str, updates: int, rounds: int
+) -> None:
+    """Nine pairs in eight steps: in seven of them one of the processes has no pair.
+
+    AdamW's epsilon is far above the gradients, so that a weight moves in proportion to its gradient
+    (AdamW alone would turn the rounding of a gradient near zero into a whole learning rate): what
+    is left between one and two processes is float32's rounding.
+    """
     settings.prompt_file = settings.item_idx_file = ""
     settings.prompt, settings.item_idx = "a cat the sandwich", "cat,sandwich"
-    settings.sample.num_batches_per_epoch, settings.sample.batch_size = 2, 3
-    settings.fusion.batch_size = 1
+    settings.sample.num_batches_per_epoch, settings.sample.batch_size = 3, 6
+    settings.sample.num_steps, settings.fusion.steps, settings.fusion.batch_size = 2, "2-1", 1
     settings.train = replace(
-        settings.train, num_epochs=2, learning_rate=1e-3, batch_size=3, method=method
+        settings.train,
+        num_epochs=1,
+        batch_size=3,
+        method=method,
+        compare_images=0,
+        updates_per_inner_epoch=updates,
+        learning_rate=0.03,
+        adam_epsilon=1.0,
     )
     alone = train_rounds(replace(settings, exp_name="alone"))
     launch(replace(settings, exp_name="together"), tmp_path)
     together = alone.parent / "together"
-    for number in (0, 1):
+    for number in range(rounds):
         name = f"checkpoints/epoch{number}/pytorch_lora_weights.safetensors"
-        a, b = load_file(alone / name), load_file(together / name)
+        a, b = (load_file(folder / name) for folder in (alone, together))
         assert a.keys() == b.keys()
-        # AdamW turns a gradient's rounding into part of a learning rate where it is near zero.
-        assert all(torch.allclose(a[k], b[k], atol=2e-4) for k in a)
-        assert sum(float((a[k] - b[k]).norm()) for k in a) < 0.02 * sum(
-            float(v.norm()) for k, v in a.items() if "up" in k or "lora_B" in k
-        )
+        # LoRA's B begins at zero: all of it is what training did.
+        ups = [k for k in a if ".lora.up." in k or ".lora_B." in k]
+        size = sum(float(a[k].square().sum()) for k in ups) ** 0.5
+        apart = sum(float((a[k] - b[k]).square().sum()) for k in ups) ** 0.5
+        assert size > 1e-3
+        assert apart < 1e-4 * size, (apart, size)
     rows = [[json.loads(line) for line in (f / "metrics.jsonl").open()] for f in (alone, together)]
     for one, two in zip(*rows, strict=True):
         if one["kind"] == "update":

@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 
 from dfusion import training
 from dfusion.errors import UserError
+from dfusion.orders import Step
 from dfusion.runs import open_session
 from dfusion.settings import Settings
 from dfusion.store import Experiment
 from dfusion.training import Trainer, train_rounds
-from dfusion.transitions import Step
 from dfusion.updates import transitions
 from dfusion.verify import verify
 from tests.conftest import small
@@ -39,7 +39,7 @@ def test_several_updates_compare_with_the_policy_that_sampled(settings: Settings
     trainer._save_within = look  # type: ignore[method-assign]
     trainer.train_round(0, policy)
     assert len(seen) == 3  # of four updates
-    assert all(torch.allclose(old.log_prob[Step(3, 2)], before[0], atol=1e-6) for old in seen)
+    assert all(torch.allclose(old.log_prob[3, 2], before[0], atol=1e-6) for old in seen)
     rows = [json.loads(x) for x in (data.round.folder.parent / "metrics.jsonl").open()]
     ratios = [row["ratio"] for row in rows if row["kind"] == "update"]
     assert ratios[0] == 1 and all(ratio != 1 for ratio in ratios[1:])

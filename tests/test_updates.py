@@ -9,12 +9,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dfusion.errors import UserError
+from dfusion.fit import Fit
 from dfusion.objective import Objective
+from dfusion.orders import Step
 from dfusion.runs import open_session
 from dfusion.store import Experiment
 from dfusion.tally import Tally
 from dfusion.training import Trainer
-from dfusion.transitions import Step, TrainingRound
+from dfusion.transitions import TrainingRound
 from dfusion.updates import sampling_gap, transitions
 from tests.conftest import REWARD, make_settings
 
@@ -55,9 +57,11 @@ def gradients(trainer: Trainer, **how) -> tuple[list[Tensor], Tally]:
         for i in range(0 if options["every"] else data.first_step(p), 4)
     ]
     updater = trainer.updater(policy, data)
-    updater.objective, updater.batch_size = options["objective"], options["batch_size"]
+    updater.objective = options["objective"]
+    updater.fit = Fit("train.batch_size", options["batch_size"], torch.device("cpu"))
     if options["moved"]:
         updater.remember(steps)
+        updater.fresh = False
         with torch.no_grad():
             for parameter in trainer.tuning.parameters:
                 parameter.mul_(1.3)
@@ -240,7 +244,7 @@ def test_the_initial_model_as_reference_and_anchor(trainer: Trainer) -> None:
             parameter.zero_()
         plain = transitions(policy, trainer.network, batch)
     stir(trainer)
-    known = updater.first.log_probs(steps, torch.device("cpu"))
+    known = updater.first.log_prob.flatten(0, 1)  # steps are all, in order
     assert torch.allclose(known, plain.log_prob, atol=1e-6)
     assert not torch.allclose(known, now.log_prob, atol=1e-4)
     std = trainer.session.ddim.std[batch.i].repeat_interleave(4 * 8 * 8 * 2).view(-1, 2, 4, 8, 8)

@@ -1,0 +1,49 @@
+"""Which denoising steps each optimiser step of a round takes, in which order, on which process."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Step:
+    """Step i (0 … T-1, from x_T) of pair p."""
+
+    pair: int
+    i: int
+
+
+@dataclass(frozen=True)
+class Update:
+    """One optimiser step. steps: of this process. pairs: how many there are over all processes."""
+
+    steps: list[Step]
+    pairs: int
+
+
+def updates_of_pass(
+    key: tuple[int, ...],
+    pairs: int,
+    updates: int,
+    steps_of: Callable[[int], Sequence[int]],
+    rank: int = 0,
+    size: int = 1,
+) -> list[Update]:
+    """The optimiser steps of one pass over a round's pairs.
+
+    One permutation of all pairs, drawn from `key`, is cut into `updates` parts, and each part is
+    shared out over `size` processes: whatever their number, an optimiser step has the same pairs.
+    steps_of(p): the steps of pair p that count; they are shuffled too.
+    """
+    rng = np.random.default_rng(key)
+    found = []
+    for part in np.array_split(rng.permutation(pairs), updates):
+        # By number, so that a process has the same pairs in every pass of one optimiser step.
+        mine = set(np.sort(part)[rank::size].tolist())
+        steps = []
+        for p in part.tolist():
+            order = rng.permutation(steps_of(p)).tolist()  # on every process, to draw alike
+            steps += [Step(p, int(i)) for i in order] if p in mine else []
+        found.append(Update(steps, len(part)))
+    return found
