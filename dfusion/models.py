@@ -233,7 +233,12 @@ def pick_device(device: str, dev_id: int) -> torch.device:
 def pick_dtype(mixed_precision: str, device: torch.device) -> torch.dtype:
     """The UNet's dtype a flag names.
 
-    "auto" is fp32 but on CUDA, and there bf16 where the GPU computes in it, else fp16.
+    "auto" is fp32 but on CUDA, and there bf16 where the GPU computes in it, else fp16. Against
+    fp32, on the testbed's model (a pair, six steps from t = 20 to 1, matrix products summed in
+    fp32): log-probs are off by 1.2e-3 in bf16 (root mean square; 3e-3 at most) and 8e-5 in fp16,
+    gradients by 6 to 8 % (cosine 0.997) and 0.8 %. fp16 is more exact; but bf16's errors are far
+    below the clip range of 0.1 and its gradient points the same way, and neither states nor
+    gradients of any model overflow in it, which a loss scale mends for gradients alone.
     """
     if mixed_precision == "auto":
         has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
