@@ -42,15 +42,14 @@ def testbed() -> Settings:
     settings.prompt_file = "config/prompt/testbed1_train.json"
     settings.item_idx_file = "config/prompt/testbed1_item.json"
     settings.mask_thr_file = "config/prompt/testbed1_mask.json"
-    # Chosen on pairs of held-out prompts (experiments/results/testbed/fusion_grid.json): of all
-    # masked ways the one whose targets are adopted most often.
+    # The embedded model decides what is where in its first steps.
     settings.fusion.steps = "20-1"
     settings.sample.batch_size = 16
     settings.sample.num_batches_per_epoch = 1
     settings.fusion.batch_size = 8
-    # Few images a round and few rounds: a higher rate, chosen on naive DPO in all templates
-    # (experiments/rates.py), and more steps; each pair once, and none of the last steps, which draw
-    # outlines crisp and have most of the gradient's variance.
+    # Few images a round and few rounds: a higher rate and more steps (chosen for naive DPO on an
+    # earlier embedded model); each pair once, and none of the last steps, which draw outlines crisp
+    # and have most of the gradient's variance.
     settings.train.learning_rate = 5e-4
     settings.train.num_inner_epochs, settings.train.updates_per_inner_epoch = 1, 8
     settings.train.step_weights = ",".join(["1"] * 16 + ["0"] * 4)

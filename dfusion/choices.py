@@ -6,6 +6,7 @@ REFERENCES = ("round", "initial")
 SOURCES = ("dfusion", "naive", "inversion")
 TUNES = ("lora", "full")
 MERGES = ("xor", "or")
+PLACES = ("items", "random")
 PARTS = (
     *("self_q", "self_k", "self_v", "self_map", "self_out"),
     *("cross_map", "cross_out", "masa_map", "masa_out"),

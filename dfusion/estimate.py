@@ -121,10 +121,14 @@ def _training(settings: Settings, sizes: Sizes, kept: float) -> float:
     whole = sum(weighed)
     parted = sum(weighed[sizes.first :]) if train.pairs != "inversion" else whole
     steps = kept * (parted if objective.pairwise else whole) + (sizes.pairs - kept) * whole
-    passes = 2.0 * train.num_inner_epochs  # there and back
-    passes += 1 if objective.needs_initial else 0
-    later = sizes.pairs - -(-sizes.pairs // train.updates_per_inner_epoch)
-    passes += later / sizes.pairs  # theta_old's log-probs for all updates but the first
+    drawn = train.timestep_fraction
+    met = 1 - (1 - drawn) ** train.num_inner_epochs  # of a pair's steps, in one pass or another
+    passes = 2.0 * train.num_inner_epochs * drawn  # there and back
+    passes += met if objective.needs_initial else 0
+    first = -(-sizes.pairs // train.updates_per_inner_epoch) / sizes.pairs
+    passes += (
+        met - drawn * first
+    )  # theta_old's log-probs for all that the first update does not meet
     return 2 * (steps * passes + min(CHECKED, sizes.pairs * sizes.steps))
 
 

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from dfusion.errors import UserError
-from dfusion.masks import fusion_mask
+from dfusion.masks import elsewhere, fusion_mask
 from dfusion.prompts import Prompt
+from dfusion.rng import generator
 from dfusion.sampling import Policy, Trajectory, denoise
 from dfusion.settings import Settings, names_of
 from dfusion.steps import parse_steps
@@ -21,7 +22,8 @@ class FusionPlan:
     """What is fused, where and when.
 
     layers: layer numbers. steps: the paper's t, T … 1. parts: see diffusers_patched.PARTS.
-    masked: False fuses everywhere. merge: "xor" or "or" (Eq. 4). grids: (height, width) of layers.
+    masked: False fuses everywhere. merge: "xor" or "or" (Eq. 4). place: "items", or as a control
+    "random". grids: (height, width) of layers.
     """
 
     layers: frozenset[int]
@@ -29,6 +31,7 @@ class FusionPlan:
     parts: frozenset[str] = frozenset({"self_k", "self_v"})
     masked: bool = True
     merge: str = "xor"
+    place: str = "items"
     grids: frozenset[tuple[int, int]] = frozenset()
 
 
@@ -52,6 +55,7 @@ def plan_of(settings: Settings, layers: LayerTable) -> tuple[FusionPlan, frozens
         parts=frozenset(names_of(settings.fusion.parts)),
         masked=settings.fusion.masked,
         merge=settings.mask.merge,
+        place=settings.mask.place,
         grids=frozenset(layers.grids),
     )
     return plan, chosen["mask"]
@@ -86,7 +90,7 @@ def fuse(policy: Policy, plan: FusionPlan, pairs: Sequence[Source]) -> list[Targ
     Each fused step is one UNet call on [references, targets] (doubled by guidance), the references'
     states read from their trajectories. Steps before the first fused one are the base's own.
     """
-    masks = torch.stack([_masks(pair, plan) for pair in pairs])  # (P, T, gh, gw)
+    masks = torch.stack([_masks(policy, pair, plan) for pair in pairs])  # (P, T, gh, gw)
     total = len(policy.ddim)
     fused = [total - i in plan.steps for i in range(total)]
     first = fused.index(True) if any(fused) else total
@@ -130,9 +134,11 @@ def fusion_control(plan: FusionPlan, mask: Tensor, guided: bool) -> AttentionCon
     return AttentionControl(fusions=(fusion,))
 
 
-def _masks(pair: Source, plan: FusionPlan) -> Tensor:
+def _masks(policy: Policy, pair: Source, plan: FusionPlan) -> Tensor:
     """(T, gh, gw) bool of one pair, Eq. 4, from the reference's maps."""
     masks = fusion_mask(pair.reference.maps.float(), pair.prompt.thresholds, plan.merge)
+    if plan.place == "random":
+        masks = elsewhere(masks, generator(policy.seed, policy.round, pair.base_index))
     if not plan.masked:
         masks = torch.ones_like(masks)
     total = len(masks)

@@ -9,6 +9,7 @@ from dfusion.choices import (
     MERGES,
     METHODS,
     PARTS,
+    PLACES,
     RATIOS,
     REFERENCES,
     SOURCES,
@@ -72,6 +73,7 @@ def check(settings: Settings) -> None:
     one_of("mixed_precision", s.mixed_precision, ("auto", "no", "fp16", "bf16"))
     one_of("sample.store_dtype", s.sample.store_dtype, STORE_DTYPES)
     one_of("mask.merge", s.mask.merge, MERGES)
+    one_of("mask.place", s.mask.place, PLACES)
     one_of("pair.rule", s.pair.rule, RULES)
     one_of("pair.adoption", s.pair.adoption, ADOPTIONS)
     at_least("seed", s.seed, 0, most=2**63 - 1)
@@ -142,6 +144,11 @@ def _check_training(s: Settings) -> None:
         if getattr(train, name) != AUTO:
             at_least(f"train.{name}", getattr(train, name), 1)
     at_least("train.compare_images", train.compare_images, 0)
+    if not 0 < train.timestep_fraction <= 1:
+        raise UserError(
+            f"--config.train.timestep_fraction {train.timestep_fraction}: must be above 0 and at "
+            "most 1"
+        )
     for name in ("learning_rate", "beta", "max_grad_norm", "adv_clip_max", "adam_epsilon"):
         if not 0 < getattr(train, name) < math.inf:
             raise UserError(f"--config.train.{name} {getattr(train, name)}: must be above 0")

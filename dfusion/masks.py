@@ -69,6 +69,13 @@ def merge(binary: Tensor, rule: str) -> Tensor:
     raise ValueError(f"unknown merge rule '{rule}'; choose from {MERGES}")
 
 
+def elsewhere(masks: Tensor, rng: torch.Generator) -> Tensor:
+    """The same masks at a random other place, (..., gh, gw), rolled around the grid's edges."""
+    height, width = masks.shape[-2:]
+    shift = int(torch.randint(1, height * width, (), generator=rng))
+    return masks.roll(divmod(shift, width), (-2, -1))
+
+
 def fusion_mask(maps: Tensor, thresholds: Sequence[float | None], rule: str) -> Tensor:
     """Eq. 4: (..., I, gh, gw) maps -> (..., gh, gw) bool."""
     return merge(binarise(maps, thresholds), rule)

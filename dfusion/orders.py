@@ -16,10 +16,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Update:
-    """One optimiser step. steps: of this process. pairs: how many there are over all processes."""
+    """One optimiser step.
+
+    steps: of this process. pairs: how many there are over all processes. fraction: of their steps
+    that was drawn, on average; to be divided out.
+    """
 
     steps: list[Step]
     pairs: int
+    fraction: float = 1.0
 
 
 def updates_of_pass(
@@ -29,12 +34,15 @@ def updates_of_pass(
     steps_of: Callable[[int], Sequence[int]],
     rank: int = 0,
     size: int = 1,
+    fraction: float = 1.0,
 ) -> list[Update]:
     """The optimiser steps of one pass over a round's pairs.
 
     One permutation of all pairs, drawn from `key`, is cut into `updates` parts, and each part is
     shared out over `size` processes: whatever their number, an optimiser step has the same pairs.
-    steps_of(p): the steps of pair p that count; they are shuffled too.
+    steps_of(p): the steps of pair p that count; they are shuffled too. fraction: of these that each
+    pair gets, drawn at random. Their number is rounded up or down at random, so that every step is
+    drawn with probability `fraction`, and a sum over drawn steps divided by it is unbiased.
     """
     rng = np.random.default_rng(key)
     found = []
@@ -44,6 +52,8 @@ def updates_of_pass(
         steps = []
         for p in part.tolist():
             order = rng.permutation(steps_of(p)).tolist()  # on every process, to draw alike
+            if fraction < 1:
+                order = order[: int(len(order) * fraction + rng.random())]
             steps += [Step(p, int(i)) for i in order] if p in mine else []
-        found.append(Update(steps, len(part)))
+        found.append(Update(steps, len(part), fraction))
     return found

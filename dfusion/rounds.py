@@ -264,7 +264,7 @@ class RoundRunner:
     def _fused_with(self) -> dict[str, object]:
         """What a round's pairs and targets depend on, besides its samples."""
         fusion = self.settings.fusion
-        return {
+        made_with: dict[str, object] = {
             "reward": self.reward_name,
             "rule": self.settings.pair.rule,
             "fusion layers": sorted(self.plan.layers),
@@ -273,6 +273,9 @@ class RoundRunner:
             "masked": fusion.masked,
             "merge": self.plan.merge,
         }
+        if self.plan.place != "items":
+            made_with["mask place"] = self.plan.place
+        return made_with
 
     def _pairs(self, round_: Round, scores: dict[int, float]) -> tuple[pairing.Pair, ...]:
         made_with = self._fused_with()

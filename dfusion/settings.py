@@ -59,6 +59,9 @@ class Mask:
     layers: str = "first_up"
     # How the items' masks merge: "xor" (Eq. 4) or "or" (released code).
     merge: str = "xor"
+    # Where the mask lies: "items" (the paper), or "random": the same mask at a random other place,
+    # a control that tells what lies in the place of the items.
+    place: str = "items"
 
 
 @dataclass
@@ -128,6 +131,9 @@ class Train:
     # one, a pass without gradients comes first, for the log-probs of theta_old.
     num_inner_epochs: int = 2
     updates_per_inner_epoch: int = 1
+    # Fraction of its denoising steps that a pair is trained on in a pass, drawn at random: less
+    # time for more noise. The update is the same on average.
+    timestep_fraction: float = 1.0
     # Denoising steps of pairs in one UNet call; any number gives the same update. "auto" is the
     # largest that fits the GPU, found by trying, and 8 on a CPU.
     batch_size: int | str = 1

@@ -41,7 +41,7 @@ class Stepper:
         while True:
             updater.boost = self.scale.value
             tally = updater.backward(update.steps)
-            norm, tally = self._over_processes(tally, update.pairs)
+            norm, tally = self._over_processes(tally, update.pairs * update.fraction)
             bad_loss, bad_gradient = (
                 bool(tally.of(f"bad_{x}").any()) for x in ("loss", "gradient")
             )
@@ -57,8 +57,11 @@ class Stepper:
             self.optimiser.step()
         return norm, tally
 
-    def _over_processes(self, tally: Tally, pairs: int) -> tuple[float, Tally]:
-        """The mean gradient over `pairs` pairs and all their steps, clipped; its norm before."""
+    def _over_processes(self, tally: Tally, pairs: float) -> tuple[float, Tally]:
+        """The mean gradient over `pairs` pairs and all their steps, clipped; its norm before.
+
+        pairs: counted by the fraction of their steps that was drawn.
+        """
         sums = tally.sums
         if self.processes > 1:
             self._exchange([*map(_gradient, self.parameters), sums])

@@ -176,8 +176,16 @@ class Trainer:
             return [i for i in range(begin, len(self.session.ddim)) if self.objective.weighs(i)]
 
         key = self.settings.seed, number, inner
-        updates, world = self.settings.train.updates_per_inner_epoch, self.session.runner.world
-        return updates_of_pass(key, len(data.pairs), updates, steps_of, world.rank, world.size)
+        train, world = self.settings.train, self.session.runner.world
+        return updates_of_pass(
+            key,
+            len(data.pairs),
+            train.updates_per_inner_epoch,
+            steps_of,
+            world.rank,
+            world.size,
+            train.timestep_fraction,
+        )
 
     def say(self, text: str) -> None:
         self.session.runner.say(text)

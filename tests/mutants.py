@@ -86,6 +86,8 @@ MUTANTS = [
     ("dfusion/updates.py", "with self.initial() as network:", "if network := self.network:",
      "updates"),
     ("dfusion/stepper.py", "factor = 1 / (pairs", "factor = self.processes / (pairs", "processes"),
+    ("dfusion/stepper.py", "update.pairs * update.fraction", "update.pairs", "stepper"),
+    ("dfusion/orders.py", "fraction + rng.random())", "fraction)", "orders"),
     ("dfusion/orders.py", "default_rng(key)", "default_rng((*key, rank))", "processes"),
     ("dfusion/orders.py", "np.sort(part)[rank::size]", "np.sort(part)[0::size]", "processes"),
     ("dfusion/training.py", "updater.remember(", "len(", "training"),

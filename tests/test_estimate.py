@@ -48,7 +48,13 @@ def unguided(settings: Settings) -> None:
     settings.sample.cfg, settings.pair.adoption = False, "all"
 
 
-CASES = [plain, some_fall_back, naive, inverted, everything, unguided, later]
+def half_of_the_steps(settings: Settings) -> None:
+    settings.train.pairs, settings.train.compare_images = "naive", 0
+    settings.train.num_inner_epochs, settings.train.updates_per_inner_epoch = 1, 2
+    settings.train.timestep_fraction = 0.5
+
+
+CASES = [half_of_the_steps, plain, some_fall_back, naive, inverted, everything, unguided, later]
 
 
 @pytest.mark.parametrize("change", CASES, ids=lambda case: case.__name__)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from skimage.filters import threshold_otsu
 
-from dfusion.masks import binarise, fusion_mask, item_maps, merge, otsu
+from dfusion.masks import binarise, elsewhere, fusion_mask, item_maps, merge, otsu
 
 CAT = torch.tensor([[0.05, 0.03, 0.00], [0.04, 0.01, 0.00], [0.00, 0.00, 0.00]])
 MAT = torch.tensor([[0.00, 0.02, 0.02], [0.02, 0.02, 0.01], [0.00, 0.00, 0.01]])
@@ -59,3 +59,18 @@ def test_word_of_two_tokens_takes_the_mean_and_two_occurrences_the_larger() -> N
     tokens = torch.tensor([[[0.1]], [[0.3]], [[0.9]], [[0.2]]])  # (4, 1, 1)
     maps = item_maps(tokens, [[[0, 1]], [[2], [3]]])
     assert maps.flatten().tolist() == pytest.approx([0.2, 0.9])
+
+
+def test_a_mask_elsewhere_is_the_same_mask_in_another_place() -> None:
+    masks = torch.zeros(3, 4, 6, dtype=torch.bool)
+    masks[:, 1, 2] = masks[:, 1, 3] = True
+    places = set()
+    for seed in range(200):
+        moved = elsewhere(masks, torch.Generator().manual_seed(seed))
+        (y, x), (y2, x2) = moved[0].nonzero().tolist()
+        assert moved.sum((1, 2)).tolist() == [2, 2, 2]
+        assert (moved == moved[0]).all()  # at every step the same place
+        assert y == y2 and (x2 - x) % 6 in (1, 5)
+        assert not torch.equal(moved, masks)
+        places.add((y, x, x2))
+    assert len(places) == 4 * 6 - 1

@@ -1,8 +1,10 @@
 """Orders of training: the same optimiser steps whatever the number of processes."""
 
+from collections import Counter
+
 import pytest
 
-from dfusion.orders import Update, updates_of_pass
+from dfusion.orders import Step, Update, updates_of_pass
 
 
 def steps_of(p: int) -> list[int]:
@@ -43,3 +45,24 @@ def test_a_process_keeps_its_pairs_where_a_pass_is_one_step() -> None:
 def test_every_pass_and_round_has_its_own_order() -> None:
     orders = {str(shares(9, 2, 1, key)) for key in ((5, 0, 0), (5, 0, 1), (5, 1, 0), (6, 0, 0))}
     assert len(orders) == 4
+
+
+def test_every_step_is_drawn_as_often_as_the_fraction_says() -> None:
+    """Steps of pairs with 4, 3 and 2 steps alike, so that sums over drawn steps are unbiased."""
+    drawn: Counter[Step] = Counter()
+    for key in range(2000):
+        for update in updates_of_pass((key,), 9, 2, steps_of, fraction=0.4):
+            assert update.fraction == 0.4
+            assert len(set(update.steps)) == len(update.steps)
+            drawn.update(update.steps)
+    assert {s.pair for s in drawn} == set(range(9)) - {3}
+    for p in set(range(9)) - {3}:
+        for i in steps_of(p):
+            assert drawn[Step(p, i)] / 2000 == pytest.approx(0.4, abs=0.045)
+
+
+def test_processes_share_a_drawn_fraction_alike() -> None:
+    alone = updates_of_pass((1,), 9, 2, steps_of, fraction=0.5)
+    parts = [updates_of_pass((1,), 9, 2, steps_of, rank, 3, 0.5) for rank in range(3)]
+    for one, *shared in zip(alone, *parts, strict=True):
+        assert sorted(map(str, one.steps)) == sorted(str(s) for p in shared for s in p.steps)

@@ -59,6 +59,31 @@ def equal(a: list[Tensor], b: list[Tensor]) -> bool:
     return all(x.equal(y) for x, y in zip(a, b, strict=True))
 
 
+def test_a_fraction_of_the_steps_has_the_gradient_of_all_on_average(
+    trainer_of: Callable[..., Trainer],
+) -> None:
+    """Over many draws, at theta_old and without clipping."""
+    whole, half = (
+        trainer_of(learning_rate=1e-30, max_grad_norm=1e9, timestep_fraction=fraction)
+        for fraction in (1.0, 0.5)
+    )
+    gradients = []
+    for trainer, passes in ((whole, 1), (half, 60)):
+        data, drawn = trainer.data(0), []
+        for inner in range(passes):
+            updater = trainer.updater(trainer.session.policy(0), data)
+            (update,) = trainer.order(0, inner, data)
+            trainer.stepper.step(updater, update)
+            known = [p.grad for p in trainer.tuning.parameters if p.grad is not None]
+            drawn.append(torch.cat([g.flatten() for g in known]))
+        gradients.append(torch.stack(drawn))
+    expected, found = gradients[0][0], gradients[1]
+    error = (found.mean(0) - expected).norm() / expected.norm()
+    spread = (found - expected).norm(dim=1).mean() / expected.norm()
+    assert spread > 0.2  # one draw is far off
+    assert error < 2 * spread / 60**0.5
+
+
 def test_a_step_without_gradient_is_skipped_and_counted(
     trainer_of: Callable[..., Trainer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
