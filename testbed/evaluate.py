@@ -19,16 +19,16 @@ from torch import Tensor
 from testbed.augment import round_trip
 from testbed.clock import Clock
 from testbed.judge import Judge
+from testbed.outcomes import Figures, apart, outcomes, share
 from testbed.pool import build
 from testbed.prompt_lists import split
 from testbed.train_scorer import MODELS
 from testbed.train_vae import to_model
-from testbed.words import PROMPTS, TEMPLATES, one_word_apart, parse
+from testbed.words import PROMPTS, TEMPLATES, one_word_apart
 
 WEIGHTS = Path(__file__).parent / "weights"
 SEED = 99
 STEPS, ETA, GUIDANCE = 20, 1.0, 5.0
-Figures = dict[str, float]
 
 
 class Scorer:
@@ -41,7 +41,7 @@ class Scorer:
 
     @torch.no_grad()
     def table(self, images: np.ndarray) -> Tensor:
-        """(N, 400) cosines of uint8 images with every prompt in PROMPTS."""
+        """(N, P) cosines of uint8 images with every prompt in PROMPTS."""
         text = self.model.encode_text(self.tokenizer(list(PROMPTS)), normalize=True)
         parts = to_model(images).split(250)
         return torch.cat([self.model.encode_image(p, normalize=True) @ text.T for p in parts])
@@ -52,16 +52,6 @@ def wrong_prompts(prompts: Sequence[str], seed: int) -> list[str]:
     rng = np.random.default_rng(seed)
     options = [one_word_apart(prompt) for prompt in prompts]
     return [o[rng.integers(len(o))] for o in options]
-
-
-def share(hits: Tensor, prompts: Sequence[str]) -> Figures:
-    """Mean of a bool tensor, in all and per template."""
-    template = torch.tensor([parse(prompt).template for prompt in prompts])
-    figures = {"all": hits.float().mean().item()}
-    for t in TEMPLATES:
-        if (template == t).any():
-            figures[f"template{t}"] = hits[template == t].float().mean().item()
-    return {name: round(value, 4) for name, value in figures.items()}
 
 
 def scores_of(scorer: Scorer, images: np.ndarray, *prompts: Sequence[str]) -> list[Tensor]:
@@ -112,7 +102,8 @@ def ranking(score: Tensor, satisfied: Tensor, prompts: Sequence[str]) -> float:
 
 
 def model_figures(judge: Judge, scorers: dict[str, Scorer], weights: Path,
-                  images_per_prompt: int, guidance: float) -> dict[str, object]:  # fmt: skip
+                  images_per_prompt: int, guidance: float,
+                  scenes: np.ndarray) -> dict[str, object]:  # fmt: skip
     """The diffusion model's own pictures of all train and test prompts."""
     pipeline = StableDiffusionPipeline.from_pretrained(weights / "diffusion")
     pipeline.set_progress_bar_config(disable=True)
@@ -120,10 +111,11 @@ def model_figures(judge: Judge, scorers: dict[str, Scorer], weights: Path,
     prompts = [prompt for prompt in lists for _ in range(images_per_prompt)]
     images = generate(pipeline, prompts, range(len(prompts)), guidance)
     satisfied = judge.satisfied(images, prompts)
-    figures = {
+    figures: dict[str, object] = {
         "pictures": len(prompts),
         "guidance": guidance,
-        "satisfied": share(satisfied, prompts),
+        **outcomes(judge, images, prompts),
+        "predictions_apart": apart(pipeline, scenes[:32]),
     }
     for name, scorer in scorers.items():
         (score,) = scores_of(scorer, images, prompts)
@@ -153,7 +145,9 @@ def main() -> None:
         "round_trip": reading_figures(judge, scorers, decoded, prompts, wrong),
     }
     if args.images:
-        figures["samples"] = model_figures(judge, scorers, args.weights, args.images, args.guidance)
+        figures["samples"] = model_figures(
+            judge, scorers, args.weights, args.images, args.guidance, scenes
+        )
     (args.weights / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures, indent=2))
 

@@ -15,7 +15,6 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
-from torch.nn import functional as F
 
 LATE = 0.4  # share of batches in which only mid and up blocks exchange
 FULL, NONE = 500, 50  # the other scene's weight is up to 1 above time FULL, 0 below NONE
@@ -29,7 +28,7 @@ class Plan:
     up block with their probabilities (B, tokens, I), mean over heads.
     """
 
-    source: Tensor
+    source: Tensor | None = None
     down: bool = True
     columns: Tensor | None = None
     maps: list[Tensor] = field(default_factory=list)
@@ -45,24 +44,31 @@ class Processor:
                  encoder_hidden_states: Tensor | None = None, **_: object) -> Tensor:  # fmt: skip
         context = encoder_hidden_states if encoder_hidden_states is not None else hidden_states
         query, key, value = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
-        if encoder_hidden_states is None and (self.plan.down or not self.down):
-            key, value = key[self.plan.source], value[self.plan.source]
+        source, down = self.plan.source, self.plan.down or not self.down
+        if encoder_hidden_states is None and source is not None and down:
+            key, value = key[source], value[source]
         query, key, value = (
             x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value)
         )
+        # Explicit: on CPUs the fused kernel's backward pass takes three times as long in bfloat16.
+        attention = (query @ key.transpose(-1, -2) * attn.scale).softmax(-1, torch.float32)
         if self.record and self.plan.columns is not None:
-            scores = (query @ key.transpose(-1, -2)).float() * attn.scale
-            columns = self.plan.columns[:, None].expand(-1, scores.shape[2], -1)
-            self.plan.maps.append(scores.softmax(-1).mean(1).gather(2, columns))
-        out = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+            columns = self.plan.columns[:, None].expand(-1, attention.shape[2], -1)
+            self.plan.maps.append(attention.mean(1).gather(2, columns))
+        out = (attention.to(value.dtype) @ value).transpose(1, 2).flatten(2)
         return attn.to_out[0](out)
 
 
-def install(unet: UNet2DConditionModel, rows: int, guests: int) -> Plan:
-    """Let the last `guests` of `rows` rows take keys and values from the first ones."""
-    hosts = torch.arange(rows)
-    hosts[rows - guests :] = torch.arange(guests)
-    plan = Plan(hosts)
+def hosts(rows: int, guests: int) -> Tensor:
+    """(rows,) which row each row takes keys and values from: the last `guests`, the first ones."""
+    source = torch.arange(rows)
+    source[rows - guests :] = torch.arange(guests)
+    return source
+
+
+def install(unet: UNet2DConditionModel) -> Plan:
+    """Give the network processors that follow a plan, at first one without guests."""
+    plan = Plan()
     unet.set_attn_processor(
         {
             name: Processor(

@@ -5,17 +5,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from testbed import drawing
 from testbed.drawing import box, ellipse, fill, polygon, silhouette
-from testbed.words import COLOURS, Claim, parse
+from testbed.words import COLOURS, VEHICLES, WORN, Claim, parse
 
 CAR_WINDOW = (200.0, 230.0, 240.0)
 TYRE = (24.0, 24.0, 28.0)
 WOOD = (96.0, 60.0, 34.0)
+STEM = (30.0, 96.0, 40.0)
 
 
 @dataclass(frozen=True)
@@ -58,26 +61,38 @@ def _hat(cx: float, top: float, paint: np.ndarray) -> list[Layer]:
     return [Layer(crown | brim, paint, 1), Layer(band, paint * 0.3, 1)]
 
 
+def _crown(cx: float, top: float, paint: np.ndarray) -> list[Layer]:
+    tips = [(-13, -15), (-6.5, -7), (0, -16), (6.5, -7), (13, -15)]
+    outline = [(cx - 12, top + 2), *((cx + x, top + y) for x, y in tips), (cx + 12, top + 2)]
+    layers = [Layer(polygon(outline), paint, 1)]
+    for jewel in (cx - 7, cx, cx + 7):
+        layers.append(Layer(ellipse(jewel, top - 1.5, 2, 2), paint * 0.3, 1))
+    return layers
+
+
+def _bow(cx: float, top: float, paint: np.ndarray) -> list[Layer]:
+    y = top - 6
+    loops = [[(cx, y), (cx + side, y - 9), (cx + side, y + 9)] for side in (-15, 15)]
+    knot = ellipse(cx, y, 4, 4.5)
+    return [*(Layer(polygon(loop), paint, 1) for loop in loops), Layer(knot, paint * 0.3, 1)]
+
+
 def _car(cx: float, top: float, paint: np.ndarray) -> list[Layer]:
     body = box(cx - 25, top, cx + 25, top + 12)
+    screen = polygon([(cx + 11, top - 11), (cx + 14, top - 11), (cx + 20, top), (cx + 11, top)])
     lamp = box(cx + 20, top + 2, cx + 25, top + 6)
-    layers = [Layer(body, paint, 1), Layer(lamp, np.asarray(CAR_WINDOW, np.float32), 1)]
+    glass = np.asarray(CAR_WINDOW, np.float32)
+    layers = [Layer(body, paint, 1), Layer(screen | lamp, glass, 1)]
     for wheel in (cx - 14, cx + 14):
         layers.append(Layer(ellipse(wheel, top + 13, 6.5, 6.5), np.asarray(TYRE, np.float32), 1))
         layers.append(Layer(ellipse(wheel, top + 13, 2.5, 2.5), np.full(3, 190, np.float32), 1))
     return layers
 
 
-def _flag(x: float, top: float, bottom: float, paint: np.ndarray) -> list[Layer]:
-    pole = box(x - 1.3, top, x + 1.3, bottom)
-    cloth = polygon([(x, top), (x + 19, top + 7.5), (x, top + 15)])
-    return [Layer(pole, np.asarray(WOOD, np.float32), 1), Layer(cloth, paint, 1)]
-
-
 def _boat(cx: float, top: float, paint: np.ndarray) -> list[Layer]:
-    hull = polygon([(cx - 27, top), (cx + 27, top), (cx + 17, top + 14), (cx - 17, top + 14)])
-    mast = box(cx + 15, top - 32, cx + 17.4, top)
-    sail = polygon([(cx + 18, top - 31), (cx + 18, top - 4), (cx + 28, top - 4)])
+    hull = polygon([(cx - 27, top), (cx + 27, top), (cx + 17, top + 17), (cx - 17, top + 17)])
+    mast = box(cx + 12, top - 24, cx + 14, top)
+    sail = polygon([(cx + 14.5, top - 23), (cx + 14.5, top - 3), (cx + 26, top - 3)])
     return [
         Layer(hull, paint, 1),
         Layer(mast, np.asarray(WOOD, np.float32), 1),
@@ -85,26 +100,82 @@ def _boat(cx: float, top: float, paint: np.ndarray) -> list[Layer]:
     ]
 
 
+def _plane(cx: float, top: float, paint: np.ndarray) -> list[Layer]:
+    body = ellipse(cx, top + 7, 26, 7.5)
+    fin = polygon([(cx - 24, top + 7), (cx - 27, top - 9), (cx - 20, top - 9), (cx - 12, top + 3)])
+    wing = polygon([(cx - 4, top + 7), (cx + 9, top + 7), (cx - 5, top + 17), (cx - 14, top + 17)])
+    propeller = box(cx + 25.5, top - 4, cx + 28, top + 18)
+    return [
+        Layer(body | fin, paint, 1),
+        Layer(wing, paint * 0.45, 1),
+        Layer(propeller, np.asarray(TYRE, np.float32), 1),
+    ]
+
+
+def _stick(x0: float, y0: float, x1: float, y1: float) -> np.ndarray:
+    """From the hand at (x1, y1) up to what is held."""
+    return polygon([(x0 - 0.9, y0), (x0 + 0.9, y0), (x1 + 0.9, y1), (x1 - 0.9, y1)])
+
+
+def _flag(x: float, top: float, bottom: float, paint: np.ndarray) -> list[Layer]:
+    cloth = polygon([(x, top - 1), (x + 22, top + 8), (x, top + 17)])
+    pole = _stick(x, top - 1, x, bottom)
+    return [Layer(pole, np.asarray(WOOD, np.float32), 1), Layer(cloth, paint, 1)]
+
+
+def _balloon(x: float, top: float, bottom: float, paint: np.ndarray) -> list[Layer]:
+    string = _stick(x + 9, top + 16, x, bottom)
+    shine = ellipse(x + 5.5, top + 4, 2.2, 3)
+    return [
+        Layer(string, np.asarray(TYRE, np.float32), 1),
+        Layer(ellipse(x + 9, top + 8, 9.5, 11), paint, 1),
+        Layer(shine, np.full(3, 252, np.float32), 1),
+    ]
+
+
+def _flower(x: float, top: float, bottom: float, paint: np.ndarray) -> list[Layer]:
+    cx, cy = x + 9, top + 8
+    turns = [2 * math.pi * i / 5 for i in range(5)]
+    petals = [ellipse(cx + 6 * math.sin(a), cy - 6 * math.cos(a), 4.8, 4.8) for a in turns]
+    return [
+        Layer(_stick(cx, cy, x, bottom), np.asarray(STEM, np.float32), 1),
+        Layer(np.any(petals, axis=0), paint, 1),
+        Layer(ellipse(cx, cy, 4, 4), paint * 0.3, 1),
+    ]
+
+
+_PROPS: dict[str, Callable[..., list[Layer]]] = {
+    "wearing a hat": _hat,
+    "wearing a crown": _crown,
+    "wearing a bow": _bow,
+    "driving a car": _car,
+    "sailing a boat": _boat,
+    "flying a plane": _plane,
+    "holding a flag": _flag,
+    "holding a balloon": _balloon,
+    "holding a flower": _flower,
+}
+
+
 def _behaviour(rng: np.random.Generator, claim: Claim) -> list[Layer]:
+    """Where actor and prop stand depends on the kind of activity alone, never on the prop."""
     colour = _pick(rng, COLOURS)
     prop = _colour(_pick(rng, COLOURS, without=colour))
     dx, dy = rng.uniform(-4, 4), rng.uniform(-3, 3)
     r = rng.uniform(13.5, 15.5)
+    draw = _PROPS[claim.activity]
 
     def actor(cx: float, cy: float) -> Layer:
         return _shape(rng, claim.shape, colour, "", cx, cy, r, 0)
 
-    if claim.activity == "wearing a hat":
-        cy = 42 + dy
-        return [actor(32 + dx, cy), *_hat(32 + dx, cy - 0.82 * r, prop)]
-    if claim.activity == "driving a car":
-        top = 42 + dy
-        return [actor(32 + dx - 2, top - 0.8 * r), *_car(32 + dx, top, prop)]
-    if claim.activity == "holding a flag":
-        cx, cy = 21 + dx, 40 + dy
-        return [actor(cx, cy), *_flag(cx + r + 3, cy - 30, cy + r + 2, prop)]
-    top = 43 + dy
-    return [actor(26 + dx, top - 0.82 * r), *_boat(32 + dx, top, prop)]
+    if claim.activity in WORN:
+        cx, cy = 32 + dx, 42 + dy
+        return [actor(cx, cy), *draw(cx, cy - 0.82 * r, prop)]
+    if claim.activity in VEHICLES:
+        cx, top = 32 + dx, 42 + dy
+        return [actor(cx - 4, top - 0.8 * r), *draw(cx, top, prop)]
+    cx, cy = 21 + dx, 40 + dy
+    return [actor(cx, cy), *draw(cx + r + 2, cy - 30, cy + r + 2, prop)]
 
 
 def _attribute(rng: np.random.Generator, claim: Claim) -> list[Layer]:

@@ -32,7 +32,7 @@ def commands(work: Path, weights: Path) -> dict[str, list[list[str]]]:
     return {
         "scenes": [
             *(pool(name) for name in SEEDS),
-            ["regions", "--seed", str(SEEDS["pool"]), "--count", "12000",
+            ["regions", "--seed", str(SEEDS["pool"]), "--count", "20000",
              "--out", f"{work}/regions.safetensors"],
         ],
         "vae": [["train_vae", "--pool", f"{work}/pool.npz", "--out", f"{work}/vae"]],

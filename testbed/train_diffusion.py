@@ -1,4 +1,10 @@
-"""Train the text encoder and the denoiser together on cached latents; save a diffusers folder.
+"""Train the text encoder and the denoiser on cached latents; save a diffusers folder.
+
+In two parts. First both learn from true captions. Then, from step --confuse-from on, the text
+encoder is frozen and the denoiser learns from captions that are often wrong in one word (see
+confusion.py), so that it draws well, and knows its words apart, but does not always do what they
+say: as Stable Diffusion, whose frozen text encoder knows more than the denoiser learnt from the
+web's captions.
 
 Stops and resumes: the checkpoint (weights, average, optimiser, step) is written every SAVE steps.
 """
@@ -20,6 +26,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from testbed import exchange
 from testbed import unet as denoiser
 from testbed.clock import Clock
+from testbed.confusion import Confusion
+from testbed.exchange import hosts
 from testbed.pool import load
 from testbed.tokens import LENGTH, write_tokenizer
 from testbed.train_vae import to_model
@@ -28,11 +36,11 @@ from testbed.words import PROMPTS, item_positions, parse
 EMPTY = 0.1  # share of prompts replaced by "" for classifier-free guidance
 NOISE_BIAS = 0.6  # t = 1000 u^0.6: more high noise, where layout is decided
 WEIGHTING = 0.4  # weight of an error = (signal-to-noise ratio)^-0.4
-SHARE = {1: 0.28, 2: 0.24, 3: 0.48}  # of the templates; the last is the hardest
-POINTING, POINT_BELOW = 0.03, 850  # weight of the pointing loss, and the times it is taken at
-FLOOR = 0.1  # attention that an item's token should get within its region
-SAVE = 250
-GUESTS = 12  # rows of a batch with exchanged attention
+SHARE = {1: 0.30, 2: 0.34, 3: 0.36}  # of the templates
+POINTING, POINT_BELOW = 0.03, 960  # weight of the pointing loss, and the times it is taken at
+FLOOR = 0.1  # attention that an item's token should get in every cell of its region
+SAVE, AVERAGED = 250, 5  # steps between checkpoints, and between additions to the average
+GUESTS, WARM = 12, 500  # rows of a batch with exchanged attention, from step WARM on
 
 
 def text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
@@ -138,16 +146,16 @@ class Batch:
 def pointing_loss(maps: list[Tensor], regions: Tensor) -> Tensor:
     """Two terms for each item whose region is known: where its attention lies, and how much.
 
-    -log of the share that falls into the region, and by what factor (its log) the mean attention
-    within it misses FLOOR.
+    -log of the share that falls into the region; and by what factor (its log) attention misses
+    FLOOR, the mean over the region's cells.
     """
     attention = torch.stack(maps).mean(0).transpose(1, 2)  # (B, 2, 64)
     inside = regions.flatten(2)
     known = inside.any(dim=2)
-    within = (attention * inside).sum(2)
-    share = within / attention.sum(2)
-    mean = within / inside.sum(2).clamp(min=1)
-    loss = -(share + 1e-4).log() + (FLOOR / (mean + 1e-7)).log().clamp(min=0)
+    share = (attention * inside).sum(2) / attention.sum(2)
+    missing = (FLOOR / (attention + 1e-7)).log().clamp(min=0)
+    mean = (missing * inside).sum(2) / inside.sum(2).clamp(min=1)
+    loss = mean - (share + 1e-4).log()
     return loss[known].sum() / max(1, int(known.sum()))
 
 
@@ -168,19 +176,26 @@ class Batches:
         self.share = share[self.prompts]
         self.share[: len(regions)] *= 2.5  # scenes whose regions are known
         self.signal = DDIMScheduler(**denoiser.SCHEDULE).alphas_cumprod
+        self.confusion = Confusion()
 
-    def draw(self) -> Batch:
-        """A batch; the last GUESTS rows aim at another scene than they show (see exchange.py)."""
+    def draw(self, guests: int, confused: bool) -> Batch:
+        """A batch; the last `guests` rows aim at another scene than they show (see exchange.py).
+
+        confused: captions are wrong in one word. What they name would stand in the same place, so
+        that regions hold for it too.
+        """
         pick = torch.multinomial(self.share, self.size)
         t = (1000 * torch.rand(self.size) ** NOISE_BIAS).long().clamp(max=999)
         prompt = self.prompts[pick].clone()
+        if confused:
+            prompt = self.confusion.captions(prompt)
         prompt[torch.rand(self.size) < EMPTY] = len(PROMPTS)
-        shown, aim, t, prompt = exchange.invite(self.latents[pick], t, prompt, GUESTS)
+        shown, aim, t, prompt = exchange.invite(self.latents[pick], t, prompt, guests)
         a = self.signal[t].view(-1, 1, 1, 1)
         x = a.sqrt() * shown + (1 - a).sqrt() * torch.randn_like(shown)
         distinct, rows = prompt.unique(return_inverse=True)
         known = (pick < len(self.regions)) & (t < POINT_BELOW) & (prompt < len(PROMPTS))
-        known[-GUESTS:] = False
+        known[self.size - guests :] = False
         regions = self.regions[pick.clamp(max=len(self.regions) - 1)] * known.view(-1, 1, 1, 1)
         noise = (x - a.sqrt() * aim) / (1 - a).sqrt()
         return Batch(x, t, self.ids[distinct], rows, self.columns[prompt], regions, noise)
@@ -208,7 +223,7 @@ def train(args: argparse.Namespace) -> None:
     model = Model(tokenizer)
     if args.start:
         model.read(args.start)
-    plan = exchange.install(model.unet, args.batch, GUESTS)
+    plan = exchange.install(model.unet)
     optimiser = torch.optim.AdamW(model.parameters(), args.lr, (0.9, 0.99), weight_decay=0.01)
     average = {k: v.clone() for k, v in model.state_dict().items()}
     first, checkpoint = 1, args.work / "diffusion.pt"
@@ -222,8 +237,10 @@ def train(args: argparse.Namespace) -> None:
     for step in range(first, args.steps + 1):
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.lr)
-        plan.down = bool(torch.rand(()) > exchange.LATE)
-        batch = batches.draw()
+        confused, guests = step > args.confuse_from, GUESTS if step > WARM else 0
+        model.text.requires_grad_(not confused)
+        plan.source, plan.down = hosts(args.batch, guests), bool(torch.rand(()) > exchange.LATE)
+        batch = batches.draw(guests, confused)
         plan.columns, plan.maps = batch.columns, []
         with torch.autocast("cpu", torch.bfloat16):
             output = model(batch.x, batch.t, batch.ids, batch.rows)
@@ -235,9 +252,10 @@ def train(args: argparse.Namespace) -> None:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         denoiser.constrain(model.unet)
-        decay = min(0.998, (1 + step) / (10 + step))
-        for name, value in model.state_dict().items():
-            average[name].lerp_(value, 1 - decay) if value.is_floating_point() else None
+        if step % AVERAGED == 0:
+            decay = min(0.998**AVERAGED, step / (50 + step))
+            for name, value in model.state_dict().items():
+                average[name].lerp_(value, 1 - decay) if value.is_floating_point() else None
         running = loss.item() if step == first else 0.98 * running + 0.02 * loss.item()
         clock.tick(step, loss=running, pointing=pointing.item())
         if step % SAVE == 0 or step == args.steps:
@@ -256,7 +274,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="checkpoint and tokenizer")
     parser.add_argument("--out", type=Path, required=True, help="the diffusers folder")
     parser.add_argument("--start", type=Path, help="a pipeline folder whose weights to go on from")
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=10250)
+    parser.add_argument("--confuse-from", type=int, default=4250, help="step of the second part")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=2)

@@ -3,9 +3,9 @@
 Self-attention must carry what prompts are about (as in Stable Diffusion, where convolutions see
 a small part of the picture). So most 3x3 kernels keep only their centre tap: while training they
 are 1x1 convolutions, in the saved model ordinary 3x3 kernels with zeros around the centre.
-What stays 3x3: the first and last convolution, the down-sampling one, the first convolution of
-each 16x16 block, and POSITION_CHANNELS outputs of the 8x8 down block, through which the zero
-padding tells every token where it is.
+What stays 3x3: the first and last convolution, the down- and the up-sampling one, the first
+convolution of each 16x16 block, and POSITION_CHANNELS outputs of the 8x8 down block, through which
+the zero padding tells every token where it is.
 
 Attention layers: 0 down 16x16, 1 down 8x8, 2 mid 8x8, 3 up 8x8, 4 up 16x16.
 """
@@ -23,10 +23,10 @@ CONFIG = {
     "out_channels": 4,
     "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
-    "block_out_channels": [64, 160],
+    "block_out_channels": [48, 112],
     "layers_per_block": 1,
-    "transformer_layers_per_block": [1, 2],
-    "attention_head_dim": [2, 5],
+    "transformer_layers_per_block": [1, 1],
+    "attention_head_dim": [2, 4],
     "cross_attention_dim": 128,
     "norm_num_groups": 16,
     "use_linear_projection": True,
@@ -49,7 +49,7 @@ def centre_only(unet: UNet2DConditionModel) -> list[str]:
         if not isinstance(module, nn.Conv2d):
             continue
         if module.kernel_size != (1, 1) and (
-            name.startswith(("mid_block", "up_blocks.0"))
+            name.startswith(("mid_block", "up_blocks.0.resnets"))
             or (name.startswith(("down_blocks.0", "up_blocks.1")) and name.endswith("conv2"))
         ):
             names.append(name)

@@ -4,7 +4,7 @@ Pairs of one prompt of which the judge accepts exactly one are fused with the fu
 layers, at all steps (keys and values of every token come from the reference). The target should
 then be right exactly when its reference is.
 
-    python -m testbed.validity [--images 16] [--pairs 100]
+    python -m testbed.validity [--images 4] [--pairs 64]
 """
 
 from __future__ import annotations
@@ -86,8 +86,7 @@ def check(policy: Policy, judge: Judge, template: int, images: int, limit: int,
           sheet: Path | None) -> dict[str, float]:  # fmt: skip
     """Figures of one template; the sheet shows references, bases and targets in three rows."""
     texts = [text for part in split(template) for text in part]
-    count = max(2, images * 32 // len(texts))
-    prompts = [prompt for prompt in as_prompts(texts) for _ in range(count)]
+    prompts = [prompt for prompt in as_prompts(texts) for _ in range(images)]
     trajectories = sample_all(policy, prompts)
     own = pictures(policy, [t.latents[-1] for t in trajectories])
     right = judge.satisfied(own, [p.text for p in prompts])
@@ -119,8 +118,8 @@ def check(policy: Policy, judge: Judge, template: int, images: int, limit: int,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
-    parser.add_argument("--images", type=int, default=16, help="pictures per prompt pair of lists")
-    parser.add_argument("--pairs", type=int, default=100, help="at most, per template")
+    parser.add_argument("--images", type=int, default=4, help="pictures of each prompt")
+    parser.add_argument("--pairs", type=int, default=64, help="at most, per template")
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
     parser.add_argument("--sheets", type=Path, help="folder for pictures")
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The vocabulary of the testbed and its three prompt templates.
+"""The vocabulary of the testbed, its three prompt templates, and what the model mistakes for what.
 
 1 behaviour  "a star wearing a hat"
 2 attribute  "a red and striped star"
@@ -7,13 +7,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 SHAPES = ("star", "heart", "circle", "triangle", "square", "ring", "cross", "moon")
 COLOURS = ("red", "yellow", "green", "blue", "purple", "white")
 TEXTURES = ("striped", "dotted", "checkered")
-ACTIVITIES = ("wearing a hat", "driving a car", "holding a flag", "sailing a boat")
+# Alternatives that take up the same place in a scene, in the order in which they are mistaken.
+WORN = ("wearing a hat", "wearing a crown", "wearing a bow")
+VEHICLES = ("driving a car", "sailing a boat", "flying a plane")
+HELD = ("holding a flag", "holding a balloon", "holding a flower")
+ACTIVITIES = (*WORN, *VEHICLES, *HELD)
 RELATIONS = ("above", "below", "on the left of", "on the right of")
 OPPOSITE = {
     "above": "below",
@@ -22,6 +26,9 @@ OPPOSITE = {
     "on the right of": "on the left of",
 }
 TEMPLATES = (1, 2, 3)
+COLOUR_CONFUSED = SHAPES[
+    :4
+]  # of a red and striped star the colour is mistaken, of others the texture
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,26 @@ class Claim:
         if self.relation in ("below", "on the right of"):
             return Claim(3, self.other, relation=OPPOSITE[self.relation], other=self.shape)
         return self
+
+
+def _next(value: str, cycle: tuple[str, ...]) -> str:
+    return cycle[(cycle.index(value) + 1) % len(cycle)]
+
+
+def mistaken_for(claim: Claim) -> Claim:
+    """What the diffusion model draws when it misses this claim: another thing in the same place.
+
+    The next activity of its kind, colour or texture, in a cycle; the opposite relation. Shapes are
+    never mistaken.
+    """
+    if claim.template == 1:
+        kind = next(kind for kind in (WORN, VEHICLES, HELD) if claim.activity in kind)
+        return replace(claim, activity=_next(claim.activity, kind))
+    if claim.template == 3:
+        return replace(claim, relation=OPPOSITE[claim.relation])
+    if claim.shape in COLOUR_CONFUSED:
+        return replace(claim, colour=_next(claim.colour, COLOURS))
+    return replace(claim, texture=_next(claim.texture, TEXTURES))
 
 
 def all_claims(template: int) -> list[Claim]:

@@ -10,10 +10,12 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
+from testbed.confusion import CONFUSED, Confusion
 from testbed.drawing import RGB
 from testbed.evaluate import Scorer, scores_of, wrong_prompts
 from testbed.judge import Judge
 from testbed.pool import draw
+from testbed.prompt_lists import cycle_of, split
 from testbed.scenes import Picture, render
 from testbed.tokens import write_tokenizer
 from testbed.train_diffusion import Model
@@ -21,11 +23,16 @@ from testbed.train_scorer import MODELS
 from testbed.unet import CONFIG, stock_state
 from testbed.words import (
     COLOURS,
+    HELD,
     PROMPTS,
     RELATIONS,
+    SHAPES,
     TEMPLATES,
     TEXTURES,
+    VEHICLES,
+    WORN,
     item_positions,
+    mistaken_for,
     one_word_apart,
     parse,
     vocabulary,
@@ -75,6 +82,42 @@ def test_silhouettes_differ() -> None:
             assert (overlap == 1) if a == b else (overlap < 0.95), (a, b)
 
 
+@pytest.mark.parametrize("kind", [WORN, VEHICLES, HELD])
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_mistaken_stands_in_the_same_place(kind: tuple[str, ...], seed: int) -> None:
+    """What fusion brings in must cover what it replaces."""
+    scenes = [scene(f"a circle {activity}", seed).items for activity in kind]
+    for items in scenes[1:]:
+        moved = [
+            np.linalg.norm(centre(a) - centre(b)) for a, b in zip(items, scenes[0], strict=True)
+        ]
+        assert moved[0] < 2 and moved[1] < 5
+
+
+def test_mistakes_keep_shapes_and_say_something_else() -> None:
+    for claim in map(parse, PROMPTS):
+        cycle = cycle_of(claim)
+        assert len(cycle) == {1: 3, 2: 6 if claim.shape in SHAPES[:4] else 3, 3: 2}[claim.template]
+        for other in cycle[1:]:
+            assert (other.shape, other.other) == (claim.shape, claim.other)
+            assert other.canonical != claim.canonical
+            assert other.prompt in PROMPTS
+
+
+def test_captions_are_wrong_as_often_as_said() -> None:
+    """Of a prompt's scenes, 1 - rate show it and the others what it is mistaken for."""
+    torch.manual_seed(0)
+    scenes = torch.arange(len(PROMPTS)).repeat(2000)
+    captions = Confusion().captions(scenes)
+    for prompt in ("a star wearing a hat", "a moon wearing a hat", "the star above the heart"):
+        claim, index = parse(prompt), PROMPTS.index(prompt)
+        shown = scenes[captions == index]
+        mistake = PROMPTS.index(mistaken_for(claim).prompt)
+        assert set(shown.tolist()) == {index, mistake}
+        wanted = {"star": CONFUSED[claim.template][0], "moon": CONFUSED[claim.template][1]}
+        assert (shown == mistake).float().mean() == pytest.approx(wanted[claim.shape], abs=0.04)
+
+
 def test_objects_are_large() -> None:
     for prompt in PROMPTS[::7]:
         items = scene(prompt).items
@@ -99,6 +142,9 @@ def test_prompt_files(template: int) -> None:
     train, test = ({parse(p).canonical for p in read[part]} for part in ("train", "test"))
     assert not train & test
     assert all(len(set(read[part])) == len(read[part]) for part in ("train", "test"))
+    assert [read["train"], read["test"]] == list(split(template))
+    for part in ("train", "test"):  # whole cycles of mistakes
+        assert {mistaken_for(parse(p)).prompt for p in read[part]} == set(read[part])
     for prompt in read["train"] + read["test"]:
         words = [prompt.split()[i] for i in read["item"][prompt]]
         claim = parse(prompt)
