@@ -36,7 +36,7 @@ from experiments.shared_start import source_of
 RESULTS = Path(__file__).parent / "results"
 DATA = Path("data")
 SIZES: dict[str, dict[str, int]] = {
-    "testbed": {"prompts": 4, "images": 32, "rounds": 4, "compare": 64, "compare_every": 2},
+    "testbed": {"prompts": 18, "images": 8, "rounds": 18, "compare": 16, "compare_every": 3},
     "paper": {"rounds": 40, "compare": 4, "compare_every": 5},
 }
 
@@ -106,15 +106,11 @@ def with_setting(settings: Settings, change: str) -> Settings:
 
 
 def _prompts(args: argparse.Namespace, listed: Path, data: Path) -> Path:
-    """The list, or --prompts of it, spread evenly, as a file of its own.
-
-    The testbed's lists go round its eight shapes, so its four are about stars, which the model
-    draws badly, and in template 1 squares too: many others are right already.
-    """
+    """The list, or the first --prompts of it, as a file of its own."""
     if not args.prompts:
         return listed
     texts = json.loads(listed.read_text())
-    chosen = texts[:: max(1, len(texts) // args.prompts)][: args.prompts]
+    chosen = texts[: args.prompts]
     path = data / f"template{args.template}_{args.prompts}.json"
     write_bytes(path, json.dumps(chosen).encode())
     return path
@@ -225,11 +221,13 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--method", default="dpo", choices=("dpo", "ddpo", "dpok"))
     parser.add_argument("--pairs", default="dfusion", choices=("dfusion", "naive", "inversion"))
     parser.add_argument("--template", type=int, default=1, choices=(1, 2, 3))
-    parser.add_argument("--prompts", type=int, help="of the list; testbed: 4, paper: all 40")
-    parser.add_argument("--images", type=int, help="of each prompt and round; testbed: 32")
-    parser.add_argument("--rounds", type=int, help="testbed: 4, paper: 40")
-    parser.add_argument("--compare", type=int, help="images of each prompt; testbed: 64, paper: 4")
-    parser.add_argument("--compare-every", type=int, help="rounds; testbed: 2, paper: 5")
+    parser.add_argument(
+        "--prompts", type=int, help="the first of the list; testbed: 18, paper: all"
+    )
+    parser.add_argument("--images", type=int, help="of each prompt and round; testbed: 8")
+    parser.add_argument("--rounds", type=int, help="testbed: 18, paper: 40")
+    parser.add_argument("--compare", type=int, help="images of each prompt; testbed: 16, paper: 4")
+    parser.add_argument("--compare-every", type=int, help="rounds; testbed: 3, paper: 5")
     parser.add_argument("--set", action="append", default=[], metavar="train.beta=1.0",
                         help="any other setting; may be given several times")  # fmt: skip
     parser.add_argument("--second", help="a scorer that training never sees: module:function")

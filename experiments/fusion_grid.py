@@ -1,7 +1,7 @@
 """The paper's Fig. 9 with numbers: layers x steps x mask rule, per template, on the testbed.
 
     python -m experiments.fusion_grid                 the grid, on test prompts
-    python -m experiments.fusion_grid --final         the preset as it stands, on train prompts
+    python -m experiments.fusion_grid --final         the preset and its controls, on train prompts
 
 Pairs are the pipeline's own (scorer, Algorithm 1). Each cell fuses the same pairs again; results
 go to results/testbed/ after every cell, and cells that are there are not made again.
@@ -9,7 +9,7 @@ go to results/testbed/ after every cell, and cells that are there are not made a
 
 import argparse
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +37,21 @@ TEMPLATES = (1, 2, 3)
 
 @dataclass(frozen=True)
 class Cell:
-    """One way of fusing. threshold: a number, "auto" (Otsu) or "file"; merge "none" is no mask."""
+    """One way of fusing. threshold: a number, "auto" (Otsu) or "file"; merge "none" is no mask.
+
+    place: of the mask, "items", or for a control "random".
+    """
 
     layers: str
     steps: str
     merge: str = "xor"
     threshold: str = "file"
+    place: str = "items"
 
     @property
     def name(self) -> str:
-        return f"{self.layers}|{self.steps}|{self.merge}|{self.threshold}"
+        place = "" if self.place == "items" else f"|{self.place}"
+        return f"{self.layers}|{self.steps}|{self.merge}|{self.threshold}{place}"
 
     def plan(self, pool: Candidates) -> FusionPlan:
         return FusionPlan(
@@ -54,6 +59,7 @@ class Cell:
             steps=parse_steps(self.steps, len(pool.session.ddim)),
             masked=self.merge != "none",
             merge="or" if self.merge == "none" else self.merge,
+            place=self.place,
         )
 
 
@@ -74,7 +80,7 @@ EXTENT = [
 ]
 
 
-TRIED, FINAL = (5, 8), (9, 16)  # prompts of a template, images of each
+TRIED, FINAL = (9, 8), (18, 8)  # prompts of a template, images of each
 
 
 def load_judge() -> Judge:
@@ -117,13 +123,29 @@ def line(name: str, figures: dict) -> str:
     """One cell as text: over templates, right base/reference/target, adopted, SSIM, coverage."""
     values = {k: [f[k] for f in figures.values() if f[k] is not None] for k in figures["1"]}
     mean = {k: np.mean(v) if v else np.nan for k, v in values.items()}
-    follows = "/".join(f"{figures[str(t)]['follows'] or 0:.2f}" for t in TEMPLATES)
+    follows, mended = (
+        "/".join(f"{figures[str(t)][name] or 0:.2f}" for t in TEMPLATES)
+        for name in ("follows", "mended")
+    )
     return (
         f"{name:28} right {mean['base_right']:.2f} {mean['reference_right']:.2f} "
         f"{mean['target_right']:.2f}  adopted {mean['adopted']:.2f}  follows {follows}  "
+        f"mended {mended}  "
         f"ssim {mean['ssim_target']:.2f} vs {mean['ssim_reference']:.2f}  "
         f"mask {mean['coverage']:.2f}"
     )
+
+
+def final_cells() -> list[Cell]:
+    """The preset's way of fusing, and beside it a mask at a random place, OR, and no mask."""
+    preset = preset_cell()
+    changes: tuple[dict[str, str], ...] = (
+        {},
+        {"place": "random"},
+        {"merge": "or"},
+        {"merge": "none", "threshold": "auto"},
+    )
+    return [replace(preset, **change) for change in changes]
 
 
 def preset_cell() -> Cell:
@@ -137,15 +159,13 @@ def preset_cell() -> Cell:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--final", action="store_true", help="the preset, on train prompts")
-    parser.add_argument("--prompts", type=int, help="per template; default 5, with --final 9")
-    parser.add_argument(
-        "--images", type=int, help="per prompt, twice its pairs; default 8, with --final 16"
-    )
+    parser.add_argument("--prompts", type=int, help="per template; default 9, with --final 18")
+    parser.add_argument("--images", type=int, help="per prompt, twice its pairs; default 8")
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     if args.final:
-        out, cells, split = args.out / "fusion_final.json", [preset_cell()], "train"
+        out, cells, split = args.out / "fusion_final.json", final_cells(), "train"
     else:
         out, cells, split = args.out / "fusion_grid.json", EXTENT + MASKS + GRID, "test"
     prompts, images = FINAL if args.final else TRIED

@@ -123,7 +123,8 @@ def measure(
     """The figures of one way of fusing, over the pairs of a template; None where there are none.
 
     follows: of the pairs whose reference is right and base wrong or the other way round, how many
-    targets are as right as the reference. SSIM is outside of item_region. threshold: Eq. 7.
+    targets are as right as the reference. mended: of the wrong bases with a right reference
+    (`mendable`), how many targets are right. SSIM is outside of item_region. threshold: Eq. 7.
     """
     right = judge(images, pool.texts)
     base_right, reference_right = pool.right.T
@@ -135,6 +136,7 @@ def measure(
         ssim_outside(a, b, m) for a, b, m in zip(pool.references, pool.bases, regions, strict=True)
     ]
     differ = base_right != reference_right
+    mendable = ~base_right & reference_right
     masks = torch.stack([t.masks for t in done]).float()
     fused_steps = masks.flatten(2).any(-1).any(0)
     figures = {
@@ -146,6 +148,8 @@ def measure(
         if differ.any()
         else float("nan"),
         "differing": int(differ.sum()),
+        "mended": float(right[mendable].mean()) if mendable.any() else float("nan"),
+        "mendable": int(mendable.sum()),
         "adopted": float(np.mean(kept)),
         "adopted_right": float(right[kept].mean()) if any(kept) else float("nan"),
         "ssim_target": float(np.nanmean(like_base)),
