@@ -264,7 +264,7 @@ class RoundRunner:
     def _fused_with(self) -> dict[str, object]:
         """What a round's pairs and targets depend on, besides its samples."""
         fusion = self.settings.fusion
-        made_with: dict[str, object] = {
+        return {
             "reward": self.reward_name,
             "rule": self.settings.pair.rule,
             "fusion layers": sorted(self.plan.layers),
@@ -272,10 +272,8 @@ class RoundRunner:
             "fusion parts": sorted(self.plan.parts),
             "masked": fusion.masked,
             "merge": self.plan.merge,
+            **({"mask place": self.plan.place} if self.plan.place != "items" else {}),
         }
-        if self.plan.place != "items":
-            made_with["mask place"] = self.plan.place
-        return made_with
 
     def _pairs(self, round_: Round, scores: dict[int, float]) -> tuple[pairing.Pair, ...]:
         made_with = self._fused_with()
