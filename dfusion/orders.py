@@ -18,8 +18,8 @@ class Step:
 class Update:
     """One optimiser step.
 
-    steps: of this process. pairs: how many there are over all processes. fraction: of their steps
-    that was drawn, on average; to be divided out.
+    steps: of this process. pairs: how many there are over all processes. fraction: the share of
+    their steps that is drawn on average, by which the gradient is divided.
     """
 
     steps: list[Step]

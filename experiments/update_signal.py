@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from dfusion.errors import ends_in_one_line
 from dfusion.files import read_tensors, write_json
+from dfusion.objective import Objective
 from dfusion.progress import Progress
 from dfusion.runs import Session, open_session
 from dfusion.sampling import Policy
@@ -135,9 +136,8 @@ class Scores:
         torch.manual_seed(settings.seed)
         tuning = tune(session.model.unet, settings.train, settings.seed, keep_initial=False)
         self.session, self.parameters = session, tuning.parameters
-        weights = settings.train.step_weights.split(",") if settings.train.step_weights else []
-        steps = [i for i in range(len(session.ddim)) if not weights or float(weights[i]) > 0]
-        self.steps = torch.tensor(steps)
+        weighs = Objective.of(settings.train).weighs
+        self.steps = torch.tensor([i for i in range(len(session.ddim)) if weighs(i)])
         self._used: Tensor | None = None
 
     def of(self, policy: Policy, texts: Sequence[str], paths: Sequence[Path], what: str) -> Tensor:

@@ -27,7 +27,6 @@ from testbed import exchange
 from testbed import unet as denoiser
 from testbed.clock import Clock
 from testbed.confusion import Confusion
-from testbed.exchange import hosts
 from testbed.pool import load
 from testbed.tokens import LENGTH, write_tokenizer
 from testbed.train_vae import to_model
@@ -239,7 +238,8 @@ def train(args: argparse.Namespace) -> None:
             group["lr"] = learning_rate(step, args.steps, args.lr)
         confused, guests = step > args.confuse_from, GUESTS if step > WARM else 0
         model.text.requires_grad_(not confused)
-        plan.source, plan.down = hosts(args.batch, guests), bool(torch.rand(()) > exchange.LATE)
+        plan.source = exchange.hosts(args.batch, guests)
+        plan.down = bool(torch.rand(()) > exchange.LATE)
         batch = batches.draw(guests, confused)
         plan.columns, plan.maps = batch.columns, []
         with torch.autocast("cpu", torch.bfloat16):
