@@ -59,8 +59,8 @@ class Mask:
     layers: str = "first_up"
     # How the items' masks merge: "xor" (Eq. 4) or "or" (released code).
     merge: str = "xor"
-    # Where the mask lies: "items" (the paper), or "random", a control: the same mask moved to a random
-    # other place.
+    # Where the mask lies: "items" (the paper), or "random", a control: the same mask moved to
+    # a random other place.
     place: str = "items"
 
 
