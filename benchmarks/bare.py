@@ -6,9 +6,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from dfusion import lora
-from dfusion.models import DiffusionModel
-from dfusion.settings import Train, names_of
+from dfusion.models import lora
+from dfusion.models.stable_diffusion import DiffusionModel
+from dfusion.settings.schema import Train, names_of
 
 
 def stock_unet(model: DiffusionModel) -> UNet2DConditionModel:

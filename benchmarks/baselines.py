@@ -12,9 +12,10 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from dfusion.fusion import FusionPlan, Source
-from dfusion.masks import fusion_mask
-from dfusion.sampling import Policy
+from dfusion.method.fusion import FusionPlan, Source
+from dfusion.method.masks import fusion_mask
+from dfusion.method.sampling import Policy
+from dfusion.models.stable_diffusion import DiffusionModel
 from diffusers_patched import UNet2DConditionModel
 
 
@@ -92,6 +93,7 @@ def released_fusion(
     Knows keys and values in square masks only, which is what the released code fuses.
     """
     batches = [pairs[n : n + batch_size] for n in range(0, len(pairs), batch_size)]
+    assert isinstance(policy.model, DiffusionModel)
     with explicit_attention(policy.model.unet, plan.layers) as passes:
         return [x for batch in batches for x in _released_targets(policy, plan, batch, passes)]
 

@@ -22,11 +22,11 @@ from benchmarks.stages import Stage
 from benchmarks.table3 import RoundCount
 from benchmarks.timing import matrix_rate, race
 from benchmarks.workbench import make_round, open_workbench, settings_of, size_of, train_round
-from dfusion.files import write_json
-from dfusion.metrics import peak_memory
-from dfusion.models import quiet_libraries
-from dfusion.runs import Session
-from dfusion.training import Trainer
+from dfusion.models.stable_diffusion import quiet_libraries
+from dfusion.rounds.session import Session
+from dfusion.storage.files import write_json
+from dfusion.training.metrics import peak_memory
+from dfusion.training.trainer import Trainer
 
 RESULTS = Path("benchmarks/results")
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}

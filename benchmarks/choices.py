@@ -9,10 +9,10 @@ import torch
 
 from benchmarks.timing import seconds_of
 from benchmarks.workbench import PROMPT
-from dfusion import lora
-from dfusion.models import DiffusionModel
-from dfusion.sampling import Policy, sample
-from dfusion.settings import Train, names_of
+from dfusion.method.sampling import Policy, sample
+from dfusion.models import lora
+from dfusion.models.stable_diffusion import DiffusionModel
+from dfusion.settings.schema import Train, names_of
 
 STEPS = 2  # denoising steps of the samples that are timed
 ITEMS = 8  # images, or pairs' steps, in a call, where that is not what is tried

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from benchmarks import bench, choices, models
-from dfusion.files import write_json
-from dfusion.models import quiet_libraries
+from dfusion.models.stable_diffusion import quiet_libraries
+from dfusion.storage.files import write_json
 
 # Of the stages: 4 pairs in a call, 16 rows.
 ROUND = "--pairs=8 --batch-size=4 --steps=4 --repeats=3 --dtype=bf16"

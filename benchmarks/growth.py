@@ -19,9 +19,9 @@ import torch
 
 from benchmarks import models
 from benchmarks.workbench import make_round, open_workbench, settings_of, train_round
-from dfusion.metrics import peak_memory
-from dfusion.models import quiet_libraries
-from dfusion.training import Trainer
+from dfusion.models.stable_diffusion import quiet_libraries
+from dfusion.training.metrics import peak_memory
+from dfusion.training.trainer import Trainer
 
 BATCH = 4  # pairs in a call
 

@@ -11,9 +11,9 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from dfusion.models import DiffusionModel
-from dfusion.settings import Eval, Pretrained
-from testbed.unet import SCHEDULE
+from dfusion.models.stable_diffusion import DiffusionModel
+from dfusion.settings.schema import Eval, Pretrained
+from testbed.models.unet import SCHEDULE
 
 TESTBED = "testbed/weights/diffusion"
 UNETS: dict[str, dict[str, Any]] = {

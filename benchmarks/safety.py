@@ -24,8 +24,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from benchmarks import bare, models
-from dfusion.files import read_png, read_tensors, write_png, write_tensors
-from dfusion.lock import Lock
+from dfusion.storage.files import read_png, read_tensors, write_png, write_tensors
+from dfusion.storage.lock import Lock
 
 
 @dataclass(frozen=True)

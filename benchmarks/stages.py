@@ -15,17 +15,17 @@ from benchmarks import bare, baselines
 from benchmarks.counter import counting
 from benchmarks.timing import Race, Work
 from benchmarks.workbench import quiet
-from dfusion.files import read_tensors
-from dfusion.fit import guess
-from dfusion.fusion import Source, fuse
-from dfusion.rewards import load_reward
-from dfusion.round_files import read_source, read_trajectory
-from dfusion.runs import Session
-from dfusion.sampling import sample
-from dfusion.scoring import score_missing
-from dfusion.settings import Eval
-from dfusion.store import Round
-from dfusion.training import Trainer
+from dfusion.method.fusion import Source, fuse
+from dfusion.method.sampling import sample
+from dfusion.models.batching import guess
+from dfusion.rewards.registry import load_reward
+from dfusion.rounds.scoring import score_missing
+from dfusion.rounds.session import Session
+from dfusion.settings.schema import Eval
+from dfusion.storage.experiment import Round
+from dfusion.storage.files import read_tensors
+from dfusion.storage.round_files import read_source, read_trajectory
+from dfusion.training.trainer import Trainer
 
 TimeInTurns = Callable[[Mapping[str, Work]], Race]
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dfusion.metrics import peak_memory
+from dfusion.training.metrics import peak_memory
 
 Work = Callable[[], object]
 Clock = Callable[[], float]

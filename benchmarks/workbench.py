@@ -10,16 +10,16 @@ from PIL import Image
 
 from benchmarks.counter import counting
 from benchmarks.table3 import RoundCount, RoundSize
-from dfusion.files import write_json
-from dfusion.fusion import plan_of
-from dfusion.models import DiffusionModel
-from dfusion.numerics import set_numerics
-from dfusion.prompts import Item, Prompt
-from dfusion.rounds import RoundRunner, World
-from dfusion.runs import PRECISIONS, Session
-from dfusion.settings import Settings
-from dfusion.store import Experiment
-from dfusion.training import Trainer
+from dfusion.method.prompts import Item, Prompt
+from dfusion.models.numerics import set_numerics
+from dfusion.models.plan import plan_of
+from dfusion.models.stable_diffusion import DiffusionModel
+from dfusion.rounds.runner import RoundRunner, World
+from dfusion.rounds.session import PRECISIONS, Session
+from dfusion.settings.schema import Settings
+from dfusion.storage.experiment import Experiment
+from dfusion.storage.files import write_json
+from dfusion.training.trainer import Trainer
 
 PROMPT = Prompt("a star holding a flag", (Item("star"), Item("flag")))  # Otsu's thresholds
 

@@ -20,13 +20,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from config.config import PRESETS
 from dfusion.errors import ends_in_one_line
-from dfusion.estimate import Times, estimate, evaluations, seconds
 from dfusion.progress import clock
-from dfusion.prompt_files import load_prompts
-from dfusion.settings import Settings
-from experiments import ablations, alignment, chosen_pair, generalisation, rates
+from dfusion.settings.presets import PRESETS
+from dfusion.settings.prompt_files import load_prompts
+from dfusion.settings.schema import Settings
+from dfusion.training.estimate import Times, estimate, evaluations, seconds
+from experiments.pairs import chosen_pair
+from experiments.runs import ablations, alignment, generalisation, rates
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ CURVES = [
     *(Curve(method, pairs) for method in ("ddpo", "dpok") for pairs in ("naive", "dfusion")),
     Curve("dpo", "inversion"),
 ]
-RUN = "experiments.alignment"
+RUN = "experiments.runs.alignment"
 # Ways in which each fuses its pair; both endpoints of the pair are walked.
 PICTURES = {"attention_control": 10, "steps_layers": 30, "cross_maps": 0}
 
@@ -124,10 +125,10 @@ def grids(args: argparse.Namespace) -> list[Stage]:
     if args.preset != "testbed":
         return []
     return [
-        Stage("experiments.fusion_grid", ()),
-        Stage("experiments.fusion_plot", ()),
-        Stage("experiments.fusion_grid", ("--final",)),
-        Stage("experiments.mask_quality", ()),
+        Stage("experiments.pairs.fusion_grid", ()),
+        Stage("experiments.pairs.fusion_plot", ()),
+        Stage("experiments.pairs.fusion_grid", ("--final",)),
+        Stage("experiments.pairs.mask_quality", ()),
     ]
 
 
@@ -145,7 +146,7 @@ def training(args: argparse.Namespace) -> list[Stage]:
 
 
 def _run(flags: list[str], kept: bool = False) -> Stage:
-    """One run of experiments.alignment."""
+    """One run of experiments.runs.alignment."""
     run = alignment.arguments(flags)
     return Stage(RUN, tuple(flags), alignment.settings_of(run), alignment.result_of(run), kept)
 
@@ -156,7 +157,7 @@ def tried(args: argparse.Namespace) -> list[Stage]:
         return []
     flags = [*chosen(args), f"--seed={args.seeds[0]}"]
     runs = [_run(run) for run in rates.runs_of(rates.arguments(flags)).values()]
-    return [*runs, Stage("experiments.rates", tuple(flags))]
+    return [*runs, Stage("experiments.runs.rates", tuple(flags))]
 
 
 def unseen(args: argparse.Namespace) -> list[Stage]:
@@ -171,9 +172,9 @@ def unseen(args: argparse.Namespace) -> list[Stage]:
     for t in (1, 2, 3):
         count = len(json.loads(alignment.prompts_file(args.preset, t, "test").read_text()))
         flags = (preset, f"--template={t}", names(t))
-        stages.append(Stage("experiments.before_after", flags))
+        stages.append(Stage("experiments.runs.before_after", flags))
         drawn = 3 * generalisation.images_of(args.preset, count) * count * steps  # three models
-        stages.append(Stage("experiments.generalisation", flags, drawn=drawn))
+        stages.append(Stage("experiments.runs.generalisation", flags, drawn=drawn))
     return stages
 
 
@@ -182,7 +183,7 @@ def choices(args: argparse.Namespace) -> list[Stage]:
     flags = [*chosen(args), f"--seed={args.seeds[0]}"]
     asked = ablations.arguments(flags)
     runs = [_run(ablations.flags_of(name, asked)) for name in ablations.CHOICES]
-    return [*runs, Stage("experiments.ablations", tuple(flags))]
+    return [*runs, Stage("experiments.runs.ablations", tuple(flags))]
 
 
 def stages(args: argparse.Namespace) -> list[Stage]:

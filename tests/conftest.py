@@ -14,15 +14,15 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from dfusion.files import write_json, write_png
-from dfusion.models import DiffusionModel
-from dfusion.prompts import Item, Prompt
-from dfusion.runs import sample_rounds
-from dfusion.sampling import Policy
-from dfusion.settings import Settings
-from dfusion.store import Experiment, Round
-from dfusion.training import train_rounds
-from testbed.unet import SCHEDULE
+from dfusion.method.prompts import Item, Prompt
+from dfusion.method.sampling import Policy
+from dfusion.models.stable_diffusion import DiffusionModel
+from dfusion.rounds.session import sample_rounds
+from dfusion.settings.schema import Settings
+from dfusion.storage.experiment import Experiment, Round
+from dfusion.storage.files import write_json, write_png
+from dfusion.training.trainer import train_rounds
+from testbed.models.unet import SCHEDULE
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits
 

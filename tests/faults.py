@@ -36,9 +36,9 @@ from typing import Any
 
 import torch
 
-from dfusion.runs import sample_rounds, score
-from dfusion.settings import Settings
-from dfusion.training import train_rounds
+from dfusion.rounds.session import sample_rounds, score
+from dfusion.settings.schema import Settings
+from dfusion.training.trainer import train_rounds
 from tests.conftest import make_pipeline, make_settings
 
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "shutil.rmtree"}

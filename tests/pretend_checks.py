@@ -1,4 +1,4 @@
-"""What tests/test_gpu.py runs in a process of its own: the library on a pretend GPU."""
+"""What tests/models/test_gpu.py runs in a process of its own: the library on a pretend GPU."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dfusion.fusion import FusionPlan, Source, fuse
-from dfusion.inversion import invert
-from dfusion.models import DiffusionModel
-from dfusion.prompts import Prompt
-from dfusion.sampling import Policy, sample
-from dfusion.settings import Settings
-from dfusion.training import Trainer, train_rounds
+from dfusion.method.fusion import FusionPlan, Source, fuse
+from dfusion.method.inversion import invert
+from dfusion.method.prompts import Prompt
+from dfusion.method.sampling import Policy, sample
+from dfusion.models.stable_diffusion import DiffusionModel
+from dfusion.settings.schema import Settings
+from dfusion.training.trainer import Trainer, train_rounds
 from tests.conftest import make_pipeline, small
 from tests.pretend_gpu import GPU, CudaError, OnGpu, PretendGpu
 

@@ -1,35 +1,30 @@
-"""Who may import whom (the layout's rules)."""
+"""What the folders may import: each only what stands below it."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# Every other module of dfusion/ is pure: maths and words, no files, models or frameworks.
-EFFECTS = {
-    *("checkpoints", "contact_sheet", "estimate", "files", "fusion", "inputs", "inversion", "lora"),
-    *("acceptance", "hub", "last_error", "lock"),
-    *(
-        "metrics",
-        "model_folder",
-        "models",
-        "plain_json",
-        "progress",
-        "prompt_files",
-        "report",
-        "round_files",
-        "rewards",
-        "rounds",
-        "runs",
-        "sampling",
-    ),
-    *("scorer", "scoring", "sharing", "stepper", "store", "tracking", "training"),
-    *("transitions", "tuning", "updates", "verify"),
-}
-PURE = sorted({p.stem for p in (ROOT / "dfusion").glob("*.py")} - EFFECTS)
-EFFECTS_ONLY = {"diffusers", "transformers", "accelerate", "peft", "open_clip", "absl"}
-SCRIPTS_ONLY = {"absl", "ml_collections"}
+# From the bottom up; what stands in one line knows nothing of each other.
+ORDER = [
+    {"errors", "progress"},
+    {"method"},
+    {"storage"},
+    {"settings"},
+    {"models", "report"},
+    {"rewards"},
+    {"rounds"},
+    {"training", "view"},
+    {"commands"},
+]
+HEIGHT = {name: height for height, names in enumerate(ORDER) for name in names}
+LIBRARY = sorted((ROOT / "dfusion").rglob("*.py"))
+OVERLAY = sorted((ROOT / "diffusers_patched").glob("*.py"))
+FLAGS = {"absl", "ml_collections"}
+# The method is maths: it knows no files, models or frameworks.
+MATHS = {"torch", "numpy", "dfusion", "diffusers_patched"}
 
 
 def imports(path: Path) -> set[str]:
@@ -38,6 +33,8 @@ def imports(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "dfusion":
+            names |= {f"dfusion.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.add(node.module)
     return names
@@ -47,25 +44,47 @@ def tops(path: Path) -> set[str]:
     return {name.split(".")[0] for name in imports(path)}
 
 
-@pytest.mark.parametrize("name", PURE)
-def test_pure_modules_import_maths_and_each_other_only(name: str) -> None:
-    path = ROOT / "dfusion" / f"{name}.py"
-    assert not tops(path) & (EFFECTS_ONLY | SCRIPTS_ONLY | {"diffusers_patched", "pathlib", "os"})
-    ours = {n.split(".")[1] for n in imports(path) if n.startswith("dfusion.")}
-    assert ours <= set(PURE)
+def room(path: Path) -> str:
+    """The folder of dfusion/ that a file is in, or its own name."""
+    return path.relative_to(ROOT / "dfusion").parts[0].removesuffix(".py")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "diffusers_patched").glob("*.py")), ids=str)
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def test_every_folder_has_its_place() -> None:
+    assert {room(path) for path in LIBRARY} - {"__init__", "__main__", "pipeline"} == HEIGHT.keys()
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=named)
+def test_a_folder_imports_only_what_is_below_it(path: Path) -> None:
+    own = room(path)
+    if own not in HEIGHT:  # the public face: it may know everything
+        return
+    for name in imports(path):
+        if name.startswith("dfusion."):
+            other = name.split(".")[1]
+            assert other == own or HEIGHT[other] < HEIGHT[own], name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "dfusion/method").glob("*.py")), ids=named)
+def test_the_method_is_maths(path: Path) -> None:
+    assert tops(path) <= MATHS | (sys.stdlib_module_names - {"os", "pathlib", "io", "shutil"})
+
+
+@pytest.mark.parametrize("path", OVERLAY, ids=named)
 def test_the_overlay_knows_nothing_of_dfusion(path: Path) -> None:
-    assert not tops(path) & ({"dfusion", "config", "testbed"} | SCRIPTS_ONLY)
+    assert not tops(path) & ({"dfusion", "config", "testbed"} | FLAGS)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "dfusion").glob("*.py")), ids=str)
-def test_the_library_has_no_flags_and_no_testbed(path: Path) -> None:
-    assert not tops(path) & (SCRIPTS_ONLY | {"config", "testbed", "experiments"})
+@pytest.mark.parametrize("path", LIBRARY, ids=named)
+def test_only_commands_know_flags_and_nothing_the_testbed(path: Path) -> None:
+    assert not tops(path) & {"config", "testbed", "experiments", "tests"}
+    assert room(path) == "commands" or not tops(path) & FLAGS
 
 
 def test_nothing_is_unpickled() -> None:
-    for path in [*(ROOT / "dfusion").glob("*.py"), *(ROOT / "diffusers_patched").glob("*.py")]:
+    for path in [*LIBRARY, *OVERLAY]:
         assert "pickle" not in tops(path)
         assert "torch.load" not in path.read_text()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dfusion.files import read_json, write_json
+from dfusion.storage.files import read_json, write_json
 from tests.conftest import PROMPTS
 
 pytest.importorskip("starlette", reason="the app's packages are missing")

@@ -17,7 +17,7 @@ from types import NoneType
 from typing import Any
 
 from dfusion.errors import UserError
-from dfusion.store import Round
+from dfusion.storage.experiment import Round
 from dfusion.view import ratings
 from dfusion.view.folders import Data, NotThereError, present
 from dfusion.view.human import digest

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from dfusion.files import read_json
-from dfusion.store import Experiment, Round
+from dfusion.storage.experiment import Experiment, Round
+from dfusion.storage.files import read_json
 from dfusion.view.folders import Data
 
 Points = list[list[float]]  # [x, y]
@@ -17,7 +17,7 @@ def curves(data: Data, experiment: Experiment, judged: Path | None) -> dict[str,
     """Named curves, empty ones left out.
 
     judged: a file {"rounds": [{"round", "judge"}], "same_noise": [{"rounds", "judge"}]}, as
-    experiments.alignment writes it.
+    experiments.runs.alignment writes it.
     """
     rows = metrics(data, experiment)
     updates = [row for row in rows if row.get("kind") == "update"]

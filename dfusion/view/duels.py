@@ -13,7 +13,7 @@ from types import NoneType
 from typing import Any
 
 from dfusion.errors import UserError
-from dfusion.store import SCORED, Round
+from dfusion.storage.experiment import SCORED, Round
 from dfusion.view import ratings
 from dfusion.view.folders import Data, NotThereError, present
 from dfusion.view.human import check_open, digest, texts_of, write

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from dfusion.errors import UserError
-from dfusion.files import read_json, stamp
-from dfusion.settings import Settings
-from dfusion.store import Experiment, Round
+from dfusion.settings.schema import Settings
+from dfusion.storage.experiment import Experiment, Round
+from dfusion.storage.files import read_json, stamp
 
 KINDS = ("images", "base_images", "reference_images", "target_images", "masks")
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*(/[A-Za-z0-9][\w.+-]*)?")

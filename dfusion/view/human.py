@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dfusion.errors import UserError
-from dfusion.rewards import HUMAN
-from dfusion.scoring import scorer_lock
-from dfusion.store import SCORED, Round
+from dfusion.rewards.registry import HUMAN
+from dfusion.rounds.scoring import scorer_lock
+from dfusion.storage.experiment import SCORED, Round
 from dfusion.view import ratings
 from dfusion.view.folders import Data, present
 

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from dfusion.prompts import Prompt
-from dfusion.steps import parse_steps
-from dfusion.store import Experiment, Round
+from dfusion.method.prompts import Prompt
+from dfusion.settings.steps import parse_steps
+from dfusion.storage.experiment import Experiment, Round
 from dfusion.view.folders import Data, present
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dfusion import last_error
 from dfusion.errors import UserError
-from dfusion.files import alive, read_json
-from dfusion.settings import Settings
-from dfusion.store import Experiment, Round
+from dfusion.settings.schema import Settings
+from dfusion.storage import last_error
+from dfusion.storage.experiment import Experiment, Round
+from dfusion.storage.files import alive, read_json
 from dfusion.view.curves import curves, metrics
 from dfusion.view.folders import Data, present
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from dfusion.errors import UserError
-from dfusion.files import read_tensors, stamp, write_bytes
-from dfusion.masks import fusion_mask, otsu
-from dfusion.prompts import Prompt
-from dfusion.settings import Settings
-from dfusion.steps import parse_steps
-from dfusion.store import Round
+from dfusion.method.masks import fusion_mask, otsu
+from dfusion.method.prompts import Prompt
+from dfusion.settings.schema import Settings
+from dfusion.settings.steps import parse_steps
+from dfusion.storage.experiment import Round
+from dfusion.storage.files import read_tensors, stamp, write_bytes
 from dfusion.view.folders import Data, NotThereError, why_not
 from dfusion.view.pairs import prompt_of, word
 
@@ -110,7 +110,7 @@ def _histogram(values: np.ndarray) -> dict[str, Any]:
 def masks(
     data: Data, name: str, which: str, text: str, thresholds: list[float | None], t: int | None
 ) -> dict[str, Any]:
-    """Masks of a prompt's samples under these thresholds (None: Otsu's), by dfusion.masks.
+    """Masks of a prompt's samples under these thresholds (None: Otsu's), by dfusion.method.masks.
 
     t: a step, or None for the mean over the fused steps. Bytes are base64 of uint8 (gh, gw).
     otsu: per item, the mean of Otsu's thresholds at those steps.

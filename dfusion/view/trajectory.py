@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dfusion.ddim import DDIM
 from dfusion.errors import UserError
-from dfusion.files import read_tensors, stamp
-from dfusion.rng import noises
-from dfusion.store import SCORED, Round
+from dfusion.method.ddim import DDIM
+from dfusion.method.noise import noises
+from dfusion.storage.experiment import SCORED, Round
+from dfusion.storage.files import read_tensors, stamp
 from dfusion.view.folders import NotThereError, present, why_not
 
 TILE = 128  # pixels of a step's picture, at most (unless the latent itself is larger)

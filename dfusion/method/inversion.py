@@ -1,0 +1,29 @@
+"""DDIM inversion: a denoising trajectory guessed from a clean image (the paper's Section 4.4).
+
+From x_0 upwards, the noise at x_t is taken to be what the network predicts at x_{t-1} (Song et al.
+2020). The guess is known to be rough; the paper trains on it to show that targets need their own
+trajectories.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dfusion.method.sampling import Policy
+
+
+@torch.no_grad()
+def invert(policy: Policy, x0: Tensor, texts: Sequence[str]) -> Tensor:
+    """Guessed states x_T … x_0, (B, T+1, C, h, w), rounded as stored ones are.
+
+    x0: (B, C, h, w) clean latents. Predicted with the prompt and without guidance, as is usual:
+    guidance makes the guess diverge (Mokady et al. 2022).
+    """
+    model, ddim = policy.model, policy.ddim
+    cond = model.encode(list(texts))
+    states = [policy.rounded(x0.to(model.device))]
+    for i in reversed(range(len(ddim))):
+        eps, _ = model.predict(states[-1], ddim.timesteps[i], cond, guidance=None)
+        states.append(policy.rounded(ddim.invert(states[-1], eps, i)))
+    return torch.stack(states[::-1], 1).to(policy.store_dtype).cpu()

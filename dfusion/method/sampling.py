@@ -1,0 +1,142 @@
+"""Sampling with everything kept: denoising states and the items' cross-attention maps."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dfusion.method.ddim import DDIM
+from dfusion.method.denoiser import Denoiser
+from dfusion.method.masks import item_maps
+from dfusion.method.noise import noises
+from dfusion.method.prompts import Prompt
+from diffusers_patched import AttentionControl, Record
+
+STORE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One denoised sample.
+
+    latents: (T+1, C, h, w), x_T … x_0, in the stored dtype; the states that were walked, exactly.
+    maps: (T, I, gh, gw) float32, the items' maps at each step.
+    """
+
+    latents: Tensor
+    maps: Tensor
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How a model is sampled; the same for samples and targets of a round.
+
+    guidance: scale, or None for no guidance. store_dtype: what a state is rounded to.
+    """
+
+    model: Denoiser
+    ddim: DDIM
+    guidance: float | None
+    seed: int
+    round: int
+    store_dtype: torch.dtype = torch.float32
+
+    def noise(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """x_T (B, C, h, w), already rounded, and step noises (B, T, C, h, w), on the device."""
+        steps, shape = len(self.ddim), self.model.latent_shape
+        drawn = [noises(self.seed, self.round, i, steps, shape) for i in indices]
+        x_T, z = (torch.stack(part).to(self.model.device) for part in zip(*drawn, strict=True))
+        return self.rounded(x_T), z
+
+    def step_noise(self, index: int) -> Tensor:
+        """(T, C, h, w) noises of one sample, on the CPU."""
+        return noises(self.seed, self.round, index, len(self.ddim), self.model.latent_shape)[1]
+
+    def identity(self) -> dict[str, object]:
+        """What a sample depends on, besides its prompt and index."""
+        return {
+            "seed": self.seed,
+            "round": self.round,
+            "weights": self.model.fingerprint(),
+            "precision": str(self.model.dtype).removeprefix("torch."),
+            "timesteps": self.ddim.timesteps.tolist(),
+            "sigmas": [round(sigma, 6) for sigma in self.ddim.std.tolist()],
+            "guidance": self.guidance,
+            "states": str(self.store_dtype).removeprefix("torch."),
+        }
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """The state that is stored, hence walked on from: log-probs are taken of this one."""
+        return x.to(self.store_dtype).float()
+
+
+def denoise(
+    policy: Policy,
+    x: Tensor,  # (B, C, h, w)
+    z: Tensor,  # (B, T, C, h, w)
+    cond: Tensor,  # (B, L, E)
+    control: AttentionControl | None = None,
+    steps: range | None = None,
+    predict: Callable[[Tensor, int], tuple[Tensor, Tensor | None]] | None = None,
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The one denoising loop: yields (x_{t-1}, recorded maps) step by step.
+
+    predict(x, i) replaces the plain guided prediction (fusion does).
+    """
+
+    def plain(x: Tensor, i: int) -> tuple[Tensor, Tensor | None]:
+        timestep = policy.ddim.timesteps[i]
+        return policy.model.predict(x, timestep, cond, policy.guidance, control)
+
+    for i in steps if steps is not None else range(len(policy.ddim)):
+        eps, maps = (predict or plain)(x, i)
+        mean, std = policy.ddim.transition(x, eps, i)
+        x = policy.rounded(mean + std.reshape(-1, 1, 1, 1) * z[:, i])
+        yield x, maps
+
+
+@torch.no_grad()
+def sample(
+    policy: Policy,
+    indices: Sequence[int],
+    prompts: Sequence[Prompt],
+    mask_layers: frozenset[int],
+) -> list[Trajectory]:
+    """Denoise one batch; prompts may differ. indices: the samples' numbers in the round."""
+    model = policy.model
+    items = [model.columns(prompt) for prompt in prompts]
+    columns, groups = _pack(items)
+    record = Record(
+        layers=mask_layers,
+        columns=columns.to(model.device),
+        first_row=len(prompts) if policy.guidance is not None else 0,
+    )
+    x, z = policy.noise(indices)
+    cond = model.encode([prompt.text for prompt in prompts])
+    states, maps = [x], []
+    for state, step_maps in denoise(policy, x, z, cond, AttentionControl(record=record)):
+        assert step_maps is not None  # a recording control returns maps
+        states.append(state)
+        maps.append(step_maps)
+    latents = torch.stack(states, 1).to(policy.store_dtype).cpu()
+    token_maps = torch.stack(maps, 1).cpu()  # (B, T, J, gh, gw)
+    return [
+        Trajectory(latents[b], item_maps(token_maps[b], groups[b])) for b in range(len(prompts))
+    ]
+
+
+def _pack(items: list[list[list[list[int]]]]) -> tuple[Tensor, list[list[list[list[int]]]]]:
+    """Token columns of a batch, padded by -1, and each item's places among them.
+
+    items: [sample][item][occurrence] -> columns. Returns (B, J) long and, in the same nesting, the
+    indices into J.
+    """
+    flat = [[c for item in sample for span in item for c in span] for sample in items]
+    width = max(len(columns) for columns in flat)
+    columns = torch.tensor([f + [-1] * (width - len(f)) for f in flat])
+    groups = []
+    for sample in items:
+        places = iter(range(width))
+        groups.append([[[next(places) for _ in span] for span in item] for item in sample])
+    return columns, groups

@@ -1,0 +1,400 @@
+"""One round of D-Fusion up to training: sample, score, pair, fuse, score, adopt.
+
+The state of a round is what is on disk. Every stage does what is missing and nothing twice, so the
+answer to an interruption is to run the same command again. Processes share a round by index, with
+no messages between them: each waits for the files it needs.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from dfusion.errors import NotFiniteError, UserError
+from dfusion.method import pairing
+from dfusion.method.fusion import FusionPlan, Source, Target, fuse
+from dfusion.method.prompts import Prompt
+from dfusion.method.sampling import Policy, Trajectory, sample
+from dfusion.models.batching import Fit, unfinished
+from dfusion.progress import Progress, Stopwatch, clock
+from dfusion.rewards.registry import HUMAN, Reward, reward_name
+from dfusion.rounds.acceptance import GO_BACK_OR_PAIR, check_pairs, check_samples
+from dfusion.rounds.degenerate import equal_scores, odd_masks
+from dfusion.rounds.scoring import score_missing, scorer_alive, scorer_command, scorer_lock
+from dfusion.rounds.sharing import Lender
+from dfusion.settings.schema import Settings
+from dfusion.settings.steps import fused_indices
+from dfusion.storage.experiment import DROPPED, PAIRED, SCORED, Experiment, Round, manifest_of
+from dfusion.storage.files import Writer, read_rows
+from dfusion.storage.lock import Lock, run_lock
+from dfusion.storage.round_files import read_source, write_sample, write_target
+
+SAY_EVERY_SECONDS = 30.0
+TRY = "try --config.mixed_precision bf16 or no"
+
+
+@dataclass(frozen=True)
+class World:
+    """Which of several processes this one is."""
+
+    rank: int = 0
+    size: int = 1
+
+    def mine(self, count: int) -> range:
+        """This process's share of 0 … count - 1."""
+        return range(self.rank, count, self.size)
+
+
+class RoundRunner:
+    """Runs the rounds of one experiment.
+
+    reward: scores in this process, its share (flag eval.in_process); None waits for a scorer.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        experiment: Experiment,
+        prompts: tuple[Prompt, ...],
+        plan: FusionPlan,
+        mask_layers: frozenset[int],
+        world: World,
+        reward: Reward | None = None,
+    ) -> None:
+        self.settings, self.experiment, self.prompts = settings, experiment, prompts
+        self.plan, self.mask_layers, self.world = plan, mask_layers, world
+        self.reward, self.reward_name = reward, reward_name(settings.eval)
+        self.lender = Lender.of(settings)
+        self.stopwatch = Stopwatch()
+        self._fits: dict[str, Fit] = {}
+
+    def check(
+        self, numbers: Sequence[int], policy: Callable[[int], Policy], known: int | None = None
+    ) -> None:
+        """Refuse rounds that are there and were made in another way. Raises UserError.
+
+        policy: of a round's samples; only of round `known`, if given, are the weights its own yet.
+        """
+        for number in numbers:
+            round_, each = self.experiment.round(number), self.settings.images_per_prompt
+            self._check_begun(round_, policy(number), each, known in (None, number))
+            if round_.pairs() is not None:
+                check_pairs(round_, self._fused_with())
+
+    def check_comparisons(self, first: int, policy: Policy) -> None:
+        """As `check`, for the comparisons of training that goes on with round `first`."""
+        train = self.settings.train
+        for number in (first, *range(first + 1, train.num_epochs + 1)):
+            if train.compares_after(number):
+                round_ = self.experiment.comparison(number)
+                self._check_begun(round_, policy, train.compare_images, number == first)
+
+    def _check_begun(self, round_: Round, policy: Policy, each: int, weights: bool) -> None:
+        if round_.manifest() is not None:
+            known = {k: v for k, v in self._made_with(policy).items() if weights or k != "weights"}
+            check_samples(round_, known, self.prompts, each)
+        for kind in SCORED:
+            round_.scores(kind, self.reward_name)
+
+    def run(self, number: int, policy: Policy) -> Round:
+        """Bring round `number` to its end; returns it."""
+        round_, scores, pairs = self.prepare(number, policy)
+        with self.stopwatch.stage("fusing"):
+            self._fuse(round_, policy, pairs, round_.sample_prompts())
+            self._say_odd_masks(round_, len(pairs))
+        targets = self._scores(round_, "target_images", len(pairs))
+        self._adopt(round_, pairs, scores, targets)
+        return round_
+
+    def prepare(
+        self, number: int, policy: Policy
+    ) -> tuple[Round, dict[int, float], tuple[pairing.Pair, ...]]:
+        """The round up to fusion: its samples, their scores, its pairs."""
+        round_ = self.experiment.round(number)
+        self.say(f"Round {number}")
+        if self.world.rank == 0:  # it is to be trained on again: what was dropped is made again
+            (round_.folder / DROPPED).unlink(missing_ok=True)
+        self._plan(round_, number, policy, self.settings.images_per_prompt)
+        prompts = round_.sample_prompts()
+        with self.stopwatch.stage("sampling"):
+            self._sample(round_, policy, prompts)
+        scores = self._scores(round_, "images", len(prompts))
+        pairs = self._pairs(round_, scores)
+        self._remark(equal_scores(round_.scores_by_text()))
+        return round_, scores, pairs
+
+    def compare(self, number: int, policy: Policy) -> dict[int, float]:
+        """Sample and score the images that show `policy`, after `number` rounds of training.
+
+        Same noise for every `number`: policy.round is not the number of a round.
+        """
+        round_ = self.experiment.comparison(number)
+        self.say(f"Comparison after {number} rounds of training")
+        with self.stopwatch.stage("comparing"):
+            self._plan(round_, number, policy, self.settings.train.compare_images)
+            prompts = round_.sample_prompts()
+            self._sample(round_, policy, prompts, keep=False)
+            return self._scores(round_, "images", len(prompts))
+
+    def say(self, text: str) -> None:
+        """Print, once for all processes."""
+        if self.world.rank == 0:
+            print(text, flush=True)
+
+    def _remark(self, text: str) -> None:
+        if text:
+            self.say(f"  note: {text}")
+
+    def _say_odd_masks(self, round_: Round, count: int) -> None:
+        if self.world.rank == 0 and self.plan.masked:
+            s = self.settings
+            steps = sorted(fused_indices(s.fusion.steps, s.sample.num_steps))
+            masks = [read_rows(round_.target(p), "masks", slice(None)) for p in range(count)]
+            self._remark(odd_masks([mask[steps] for mask in masks]))
+
+    def _plan(self, round_: Round, number: int, policy: Policy, each: int) -> None:
+        made_with = self._made_with(policy)
+        if round_.manifest() is None and self.world.rank == 0:
+            manifest = manifest_of(number, self.prompts, each, made_with)
+            if not self._take_over(round_, manifest):
+                round_.write_manifest(number, self.prompts, each, made_with)
+        self._wait(lambda: int(round_.manifest() is not None), 1, "the manifest")
+        check_samples(round_, made_with, self.prompts, each)
+
+    def _made_with(self, policy: Policy) -> dict[str, object]:
+        """What a round's samples depend on, besides their prompts."""
+        return {**policy.identity(), "mask layers": sorted(self.mask_layers)}
+
+    def check_samples_from(self, number: int, policy: Policy) -> None:
+        """Raise UserError where round `number` is to take samples over that are not its own."""
+        if self.lender and self.experiment.round(number).manifest() is None:
+            each, made_with = self.settings.images_per_prompt, self._made_with(policy)
+            manifest = manifest_of(number, self.prompts, each, made_with)
+            self.lender.refuse(f"epoch{number}", manifest)
+
+    def _take_over(self, round_: Round, manifest: dict[str, Any]) -> bool:
+        """Begin a round with the samples of --config.samples_from, if these are the very same."""
+        if self.lender is None or any(round_.folder.glob("*")):
+            return False
+        place = round_.folder.relative_to(self.experiment.folder).as_posix()
+        fuses = self.settings.train.pairs != "naive"
+        fused_with = self._fused_with() if fuses else None
+        said = self.lender.lend(place, round_, manifest, self.reward_name, fused_with)
+        if said:
+            self.say(f"  {said}")
+        return bool(said)
+
+    def _sample(
+        self, round_: Round, policy: Policy, prompts: list[Prompt], keep: bool = True
+    ) -> None:
+        """keep: trajectories too, not images alone."""
+
+        def there(i: int) -> bool:
+            kept = not keep or round_.trajectory(i).exists()
+            return kept and round_.image("images", i).exists()
+
+        def make(batch: Sequence[int]) -> tuple[list[Trajectory], Tensor]:
+            self._check_still_there()
+            made = sample(policy, batch, [prompts[i] for i in batch], self.mask_layers)
+            return made, _pictures(policy, made, [f"sample {i}" for i in batch])
+
+        size = self.settings.sample.images_per_call or self.settings.sample.batch_size
+        fit = self._fit("sample.images_per_call", size, policy)
+        batches = unfinished(self.world.mine(len(prompts)), fit.cut, there)
+        progress = Progress("sampling", sum(map(len, batches)))
+        with Writer() as writer:
+            parts = chain.from_iterable(fit.over(batch, make) for batch in batches)
+            for batch, (trajectories, images) in parts:
+                for i, trajectory, image in zip(batch, trajectories, images, strict=True):
+                    states = trajectory if keep else None
+                    writer.put(write_sample, round_, i, states, image.numpy())
+                writer.next_batch()
+                if self.world.rank == 0:
+                    progress.advance(len(batch))
+        count = len(prompts)
+        self._wait(lambda: sum(map(there, range(count))), count, "images of other processes")
+
+    def _scores(self, round_: Round, kind: str, count: int) -> dict[int, float]:
+        """All scores of a kind: given here where `reward` is, else by the scorer."""
+        lock = scorer_lock(self.experiment.folder)
+
+        def known() -> int:
+            found = len(round_.scores(kind, self.reward_name))
+            if found < count and self.reward and self._may_score(lock):
+                self._score(round_, kind, self.reward)
+                found = len(round_.scores(kind, self.reward_name))
+            return found
+
+        with self.stopwatch.stage("scoring"):  # or waiting for the scorer
+            try:
+                self._wait(known, count, f"scores of {kind}", lambda: self._scorer_hint(lock))
+            finally:
+                lock.release()
+        return round_.scores(kind, self.reward_name)
+
+    def _may_score(self, lock: Lock) -> bool:
+        """Whether no scorer elsewhere has the experiment: process 0 holds the lock for all."""
+        if self.world.rank == 0:
+            return lock.acquire()
+        return lock.with_owner_of(run_lock(self.experiment.folder))
+
+    def _score(self, round_: Round, kind: str, reward: Reward) -> None:
+        """This process's share."""
+        world, batch = self.world, self.settings.eval.batch_size
+        writing = FileLock(self.experiment.folder / ".scores.lock") if world.size > 1 else None
+        turn = world.rank, world.size
+        score_missing(round_, kind, reward, self.reward_name, batch, turn=turn, writing=writing)
+
+    def _scorer_hint(self, lock: Lock) -> str:
+        folder = self.experiment.folder
+        if self.reward:
+            return "" if lock.held else f"scored by {lock.owner()}"
+        if self.settings.eval.reward == HUMAN:
+            return f"rate them in the browser:\n    {scorer_command(self.settings)}"
+        if scorer_alive(folder.parent, folder.name, self.reward_name):
+            return ""
+        command = scorer_command(self.settings)
+        return f"no scorer is running; type in another terminal:\n    {command}"
+
+    def _fused_with(self) -> dict[str, object]:
+        """What a round's pairs and targets depend on, besides its samples."""
+        fusion = self.settings.fusion
+        return {
+            "reward": self.reward_name,
+            "rule": self.settings.pair.rule,
+            "fusion layers": sorted(self.plan.layers),
+            "fusion steps": fusion.steps,
+            "fusion parts": sorted(self.plan.parts),
+            "masked": fusion.masked,
+            "merge": self.plan.merge,
+            **({"mask place": self.plan.place} if self.plan.place != "items" else {}),
+        }
+
+    def _pairs(self, round_: Round, scores: dict[int, float]) -> tuple[pairing.Pair, ...]:
+        made_with = self._fused_with()
+        texts = round_.texts_to_score("images")
+        pairs = pairing.pair(texts, [scores[i] for i in range(len(texts))], self.settings.pair.rule)
+        if round_.pairs() is None and self.world.rank == 0:
+            round_.write_pairs(pairs, made_with)
+        self._wait(lambda: int(round_.pairs() is not None), 1, "the pairs")
+        check_pairs(round_, made_with)
+        if round_.pairs() != pairs:
+            raise UserError(
+                f"{round_.folder}/pairs.json: the scores changed since; {GO_BACK_OR_PAIR}"
+            )
+        return pairs
+
+    def _fuse(
+        self,
+        round_: Round,
+        policy: Policy,
+        pairs: tuple[pairing.Pair, ...],
+        prompts: list[Prompt],
+    ) -> None:
+        def there(p: int) -> bool:
+            pictures = all(round_.image(kind, p).exists() for kind in PAIRED)
+            return pictures and round_.target(p).exists()
+
+        def make(batch: Sequence[int]) -> tuple[list[Source], list[Target], Tensor]:
+            self._check_still_there()
+            sources = [read_source(round_, pairs[p], prompts) for p in batch]
+            made = fuse(policy, self.plan, sources)
+            return sources, made, _pictures(policy, made, [f"target {p}" for p in batch])
+
+        fit = self._fit("fusion.batch_size", self.settings.fusion.batch_size, policy)
+        batches = unfinished(self.world.mine(len(pairs)), fit.cut, there)
+        progress = Progress("fusing", sum(map(len, batches)))
+        with Writer() as writer:
+            parts = chain.from_iterable(fit.over(batch, make) for batch in batches)
+            for batch, (sources, targets, images) in parts:
+                for p, source, target, image in zip(batch, sources, targets, images, strict=True):
+                    args = round_, p, pairs[p], source, target, image.numpy()
+                    writer.put(write_target, *args)
+                writer.next_batch()
+                if self.world.rank == 0:
+                    progress.advance(len(batch))
+        count = len(pairs)
+        self._wait(lambda: sum(map(there, range(count))), count, "targets of other processes")
+
+    def _adopt(
+        self,
+        round_: Round,
+        pairs: tuple[pairing.Pair, ...],
+        scores: dict[int, float],
+        targets: dict[int, float],
+    ) -> None:
+        rows = []
+        threshold = self.settings.pair.adoption_threshold
+        for p, pair in enumerate(pairs):
+            base, reference, target = scores[pair.base], scores[pair.reference], targets[p]
+            kept = self.settings.pair.adoption == "all" or pairing.adopted(
+                target, base, reference, threshold
+            )
+            rows.append({"base": base, "reference": reference, "target": target, "adopted": kept})
+        if round_.adoption() != rows and self.world.rank == 0:
+            rule = {"rule": self.settings.pair.adoption, "threshold": threshold}
+            round_.write_adoption(rows, rule)
+        # Every process trains on what is adopted: an older or no file must not be read.
+        self._wait(lambda: int(round_.adoption() == rows), 1, "the adoption")
+
+    def _fit(self, flag: str, asked: int | str, policy: Policy) -> Fit:
+        """How many go into one UNet call; later rounds know what fitted."""
+        if flag not in self._fits:
+            self._fits[flag] = Fit(flag, asked, policy.model.device, say=self.say)
+        return self._fits[flag]
+
+    def _check_still_there(self) -> None:
+        """Raises UserError where the folder vanished: nothing would ever appear in it."""
+        config = self.experiment.config_file
+        if not config.exists():
+            raise UserError(
+                f"{config}: vanished while the run went on; put the folder back (is its disk "
+                "there?), and the same command goes on"
+            )
+
+    def _wait(
+        self,
+        done: Callable[[], int],
+        total: int,
+        what: str,
+        hint: Callable[[], str] | None = None,
+    ) -> None:
+        """Poll until `done()` reaches `total`, saying now and then what is awaited."""
+        started = time.monotonic()
+        said = started - SAY_EVERY_SECONDS
+        while (have := done()) < total:
+            self._check_still_there()
+            now = time.monotonic()
+            if now - said >= SAY_EVERY_SECONDS:
+                note = hint() if hint else ""
+                self.say(
+                    f"  waiting for {total - have} of {total} {what}, {clock(now - started)} so far"
+                    + (f"; {note}" if note else "")
+                )
+                said = now
+            time.sleep(min(0.5, self.settings.eval.poll_seconds))
+
+
+def _pictures(policy: Policy, results: Sequence[Trajectory | Target], names: list[str]) -> Tensor:
+    """Decoded images, uint8 (B, H, W, 3). Raises UserError where a state is NaN or infinite."""
+    for result, name in zip(results, names, strict=True):
+        good = result.latents.isfinite().flatten(1).all(1)
+        if not good.all():
+            step = len(policy.ddim) - int(good.long().argmin()) + 1
+            raise UserError(
+                f"round {policy.round}, {name}: NaN or Inf after step t = {step}; {TRY}"
+            )
+        if isinstance(result, Trajectory) and not result.maps.isfinite().all():
+            raise UserError(f"round {policy.round}, {name}: NaN or Inf in its item maps; {TRY}")
+    try:
+        return policy.model.decode(torch.stack([r.latents[-1] for r in results]))
+    except NotFiniteError as error:
+        raise UserError(
+            f"round {policy.round}, {names[error.index]}: NaN or Inf in its decoded image; are the "
+            "VAE's weights whole?"
+        ) from error

@@ -1,0 +1,190 @@
+"""The scorer process: watches data folders and scores every experiment by its own config.json."""
+
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from dfusion.errors import UserError
+from dfusion.models.numerics import set_numerics
+from dfusion.rewards.registry import HUMAN, Reward, Scores, reward_name
+from dfusion.rounds.scoring import score_missing, scorer_lock
+from dfusion.settings.schema import RENEW, Settings, settings_of
+from dfusion.storage.experiment import SCORED, Experiment, Round
+from dfusion.storage.files import read_json, sweep
+from dfusion.storage.lock import Lock
+
+RETRY_SECONDS = 60.0
+
+
+class Scorer:
+    """Scores what appears under data/<exp>/, for the named experiments or, if none, for all.
+
+    load: makes the reward that settings name; each is loaded once, when it is first needed.
+    only: the reward to which this scorer keeps; None for whichever an experiment names.
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        names: list[str],
+        load: Callable[[Settings], Reward],
+        only: str | None,
+        batch_size: int,
+    ) -> None:
+        self.data, self.names, self.load = data, names, load
+        self.only, self.batch_size = only, batch_size
+        self._locks: dict[Path, Lock] = {}
+        self._rewards: dict[str, Reward] = {}
+        self._failed: dict[str, tuple[float, str]] = {}  # when to try again, and why not before
+
+    def prepare(self, settings: Settings) -> None:
+        """Load the reward of these settings now. Raises UserError where that fails."""
+        self._rewards[reward_name(settings.eval)] = self.load(settings)
+
+    def watch(self, poll_seconds: float, once: bool) -> int:
+        """Score until interrupted; once: until nothing is left. Returns images scored.
+
+        An experiment that cannot be scored, or that another scorer has taken on, is named once,
+        left alone and tried again later. once: raises UserError if something could not be scored.
+        """
+        total = 0
+        said: set[str] = set()
+        try:
+            while True:
+                scored, problems = self.look()
+                for problem in problems:
+                    if problem not in said:
+                        print(f"left alone: {problem}", flush=True)
+                said |= set(problems)
+                total += scored
+                if once and not scored:
+                    if problems:
+                        raise UserError(problems[0])
+                    return total
+                if not scored:
+                    time.sleep(poll_seconds)
+        finally:
+            for lock in self._locks.values():
+                lock.release()
+
+    def look(self) -> tuple[int, list[str]]:
+        """Score what is there in all experiments; how many images, and what went wrong."""
+        total, problems = 0, []
+        for folder in self._folders():
+            try:
+                scored, found = self._score(folder)
+            except UserError as error:
+                scored, found = 0, [str(error)]
+            except OSError as error:
+                scored, found = 0, [f"{error.filename or folder}: {error.strerror}"]
+            total += scored
+            problems += found
+        return total, problems
+
+    def _folders(self) -> list[Path]:
+        if self.names:
+            return [self.data / name for name in self.names]
+        return sorted(path.parent for path in self.data.glob("*/config.json"))
+
+    def _score(self, folder: Path) -> tuple[int, list[str]]:
+        """Score what is there in one experiment; how many images, and what went wrong."""
+        experiment = Experiment(folder)
+        if not folder.is_dir():
+            return 0, [f"{folder}: not there (yet); check --config.exp_name"]
+        if not experiment.config_file.exists():  # its run still loads its models
+            return 0, []
+        settings = self._settings(experiment)
+        self._check_rested(reward_name(settings.eval), folder)
+        if not self._taken_on(folder):
+            return 0, [f"{folder}: scored by {scorer_lock(folder).owner()}"]
+        set_numerics(settings)
+        total, problems = 0, []
+        for round_, kind in _to_score(experiment):
+            try:
+                total += self._score_kind(folder, round_, kind, settings)
+            except UserError as error:
+                problems.append(str(error))
+        return total, problems
+
+    def _settings(self, experiment: Experiment) -> Settings:
+        """Raises UserError where config.json cannot be read, or this scorer is not to score it."""
+        file = experiment.config_file
+        settings = settings_of(read_json(file, RENEW).get("settings"), str(file))
+        name = reward_name(settings.eval)
+        if name == HUMAN:
+            raise UserError(f"{experiment.folder}: people give its scores, in dfusion view")
+        if self.only not in (None, name):
+            raise UserError(
+                f"{experiment.folder}: its reward is {name}, and this scorer was told to give "
+                f"{self.only}; without --config.eval.reward, it gives each experiment its own"
+            )
+        return settings
+
+    def _taken_on(self, folder: Path) -> bool:
+        """Hold an experiment, rid of what a dead scorer was writing; False if another has it."""
+        if folder in self._locks:
+            return True
+        lock = scorer_lock(folder)
+        if not lock.acquire():
+            return False
+        sweep(folder)
+        self._locks[folder] = lock
+        return True
+
+    def _score_kind(self, folder: Path, round_: Round, kind: str, settings: Settings) -> int:
+        """Raises UserError, whatever an experiment's own reward raises."""
+        where, name = round_.folder / kind, reward_name(settings.eval)
+
+        def reward(images: Sequence[Image.Image], prompts: Sequence[str]) -> Scores:
+            return self._reward(settings, folder)(images, prompts)
+
+        self._check_rested(str(where), where)
+        label = f"{folder.name}/{round_.folder.relative_to(folder)} {kind}"
+        try:
+            return score_missing(round_, kind, reward, name, self.batch_size, label)
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:  # a reward raises what it wants
+            raise self._rest(str(where), where, error) from error
+
+    def _reward(self, settings: Settings, folder: Path) -> Reward:
+        """Raises UserError where it does not load: others may then score the experiment."""
+        name = reward_name(settings.eval)
+        if name not in self._rewards:
+            self._check_rested(name, folder)
+            try:
+                self._rewards[name] = self.load(settings)
+            except (Exception, SystemExit) as error:  # so does a module that is imported
+                self._locks.pop(folder).release()
+                raise self._rest(name, folder, error) from error
+        return self._rewards[name]
+
+    def _check_rested(self, what: str, where: Path) -> None:
+        """Raises UserError where `what` failed a moment ago."""
+        until, why = self._failed.get(what, (0.0, ""))
+        if time.monotonic() < until:
+            raise UserError(f"{where}: {why}")
+
+    def _rest(self, what: str, where: Path, error: BaseException) -> UserError:
+        """Leave `what` alone for a while; returns the error in words."""
+        why = f"{_in_words(error)} (tried again every {RETRY_SECONDS:.0f} s)"
+        self._failed[what] = time.monotonic() + RETRY_SECONDS, why
+        return UserError(f"{where}: {why}")
+
+
+def _in_words(error: BaseException) -> str:
+    """What went wrong; for what nobody foresaw, the place too."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {at.filename}, line {at.lineno}: {error}"
+
+
+def _to_score(experiment: Experiment) -> list[tuple[Round, str]]:
+    rounds = [(r, kind) for r in experiment.rounds().values() for kind in SCORED]
+    return rounds + [(r, "images") for r in experiment.comparisons().values()]

@@ -1,0 +1,157 @@
+"""Scoring a round's images in batches; who scores an experiment, and whether somebody does."""
+
+import json
+import math
+import os
+import shlex
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from dfusion.errors import UserError
+from dfusion.progress import Progress
+from dfusion.rewards.registry import HUMAN, Reward
+from dfusion.settings.schema import Settings
+from dfusion.storage.experiment import Round
+from dfusion.storage.files import load_json, read_png, stamp, write_bytes
+from dfusion.storage.lock import Lock
+
+BEAT_SECONDS = 5.0
+ALIVE_SECONDS = 30.0
+
+
+def score_missing(
+    round_: Round,
+    kind: str,
+    reward: Reward,
+    name: str,
+    batch_size: int,
+    label: str = "",
+    turn: tuple[int, int] = (0, 1),
+    writing: AbstractContextManager[object] | None = None,
+) -> int:
+    """Score the images of a kind that are there and have no score; returns how many.
+
+    Scores are saved after every batch; where one of its images was deleted or made anew meanwhile,
+    it and the rest are left for the next look. turn: which of how many processes this is, all with
+    the same images there: every batch is one's; writing: held by the one that writes. Raises
+    UserError for an unreadable image or a reward that does not return one finite number per image.
+    """
+    texts = round_.texts_to_score(kind)
+    there = [i for i in range(len(texts)) if round_.image(kind, i).exists()]
+    if not there:
+        return 0
+    pending = set(there) - round_.scores(kind, name).keys()
+    (rank, size), done = turn, 0
+    # Several processes must cut alike, whatever the others have scored since.
+    order = sorted(pending) if size == 1 else there
+    cut = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    mine = [[i for i in batch if i in pending] for batch in cut[rank::size]]
+    progress = Progress(label or f"scoring {kind}", sum(map(len, mine)))
+    for batch in filter(None, mine):
+        paths = [round_.image(kind, i) for i in batch]
+        seen = _stamps(paths)
+        images = [Image.fromarray(read_png(path)) for path in paths]
+        values = _numbers(reward(images, [texts[i] for i in batch]), len(batch), name)
+        for i, value in zip(batch, values, strict=True):
+            if not math.isfinite(value):
+                raise UserError(f"{round_.image(kind, i)}: the reward {name} gave {value}")
+        if _stamps(paths) != seen:  # deleted or made anew: these scores are of none
+            break
+        with writing or nullcontext():
+            # Another scorer may have written meanwhile: its scores stand.
+            scores = {**dict(zip(batch, values, strict=True)), **round_.scores(kind, name)}
+            round_.write_scores(kind, name, scores)
+        done += len(batch)
+        if rank == 0:
+            progress.advance(len(batch))
+    return done
+
+
+def _stamps(paths: list[Path]) -> list[tuple[int, int, int]] | None:
+    """Of all these files; None where one is gone."""
+    with suppress(FileNotFoundError):
+        return [stamp(path) for path in paths]
+    return None
+
+
+def _numbers(values: object, count: int, name: str) -> list[float]:
+    """What a reward returned (tensor, array or list) as plain numbers."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().float().cpu()
+    try:
+        numbers = np.asarray(values, dtype=float).reshape(-1)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--config.eval.reward {name}: gave no numbers ({error})") from error
+    if len(numbers) != count:
+        raise UserError(f"--config.eval.reward {name}: gave {len(numbers)} scores for {count}")
+    return numbers.tolist()
+
+
+def scorer_lock(folder: Path) -> Lock:
+    """Held by whoever scores the experiment in `folder`, so that nothing is scored twice."""
+    return Lock(folder / ".scorer.lock")
+
+
+@contextmanager
+def heartbeat(data: Path, experiments: list[str], only: str | None = None) -> Iterator[None]:
+    """Tell samplers that a scorer is alive, by a small file refreshed from a thread.
+
+    experiments: those it serves; empty for all. only: the one reward that it gives; None for any.
+    """
+    path = data / ".scorers" / f"{socket.gethostname()}-{os.getpid()}.json"
+    served = {"experiments": experiments, "reward": only}
+    stop = threading.Event()
+
+    def beat() -> None:
+        while True:
+            with suppress(OSError):  # of a full disk the scoring itself tells
+                write_bytes(path, json.dumps(served).encode())
+            if stop.wait(BEAT_SECONDS):
+                return
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        path.unlink(missing_ok=True)
+
+
+def scorer_alive(data: Path, experiment: str, reward: str) -> bool:
+    """Whether some scorer that serves this experiment's reward gave a sign of life lately."""
+    for path in (data / ".scorers").glob("*.json"):
+        try:
+            fresh = time.time() - path.stat().st_mtime < ALIVE_SECONDS
+            served = load_json(path)
+            names, only = served["experiments"], served["reward"]
+        except (OSError, ValueError, KeyError, TypeError):  # it ended just now, or is no heartbeat
+            continue
+        if fresh and (not names or experiment in names) and only in (None, reward):
+            return True
+    return False
+
+
+def scorer_command(settings: Settings) -> str:
+    """The command that scores this experiment: what it must say, and what is not the default."""
+    if settings.eval.reward == HUMAN:
+        return f"dfusion view {shlex.quote(settings.save_path)}"
+    given, default = settings.to_dict(), Settings().to_dict()
+    flags = {"exp_name": settings.exp_name}
+    for key in ("save_path", "device", "dev_id"):
+        if given[key] != default[key]:
+            flags[key] = given[key]
+    for key in ("reward", "model", "pretrained", "batch_size"):
+        if given["eval"][key] != default["eval"][key]:
+            flags[f"eval.{key}"] = given["eval"][key]
+    words = [f"--config.{key} {shlex.quote(str(value))}" for key, value in flags.items()]
+    return " ".join(["python3 run_eval.py", *words])

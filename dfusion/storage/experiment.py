@@ -1,0 +1,237 @@
+"""The folders of an experiment: data/<exp>/epoch<k>/. The state of a run is what is on disk.
+
+config.json              resolved settings
+error.json               what ended the last run, until a run gets going again
+index.html, pairs.png    the page and the contact sheet
+epoch0/
+  manifest.json          what samples depend on, prompts with items, prompt of every sample
+  images/00000.png       every sample of the round
+  trajectories/00000.safetensors   latents (T+1, C, h, w): x_T … x_0; maps (T, I, gh, gw)
+  eval/images.json       scores of images/
+  pairs.json             reference and base of every pair
+  base_images/, reference_images/, target_images/, masks/    00000.png: by pair
+  targets/00000.safetensors        latents (T+1, C, h, w); masks (T, gh, gw)
+  eval/target_images.json          scores of target_images/
+  adoption.json          per pair: scores, whether the target is adopted (Eq. 7)
+  inversions/00000.safetensors     latents (T+1, C, h, w) guessed from a target, if asked for
+  dropped.json           only where trajectories, targets and inversions are no longer kept
+compare/epoch0/          manifest, images and scores of samples with the same noise each time, made
+                         with the policy after 0, … rounds of training
+checkpoints/epoch0/      the policy after training on round 0
+metrics.jsonl            figures of every update and round
+"""
+
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from dfusion.errors import UserError
+from dfusion.method.pairing import Pair
+from dfusion.method.prompts import Item, Prompt
+from dfusion.storage.files import read_json, write_json
+from dfusion.storage.formats import check_adoption, check_manifest, check_pairs, check_scores
+
+_EPOCH = re.compile(r"^epoch(\d+)$")
+PAIRED = ("base_images", "reference_images", "masks", "target_images")  # one of each a pair
+SCORED = ("images", "target_images")
+STATES = ("trajectories", "targets", "inversions")  # folders of states, by far the largest files
+DROPPED = "dropped.json"
+
+
+class Round:
+    """Paths and small files of one round."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def image(self, kind: str, index: int) -> Path:
+        """kind: images, base_images, reference_images, target_images or masks."""
+        return self.folder / kind / f"{index:05d}.png"
+
+    def trajectory(self, index: int) -> Path:
+        return self.folder / "trajectories" / f"{index:05d}.safetensors"
+
+    def target(self, pair: int) -> Path:
+        return self.folder / "targets" / f"{pair:05d}.safetensors"
+
+    def inversion(self, pair: int) -> Path:
+        return self.folder / "inversions" / f"{pair:05d}.safetensors"
+
+    @property
+    def states_kept(self) -> bool:
+        """False where the round was trained on and its states are no longer kept."""
+        return not (self.folder / DROPPED).exists()
+
+    def drop_states(self) -> None:
+        """Delete the states; a note says so first, so that no kill leaves a round half dropped."""
+        if self.states_kept:
+            write_json(self.folder / DROPPED, {"dropped": STATES})
+        for kind in STATES:
+            if (folder := self.folder / kind).exists():
+                shutil.rmtree(folder)
+
+    def scores_file(self, kind: str) -> Path:
+        return self.folder / "eval" / f"{kind}.json"
+
+    def write_manifest(
+        self, round_: int, prompts: tuple[Prompt, ...], each: int, made_with: dict[str, Any]
+    ) -> None:
+        """The plan of a round: `each` samples of every prompt, prompt by prompt.
+
+        made_with: everything else that the samples depend on.
+        """
+        write_json(self.folder / "manifest.json", manifest_of(round_, prompts, each, made_with))
+
+    def manifest(self) -> dict[str, Any] | None:
+        """The manifest, or None where the round has not begun."""
+        path = self.folder / "manifest.json"
+        return _checked(path, check_manifest) if path.exists() else None
+
+    def sample_prompts(self) -> list[Prompt]:
+        """The prompt of every sample; empty where the round has not begun."""
+        manifest = self.manifest()
+        if manifest is None:
+            return []
+        prompts = [
+            Prompt(p["text"], tuple(Item(**item) for item in p["items"]))
+            for p in manifest["prompts"]
+        ]
+        return [prompts[i] for i in manifest["samples"]]
+
+    def write_pairs(self, pairs: tuple[Pair, ...], made_with: dict[str, Any]) -> None:
+        """made_with: everything that the pairs and their targets depend on."""
+        rows = [asdict(p) for p in pairs]
+        write_json(self.folder / "pairs.json", {"made_with": made_with, "pairs": rows})
+
+    def pairs(self) -> tuple[Pair, ...] | None:
+        path = self.folder / "pairs.json"
+        if not path.exists():
+            return None
+        return tuple(Pair(**p) for p in _checked(path, check_pairs)["pairs"])
+
+    def pairs_made_with(self) -> dict[str, Any]:
+        """What the pairs and their targets depend on, as write_pairs was told."""
+        return _checked(self.folder / "pairs.json", check_pairs)["made_with"]
+
+    def made_with(self, file: str) -> dict[str, Any]:
+        """What manifest.json, pairs.json or adoption.json was made with, where it says so."""
+        return read_json(self.folder / file).get("made_with", {})
+
+    def check_made_with(self, file: str, now: dict[str, Any], remedy: str) -> None:
+        """Raise UserError where manifest.json or pairs.json was made with something else."""
+        path, before = self.folder / file, self.made_with(file)
+        changed = [f"{k} ({before.get(k)} -> {v})" for k, v in now.items() if before.get(k) != v]
+        if changed:
+            raise UserError(f"{path}: made with other settings: {', '.join(changed)}; {remedy}")
+
+    def texts_to_score(self, kind: str) -> list[str]:
+        """Prompt text of every image of a scored kind; empty where not yet known."""
+        if kind == "images":
+            return [prompt.text for prompt in self.sample_prompts()]
+        return [pair.prompt for pair in self.pairs() or ()]
+
+    def write_scores(self, kind: str, reward: str, scores: dict[int, float]) -> None:
+        ordered = {str(i): scores[i] for i in sorted(scores)}
+        write_json(self.scores_file(kind), {"reward": reward, "scores": ordered})
+
+    def scored_by(self, kind: str) -> str | None:
+        """The name of the reward that scored a kind; None where nothing is scored."""
+        path = self.scores_file(kind)
+        return _checked(path, check_scores)["reward"] if path.exists() else None
+
+    def scores(self, kind: str, reward: str | None = None) -> dict[int, float]:
+        """Scores by image index; empty where there are none.
+
+        Raises UserError where they come from another reward than `reward`.
+        """
+        path = self.scores_file(kind)
+        if not path.exists():
+            return {}
+        value = _checked(path, check_scores)
+        if reward is not None and value["reward"] != reward:
+            raise UserError(
+                f"{path}: scored by {value['reward']}, but --config.eval asks for {reward}; "
+                "use that reward, or delete the file to have the images scored again"
+            )
+        return {int(i): score for i, score in value["scores"].items()}
+
+    def scores_by_text(self) -> dict[str, list[float]]:
+        """Scores of the images that have one, by prompt text."""
+        scores = self.scores("images")
+        grouped: dict[str, list[float]] = {}
+        for index, text in enumerate(self.texts_to_score("images")):
+            if index in scores:
+                grouped.setdefault(text, []).append(scores[index])
+        return grouped
+
+    def write_adoption(self, rows: list[dict[str, Any]], made_with: dict[str, Any]) -> None:
+        """made_with: the rule, and the threshold of Eq. 7."""
+        write_json(self.folder / "adoption.json", {"made_with": made_with, "pairs": rows})
+
+    def adoption(self) -> list[dict[str, Any]] | None:
+        """Per pair: base, reference and target score, adopted; None where not decided."""
+        path = self.folder / "adoption.json"
+        return _checked(path, check_adoption)["pairs"] if path.exists() else None
+
+
+class Experiment:
+    """data/<exp>/."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def round(self, number: int) -> Round:
+        return Round(self.folder / f"epoch{number}")
+
+    def rounds(self) -> dict[int, Round]:
+        """Rounds on disk, in order."""
+        return {n: self.round(n) for n in _numbers(self.folder)}
+
+    def comparison(self, number: int) -> Round:
+        """Samples of the policy after `number` rounds of training; same noise for each."""
+        return Round(self.folder / "compare" / f"epoch{number}")
+
+    def comparisons(self) -> dict[int, Round]:
+        """Comparisons on disk, in order."""
+        return {n: self.comparison(n) for n in _numbers(self.folder / "compare")}
+
+    def drop_states(self, trained: range, keep: str) -> None:
+        """Drop the states of rounds trained on, as `keep` says, and finish what a kill left."""
+        first, end = trained.start, trained.stop
+        dropped = range(first, {"all": first, "last": end - 1, "none": end}[keep])
+        for number, round_ in self.rounds().items():
+            if number in dropped or not round_.states_kept:
+                round_.drop_states()
+
+    @property
+    def config_file(self) -> Path:
+        return self.folder / "config.json"
+
+
+def manifest_of(
+    round_: int, prompts: tuple[Prompt, ...], each: int, made_with: dict[str, Any]
+) -> dict[str, Any]:
+    """What Round.write_manifest writes, as it is read back."""
+    return {
+        "round": round_,
+        "made_with": made_with,
+        "prompts": [{"text": p.text, "items": [asdict(i) for i in p.items]} for p in prompts],
+        "samples": [i for i in range(len(prompts)) for _ in range(each)],
+    }
+
+
+def _checked(path: Path, check: Callable[[str, dict[str, Any]], None]) -> dict[str, Any]:
+    """A small file of the round, if it holds what it must. Raises UserError."""
+    value = read_json(path)
+    check(str(path), value)
+    return value
+
+
+def _numbers(folder: Path) -> list[int]:
+    """k of every folder epoch<k>, in order."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(m[1]) for p in folder.iterdir() if (m := _EPOCH.match(p.name)))

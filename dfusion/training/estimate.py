@@ -1,0 +1,310 @@
+"""What a run will take on this machine: UNet evaluations, hours, memory and disk.
+
+The evaluations follow from the settings. One is one guided sample: two rows of a UNet call, or one
+where guidance is off; a backward pass counts as one more. The hours come from a few calls of the
+run's own batch shapes, with LoRA attached as in training.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dfusion.method.fusion import FusionPlan, fusion_control
+from dfusion.method.sampling import STORE_DTYPES
+from dfusion.models.batching import guess
+from dfusion.models.numerics import set_numerics
+from dfusion.models.plan import plan_of
+from dfusion.models.stable_diffusion import DiffusionModel, pick_device, pick_dtype, quiet_libraries
+from dfusion.models.trainable import tune
+from dfusion.progress import clock
+from dfusion.rewards.registry import load_reward
+from dfusion.settings.check import check
+from dfusion.settings.prompt_files import load_prompts
+from dfusion.settings.schema import Settings
+from dfusion.settings.steps import first_fused, fused_indices
+from dfusion.training import optimiser
+from dfusion.training.metrics import peak_memory
+from dfusion.training.objective import objective_of
+from diffusers_patched import AttentionControl, Record
+
+CALLS = 2  # timed calls of each kind, after one that is not
+CHECKED = 4  # steps whose log-probs are compared with the sampler's before each round's training
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the settings say of a run. rounds: asked for. first: index of the first fused step."""
+
+    rounds: int
+    images: int
+    pairs: int
+    steps: int
+    first: int
+    fused: int
+
+    @classmethod
+    def of(cls, settings: Settings, prompts: int) -> "Sizes":
+        """Sizes of a run on `prompts` prompts; images, pairs and steps are of one round."""
+        total = settings.sample.num_steps
+        return cls(
+            rounds=settings.train.num_epochs - settings.train.begin_epoch,
+            images=prompts * settings.images_per_prompt,
+            pairs=prompts * (settings.images_per_prompt // 2),
+            steps=total,
+            first=first_fused(settings.fusion.steps, total),
+            fused=len(fused_indices(settings.fusion.steps, total)),
+        )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """evaluations, seconds: of the whole run, by stage. gib: peak memory, and states on disk.
+
+    times: what was measured.
+    """
+
+    evaluations: dict[str, float]
+    seconds: dict[str, float]
+    memory_gib: float
+    disk_gib: float
+    times: "Times"
+
+    @property
+    def hours(self) -> float:
+        return sum(self.seconds.values()) / 3600
+
+    def __str__(self) -> str:
+        lines = [
+            f"  {stage:10} {self.evaluations.get(stage, 0):16,.0f} {clock(seconds):>10}"
+            for stage, seconds in self.seconds.items()
+        ]
+        total = sum(self.evaluations.values())
+        return "\n".join(
+            [
+                f"  {'stage':10} {'UNet evaluations':>16} {'h:mm:ss':>10}",
+                *lines,
+                f"  {'total':10} {total:16,.0f} {clock(self.hours * 3600):>10}",
+                f"  memory {self.memory_gib:.1f} GiB, trajectories on disk {self.disk_gib:.1f} GiB",
+            ]
+        )
+
+
+def evaluations(settings: Settings, prompts: int, adopted: float = 1.0) -> dict[str, float]:
+    """UNet evaluations of all rounds of run_train.py, by stage.
+
+    prompts: their number. adopted: share of targets that pass Eq. 7; the fewer, the longer DPO
+    trains, as a reference shares no step with its base.
+    """
+    sizes, train = Sizes.of(settings, prompts), settings.train
+    targets = sizes.pairs if train.pairs != "naive" else 0
+    walked = sizes.steps - sizes.first  # every step of the target, and the reference where fused
+    kept = adopted * targets
+    rows = 0.5 if settings.sample.cfg else 1.0  # inversion goes without guidance
+    shown = prompts * train.compare_images * sizes.steps
+    return {
+        "sampling": float(sizes.rounds * sizes.images * sizes.steps),
+        "fusing": float(sizes.rounds * targets * (walked + sizes.fused)),
+        "inverting": sizes.rounds * kept * sizes.steps * rows * (train.pairs == "inversion"),
+        "training": sizes.rounds * _training(settings, sizes, kept),
+        "comparing": float(_comparisons(settings) * shown),
+    }
+
+
+def _training(settings: Settings, sizes: Sizes, kept: float) -> float:
+    """Evaluations of one round's training, `kept` of its pairs with their targets."""
+    train, objective = settings.train, objective_of(settings.train)
+    weighed = [w > 0 for w in objective.step_weights or (1.0,) * sizes.steps]
+    whole = sum(weighed)
+    parted = sum(weighed[sizes.first :]) if train.pairs != "inversion" else whole
+    steps = kept * (parted if objective.pairwise else whole) + (sizes.pairs - kept) * whole
+    drawn = train.timestep_fraction
+    met = 1 - (1 - drawn) ** train.num_inner_epochs  # of a pair's steps, in one pass or another
+    passes = 2.0 * train.num_inner_epochs * drawn  # there and back
+    passes += met if objective.needs_initial else 0
+    first = -(-sizes.pairs // train.updates_per_inner_epoch) / sizes.pairs
+    passes += (
+        met - drawn * first
+    )  # theta_old's log-probs for all that the first update does not meet
+    return 2 * (steps * passes + min(CHECKED, sizes.pairs * sizes.steps))
+
+
+def _comparisons(settings: Settings) -> int:
+    """How often images are sampled to see what training does."""
+    train = settings.train
+    return sum(map(train.compares_after, range(train.begin_epoch, train.num_epochs + 1)))
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one evaluation: plain, in a fused call, in training; of one image otherwise."""
+
+    plain: float
+    fused: float
+    trained: float
+    decoding: float
+    scoring: float
+
+
+def seconds(
+    settings: Settings, prompts: int, times: Times, adopted: float = 1.0
+) -> dict[str, float]:
+    """Seconds of all rounds of run_train.py, by stage, on a machine with these times."""
+    counts, sizes = evaluations(settings, prompts, adopted), Sizes.of(settings, prompts)
+    shown = _comparisons(settings) * prompts * settings.train.compare_images
+    sampled = sizes.rounds * sizes.images
+    fused = sizes.rounds * sizes.pairs if counts["fusing"] else 0
+    return {
+        "sampling": counts["sampling"] * times.plain + sampled * times.decoding,
+        "fusing": counts["fusing"] * times.fused + fused * times.decoding,
+        "inverting": counts["inverting"] * times.plain,
+        "training": counts["training"] * times.trained,
+        "comparing": counts["comparing"] * times.plain + shown * times.decoding,
+        "scoring": (sampled + fused + shown) * times.scoring,
+    }
+
+
+def estimate(settings: Settings, adopted: float = 1.0) -> Estimate:
+    """Estimate a run of run_train.py on one process; loads its models and writes nothing.
+
+    Raises UserError for bad input.
+    """
+    check(settings)
+    prompts = len(load_prompts(settings))
+    device = pick_device(settings.device, settings.dev_id)
+    quiet_libraries()
+    set_numerics(settings)
+    dtype = pick_dtype(settings.mixed_precision, device)
+    model = DiffusionModel.load(settings.pretrained, device, dtype)
+    if settings.compile:
+        model.compile()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    times = measure(settings, model)
+    return Estimate(
+        evaluations(settings, prompts, adopted),
+        seconds(settings, prompts, times, adopted),
+        peak_memory(),
+        disk_gib(settings, prompts, model.latent_shape),
+        times,
+    )
+
+
+def measure(settings: Settings, model: DiffusionModel) -> Times:
+    """Time calls of the shapes that a run of these settings makes."""
+    plan, mask_layers = plan_of(settings, model.layers)
+    train = _training_call(settings, model)  # before the others: it attaches LoRA
+    batch, pairs = _in_a_call(settings), guess(settings.fusion.batch_size)
+    latents = torch.zeros(batch, *model.latent_shape)
+    return Times(
+        plain=_timed(lambda: _sampling_call(settings, model, mask_layers)) / batch,
+        fused=_timed(lambda: _fused_call(settings, model, plan, mask_layers)) / (2 * pairs),
+        trained=_timed(train) / (4 * guess(settings.train.batch_size)),
+        decoding=_timed(lambda: model.decode(latents)) / batch,
+        scoring=_scoring(settings, model),
+    )
+
+
+def _in_a_call(settings: Settings) -> int:
+    """Samples in one UNet call."""
+    return guess(settings.sample.images_per_call) or settings.sample.batch_size
+
+
+def _timed(work: Callable[[], object]) -> float:
+    """Seconds of one call, on average."""
+    work()
+    _wait()
+    started = time.perf_counter()
+    for _ in range(CALLS):
+        work()
+    _wait()
+    return (time.perf_counter() - started) / CALLS
+
+
+def _wait() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def _guided(
+    settings: Settings, model: DiffusionModel, samples: int, control: AttentionControl | None
+) -> Tensor:
+    """Guided noise of `samples` samples, from states of plain noise."""
+    rng = torch.Generator().manual_seed(settings.seed)
+    x = torch.randn((samples, *model.latent_shape), generator=rng).to(model.device)
+    cond = model.encode([settings.prompt]).expand(samples, -1, -1)
+    t = torch.full((samples,), 501, device=model.device)
+    guidance = settings.sample.guidance_scale if settings.sample.cfg else None
+    return model.predict(x, t, cond, guidance, control)[0]
+
+
+@torch.no_grad()
+def _sampling_call(settings: Settings, model: DiffusionModel, mask_layers: frozenset[int]) -> None:
+    samples = _in_a_call(settings)
+    columns = torch.ones((samples, 2), dtype=torch.long, device=model.device)
+    record = Record(mask_layers, columns, samples if settings.sample.cfg else 0)
+    _guided(settings, model, samples, AttentionControl(record=record))
+
+
+@torch.no_grad()
+def _fused_call(
+    settings: Settings, model: DiffusionModel, plan: FusionPlan, mask_layers: frozenset[int]
+) -> None:
+    pairs, grid = guess(settings.fusion.batch_size), model.layers.grids[min(mask_layers)]
+    mask = torch.ones((pairs, *grid), dtype=torch.bool, device=model.device)
+    _guided(settings, model, 2 * pairs, fusion_control(plan, mask, settings.sample.cfg))
+
+
+def _training_call(settings: Settings, model: DiffusionModel) -> Callable[[], None]:
+    """A micro-batch there and back; the optimiser's state is in memory from the first one on."""
+    train = settings.train
+    tuning = tune(model.unet, train, settings.seed, objective_of(train).needs_initial)
+    if train.gradient_checkpointing:
+        model.unet.enable_gradient_checkpointing()
+    adam = optimiser.make(tuning.parameters, train, model.device)
+
+    def work() -> None:
+        _guided(settings, model, 2 * guess(train.batch_size), None).square().mean().backward()
+        if not adam.state:
+            adam.step()
+
+    return work
+
+
+def _scoring(settings: Settings, model: DiffusionModel) -> float:
+    """Seconds of one image's score."""
+    reward, batch = load_reward(settings.eval, model.device), settings.eval.batch_size
+    pixels = model.decode(torch.zeros(1, *model.latent_shape))[0].numpy()
+    images, texts = [Image.fromarray(pixels)] * batch, [settings.prompt] * batch
+    return _timed(lambda: reward(images, texts)) / batch
+
+
+def disk_gib(settings: Settings, prompts: int, latent_shape: tuple[int, int, int]) -> float:
+    """GiB of states at most: samples', targets' and, where asked for, their inversions.
+
+    A round's states are dropped, if at all, once it has been trained on.
+    """
+    sizes = Sizes.of(settings, prompts)
+    number = STORE_DTYPES[settings.sample.store_dtype].itemsize
+    state = math.prod(latent_shape) * number
+    fused = {"naive": 0, "dfusion": 1, "inversion": 2}[settings.train.pairs] * sizes.pairs
+    most = {"all": sizes.rounds, "last": 2, "none": 1}[settings.keep_trajectories]
+    rounds = min(most, sizes.rounds)
+    return rounds * (sizes.images + fused) * (sizes.steps + 1) * state / 2**30
+
+
+def announce(settings: Settings) -> Estimate:
+    """Estimate a run and print it."""
+    found = estimate(settings)
+    prompts = len(load_prompts(settings))
+    most = sum(evaluations(settings, prompts, adopted=0.0).values())
+    rounds = Sizes.of(settings, prompts).rounds
+    print(f"rounds {rounds}, prompts {prompts}, every target adopted:\n{found}")
+    least = sum(found.evaluations.values())
+    if most > least:
+        print(f"  up to {most / least - 1:.0%} more evaluations if no target is adopted")
+    return found

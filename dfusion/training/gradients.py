@@ -1,0 +1,245 @@
+"""One optimiser step's gradient from many micro-batches of denoising steps.
+
+Log-probs are taken under the plain, unfused network. At the first optimiser step of a round the
+policy is still the one that sampled, so that the log-probs it gives are log p_theta_old: they are
+kept, and no pass is spent on computing them. Their ratio is exactly 1 then; what is checked instead
+is that they are the log-probs the base was sampled with.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dfusion.method.ddim import LOG_2PI
+from dfusion.method.objective import Objective
+from dfusion.method.sampling import Policy
+from dfusion.models.batching import Fit
+from dfusion.training.order import Step
+from dfusion.training.pairs import Batch, TrainingRound
+from dfusion.training.policy_cache import Known
+from dfusion.training.step_metrics import Tally
+from dfusion.training.transfer import to_device
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """log_prob (B, 2), mean (B, 2, C, h, w) and guided noise eps (2 B, C, h, w) of a batch."""
+
+    log_prob: Tensor
+    mean: Tensor
+    eps: Tensor
+
+
+def transitions(policy: Policy, network: nn.Module, batch: Batch) -> Transitions:
+    """The batch's transitions under `network`."""
+    model, ddim = policy.model, policy.ddim
+    x, x_next = (b.flatten(0, 1).to(model.device) for b in (batch.x, batch.x_next))
+    i = batch.i.to(model.device)[:, None].expand(-1, 2).flatten()
+    cond = model.encode([text for text in batch.texts for _ in range(2)])
+    eps, _ = model.predict(x, ddim.timesteps[i], cond, policy.guidance, network=network)
+    mean, std = ddim.transition(x, eps, i)
+    log_prob = ddim.log_prob(x_next, mean, std)
+    return Transitions(log_prob.unflatten(0, (-1, 2)), mean.unflatten(0, (-1, 2)), eps)
+
+
+class Updater:
+    """Gradients of one round's losses.
+
+    network: the UNet. initial: opens the initial model. fit: the size of micro-batches. zero:
+    clears the parameters' gradients. pairs: those that this process meets in the round.
+
+    fresh: the network is theta_old still. boost: what losses are multiplied by on the way back, so
+    that float16 gradients do not vanish; the caller divides it out. watch(n): told of n steps to
+    come, gives what is told of n more done.
+
+    Within an optimiser step the host waits for the device nowhere: what a step's micro-batches need
+    is copied without waiting, and what they find out stays there.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        network: nn.Module,
+        data: TrainingRound,
+        objective: Objective,
+        initial: Callable[[], AbstractContextManager[nn.Module]],
+        fit: Fit,
+        zero: Callable[[], None],
+        pairs: Sequence[int],
+    ) -> None:
+        self.policy, self.network, self.data = policy, network, data
+        self.objective, self.initial, self.fit, self.zero = objective, initial, fit, zero
+        self.fresh, self.boost = True, 1.0
+        self.watch: Callable[[int], Callable[[int], None]] = lambda total: lambda count: None
+        device, steps = policy.model.device, len(policy.ddim)
+        self.old, self.first = (Known(len(pairs), steps, device) for _ in range(2))
+        self._row = {p: n for n, p in enumerate(pairs)}
+        self._advantages = to_device(torch.tensor([data.advantages(p) for p in pairs]), device)
+        self._met: set[Step] = set()  # of the initial model's
+        self._drawn: tuple[int, Tensor] | None = None
+        # Of each micro-batch: its steps, and (B, 2) whether loss and gradient are finite.
+        self._sound: list[tuple[Sequence[Step], Tensor]] = []
+        policy.model.encode(["", *(data.pairs[p].prompt for p in pairs)])
+
+    @torch.no_grad()
+    def remember(self, steps: Sequence[Step]) -> None:
+        """Compute theta_old's log-probs while the network is still theta_old."""
+
+        def work(chunk: Sequence[Step]) -> None:
+            index = self._index(chunk)
+            batch = self._read(chunk, index)
+            self._keep_old(index, transitions(self.policy, self.network, batch))
+
+        for _ in self.fit.over(steps, work):
+            pass
+
+    def backward(self, steps: Sequence[Step]) -> Tally:
+        """Put `boost` times the gradient of the sum of the steps' losses into the parameters.
+
+        Begins anew with smaller micro-batches where the device's memory runs out.
+        """
+        return self.fit.retried(self._backward, steps)
+
+    def _backward(self, steps: Sequence[Step]) -> Tally:
+        self.zero()
+        self._sound = []
+        device = self.policy.model.device
+        tally = Tally.empty(len(self.policy.ddim), device)
+        weights = to_device(self.objective.weights(len(self.policy.ddim)), device)
+        index, advance, done = self._index(steps), self.watch(len(steps)), 0
+        while done < len(steps):
+            chunk = steps[done : done + self.fit.size]
+            self._micro_batch(chunk, index[done : done + len(chunk)], weights, tally)
+            self.fit.fitted(len(chunk))
+            advance(len(chunk))
+            done += len(chunk)
+        return tally
+
+    def broken(self) -> str:
+        """The first step of the last `backward` with NaN or Inf, in words; empty without one."""
+        total = len(self.policy.ddim)
+        for chunk, sound in self._sound:
+            for what, good in zip(("loss", "gradient"), sound.T.cpu(), strict=True):
+                if not bool(good.all()):
+                    step = chunk[int(good.long().argmin())]
+                    return f"pair {step.pair}, step t = {total - step.i}: NaN or Inf in the {what}"
+        return ""
+
+    def _index(self, steps: Sequence[Step]) -> Tensor:
+        """(N, 2) on the device: row among this process's pairs, and i."""
+        index = torch.tensor([(self._row[s.pair], s.i) for s in steps], dtype=torch.long)
+        return to_device(index.reshape(-1, 2), self.policy.model.device)
+
+    def _read(self, chunk: Sequence[Step], index: Tensor) -> Batch:
+        """The chunk's batch, on the device."""
+        row, i = index.unbind(1)
+        states = to_device(self.data.states(chunk), self.policy.model.device).float()
+        texts = [self.data.pairs[s.pair].prompt for s in chunk]
+        return Batch(states[:, :, 0], states[:, :, 1], i, texts, self._advantages[row])
+
+    def _micro_batch(
+        self, chunk: Sequence[Step], index: Tensor, weights: Tensor, tally: Tally
+    ) -> None:
+        batch, (row, i) = self._read(chunk, index), index.unbind(1)
+        self._meet_initial(chunk, index, batch)
+        now = transitions(self.policy, self.network, batch)
+        if self.fresh:
+            self._keep_old(index, now)
+            self._add_shifts(chunk, batch, now, tally)
+        objective = self.objective
+        compared = self.first if objective.ratio_to_initial else self.old
+        kl = self._kl(self.old if objective.needs_means else None, row, i, now)
+        far = self._kl(self.first if objective.kl_initial else None, row, i, now)
+        loss = objective(now.log_prob, compared.log_prob[row, i], batch.advantages, kl, far)
+        weight = weights[i]
+        now.eps.retain_grad()
+        ((loss.value * weight).sum() * self.boost).backward()
+        assert now.eps.grad is not None
+        sides = now.eps.grad.detach().flatten(1).isfinite().all(1).unflatten(0, (-1, 2)).all(1)
+        sound = torch.stack([loss.value.detach().isfinite(), sides], -1)
+        self._sound.append((chunk, sound))
+        gradient = now.eps.grad.flatten(1).norm(dim=1).unflatten(0, (-1, 2)).mean(-1) / self.boost
+        tally.add(i, loss, weight, gradient, kl, far, sound)
+
+    def _keep_old(self, index: Tensor, found: Transitions) -> None:
+        mean = found.mean if self.objective.needs_means else None
+        self.old.keep(index, found.log_prob, mean)
+
+    @torch.no_grad()
+    def _meet_initial(self, chunk: Sequence[Step], index: Tensor, batch: Batch) -> None:
+        """Compute what the initial model gives, when the steps are first met."""
+        if not self.objective.needs_initial or self._met.issuperset(chunk):
+            return
+        with self.initial() as network:
+            found = transitions(self.policy, network, batch)
+        mean = found.mean if self.objective.kl_initial else None
+        self.first.keep(index, found.log_prob, mean)
+        self._met.update(chunk)
+
+    def _kl(self, known: Known | None, row: Tensor, i: Tensor, now: Transitions) -> Tensor:
+        """(B, 2) KL(now || known); zeros without `known`."""
+        if known is None:
+            return torch.zeros_like(now.log_prob)
+        assert known.mean is not None
+        mean, before = now.mean.flatten(0, 1), known.mean[row, i].flatten(0, 1)
+        std = self.policy.ddim.std[i[:, None].expand(-1, 2).flatten()]
+        return self.policy.ddim.kl(mean, before, std).unflatten(0, (-1, 2))
+
+    def _noise(self, step: Step) -> Tensor:
+        """(C, h, w) noise that made the base's x_{t-1}; steps of a pair come one after another."""
+        if self._drawn is None or self._drawn[0] != step.pair:
+            self._drawn = step.pair, self.policy.step_noise(self.data.pairs[step.pair].base)
+        return self._drawn[1][step.i]
+
+    @torch.no_grad()
+    def _add_shifts(
+        self, chunk: Sequence[Step], batch: Batch, now: Transitions, tally: Tally
+    ) -> None:
+        """How far fusion moved the targets' means, in units of the step's noise.
+
+        A target's state is (fused mean) + std z with its base's z, so that the fused mean is known.
+        """
+        walked = [self.data.walked_fused(step) for step in chunk]
+        if not any(walked):
+            return
+        nothing, device = torch.zeros(self.policy.model.latent_shape), now.mean.device
+        drawn = [self._noise(s) if w else nothing for s, w in zip(chunk, walked, strict=True)]
+        z, counts = (to_device(t, device) for t in (torch.stack(drawn), torch.tensor(walked)))
+        std = self.policy.ddim.std[batch.i].reshape(-1, 1, 1, 1)
+        moved = (batch.x_next[:, 0] - now.mean[:, 0]) / std - z
+        tally.add_shift(batch.i, moved.square().flatten(1).mean(1).sqrt(), counts)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What theta_old and the initial model gave, for a file."""
+        return {**self.old.tensors("old"), **self.first.tensors("first")}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Go on after an optimiser step, with what `tensors` gave then. ValueError for a misfit."""
+        self.old.restore("old", tensors)
+        self.first.restore("first", tensors)
+        met = tensors["first.log_prob"].isfinite().all(-1)
+        steps = range(len(self.policy.ddim))
+        self._met = {Step(p, i) for p, n in self._row.items() for i in steps if met[n, i]}
+        self.fresh = False
+
+
+@torch.no_grad()
+def sampling_gap(
+    policy: Policy, network: nn.Module, data: TrainingRound, steps: Sequence[Step]
+) -> float:
+    """Largest |log-prob now - log-prob when sampled| over the bases of some steps.
+
+    A base was sampled as mean + std z with a z that its seed gives again, so that its log-prob was
+    -(mean z^2 + log 2 pi) / 2 - log std. Any gap means that the network which trains is not the one
+    that sampled: another LoRA, precision, dropout, guidance.
+    """
+    log_prob = transitions(policy, network, data.read(steps)).log_prob
+    gaps = []
+    for n, step in enumerate(steps):
+        _, z = policy.noise([data.pairs[step.pair].base])
+        expected = -0.5 * (z[0, step.i].square().mean() + LOG_2PI) - policy.ddim.std[step.i].log()
+        gaps.append((log_prob[n, 1] - expected).abs())
+    return float(torch.stack(gaps).max())

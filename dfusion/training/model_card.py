@@ -1,0 +1,70 @@
+"""The README.md of a checkpoint: what it is, how it was made, how to load it."""
+
+import html
+import json
+from collections.abc import Sequence
+
+from dfusion.errors import one_line
+from dfusion.settings.schema import Settings, names_of
+
+LOADS = {
+    "lora": """{merged}    pipe.load_lora_weights("path/to/this/folder")""",
+    "full": """    unet = UNet2DConditionModel.from_pretrained("path/to/this/folder/unet")
+    pipe = StableDiffusionPipeline.from_pretrained(base_model, unet=unet)""",
+}
+
+
+def model_card(settings: Settings, number: int, rewards: Sequence[float]) -> str:
+    """rewards: mean of each round's samples, made before that round's update."""
+    train, sample = settings.train, settings.sample
+    what = f"LoRA of rank {train.lora_rank}" if train.tune == "lora" else "UNet"
+    fused = f"fusion in layers {settings.fusion.layers}, steps {settings.fusion.steps}"
+    pairs = train.pairs if train.pairs == "naive" else f"{train.pairs} ({fused})"
+    lines = [
+        f"| {k} | {reward:.4f} |" for k, reward in enumerate(rewards, number + 1 - len(rewards))
+    ]
+    table = "\n".join(["| round | mean reward |", "|---|---|", *lines]) if lines else ""
+    base, name = _plain(settings.pretrained.model), _plain(settings.exp_name)
+    prompts = _plain(settings.prompt_file or settings.prompt)
+    guidance = f"guidance {sample.guidance_scale}" if sample.cfg else "no guidance"
+    loras = names_of(settings.pretrained.lora)
+    merged = f"\n| merged into it first | {_plain(', '.join(loras))} |" if loras else ""
+    load = LOADS[train.tune].format(merged="".join(map(_merge, loras)))
+    scorer = _plain(f"{settings.eval.reward}: {settings.eval.model} {settings.eval.pretrained}")
+    return f"""---
+base_model: {json.dumps(settings.pretrained.model)}
+library_name: diffusers
+tags: [text-to-image, d-fusion, {train.method}, {train.tune}]
+---
+# {name}, round {number}
+
+{what}, trained by {train.method.upper()} with D-Fusion's recipe (arXiv:2505.22002).
+
+| | |
+|---|---|
+| base model | {base} |{merged}
+| prompts | {prompts} |
+| method | {train.method}, pairs {pairs} |
+| reward | {scorer} |
+| images a round | {settings.images_per_prompt} of each prompt |
+| sampling | DDIM, {sample.num_steps} steps, eta {sample.eta}, {guidance} |
+| optimiser | AdamW, learning rate {train.learning_rate}, {train.num_inner_epochs} inner epochs |
+| seed | {settings.seed} |
+
+{table}
+
+{load}
+"""
+
+
+def _merge(lora: str) -> str:
+    """Code that merges a LoRA into the pipeline, as it was before training."""
+    return f"""    pipe.load_lora_weights({json.dumps(lora)})
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+"""
+
+
+def _plain(text: str) -> str:
+    """The text as one table cell without markup."""
+    return html.escape(one_line(text), quote=False).replace("|", "\\|")

@@ -1,0 +1,128 @@
+"""How well the fusion mask covers the items, step by step, on scenes of known truth (testbed only).
+
+    python -m experiments.pairs.mask_quality [--scenes 96]
+
+Rendered scenes are noised to each denoising step; the mask made there of the item words' maps is
+compared with where the items truly are. Writes results/testbed/mask_quality.json, which
+`experiments.runs.parts` draws.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dfusion.method.masks import fusion_mask
+from dfusion.method.sampling import Policy
+from dfusion.progress import Progress
+from dfusion.storage.files import write_json
+from experiments.runs.alignment import RESULTS, prompts_file
+from testbed.figures.evaluate import GUIDANCE, WEIGHTS
+from testbed.figures.thresholds import maps_of, truth_grid
+from testbed.figures.validity import load_policy
+from testbed.world.scenes import render
+from testbed.world.words import TEMPLATES
+
+# Thresholds were measured on scenes of seed 31; these are others.
+SEED = 97
+BATCH = 32
+OUT = RESULTS / "testbed" / "mask_quality.json"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How maps become a mask. own: the files' thresholds; else Otsu's of each map."""
+
+    label: str
+    own: bool
+    merge: str
+
+    def mask(self, maps: Tensor, thresholds: Sequence[float]) -> Tensor:
+        """(I, gh, gw) maps -> (gh, gw) bool."""
+        chosen = thresholds if self.own else [None] * len(thresholds)
+        return fusion_mask(maps, chosen, self.merge)
+
+
+RULES = {
+    "xor": Rule("XOR, the files' thresholds (the preset)", True, "xor"),
+    "or": Rule("OR, the files' thresholds", True, "or"),
+    "otsu": Rule("XOR, Otsu's thresholds", False, "xor"),
+}
+
+
+def overlap(masks: Tensor, truths: Tensor) -> dict[str, float]:
+    """Means over scenes, masks and truths (N, gh, gw) bool: intersection over union, the share of
+    the mask that is right (precision), of the truth that is covered (recall), of all cells set.
+
+    An empty mask has precision 0.
+    """
+    both = (masks & truths).sum((-2, -1)).double()
+    mask, truth, union = (m.sum((-2, -1)) for m in (masks, truths, masks | truths))
+    return {
+        "overlap": round(float((both / union.clamp(min=1)).mean()), 4),
+        "precision": round(float((both / mask.clamp(min=1)).mean()), 4),
+        "recall": round(float((both / truth.clamp(min=1)).mean()), 4),
+        "coverage": round(float(masks.double().mean()), 4),
+    }
+
+
+def measure(policy: Policy, template: int, scenes: int) -> dict[str, list[dict[str, float]]]:
+    """Of each rule, the figures at every step t = T … 1; "everywhere": of a mask of all cells."""
+    steps = range(len(policy.ddim))
+    rng = np.random.default_rng((SEED, template))
+    listed, thresholds = (
+        json.loads(prompts_file("testbed", template, kind).read_text())
+        for kind in ("train", "mask")
+    )
+    texts = [listed[n % len(listed)] for n in range(scenes)]
+    pictures = [render(text, rng) for text in texts]
+    images = np.stack([picture.image for picture in pictures])
+    truths = torch.stack([truth_grid(picture).any(0) for picture in pictures])
+    figures: dict[str, list[dict[str, float]]] = {name: [] for name in (*RULES, "everywhere")}
+    progress = Progress(f"template {template}", len(steps) * scenes)
+    for step in steps:
+        parts = []
+        for start in range(0, scenes, BATCH):
+            part = slice(start, start + BATCH)
+            parts.append(maps_of(policy, texts[part], images[part], step))
+            progress.advance(len(parts[-1]))
+        maps = torch.cat(parts)
+        for name, rule in RULES.items():
+            masks = [rule.mask(m, thresholds[t]) for m, t in zip(maps, texts, strict=True)]
+            figures[name].append(overlap(torch.stack(masks), truths))
+        figures["everywhere"].append(overlap(torch.ones_like(truths), truths))
+    return figures
+
+
+def lines(templates: dict[str, dict[str, list[dict[str, float]]]]) -> list[str]:
+    """Means over the steps as text, a line for each template and rule."""
+    texts = []
+    for template, figures in templates.items():
+        for name, steps in figures.items():
+            means = {key: np.mean([row[key] for row in steps]) for key in steps[0]}
+            said = "  ".join(f"{key} {value:.2f}" for key, value in means.items())
+            texts.append(f"template {template}  {name:10}  {said}")
+    return texts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scenes", type=int, default=96, help="of each template")
+    args = parser.parse_args()
+    torch.manual_seed(SEED)
+    policy = load_policy(WEIGHTS, GUIDANCE)
+    about = {"scenes of each template": args.scenes, "weights": policy.model.fingerprint()}
+    saved = json.loads(OUT.read_text()) if OUT.exists() else {}
+    found = saved.get("templates", {})
+    if about != {key: saved.get(key) for key in about}:
+        found = {str(t): measure(policy, t, args.scenes) for t in TEMPLATES}
+        write_json(OUT, {**about, "templates": found})
+    print("\n".join([*lines(found), f"Figures are in {OUT}"]))
+
+
+if __name__ == "__main__":
+    main()

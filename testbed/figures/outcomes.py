@@ -1,0 +1,96 @@
+"""What the diffusion model makes of its prompts: right, mistaken, or neither; and whether it knows.
+
+A model that knows two prompts apart and yet draws one for the other can learn to obey; one to which
+both are the same cannot learn one without the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor
+
+from testbed.models.judge import UNCLEAR, Judge
+from testbed.training.vae import to_model
+from testbed.world.words import CLAIMS, SHAPES, TEMPLATES, Claim, all_claims, mistaken_for, parse
+
+HIGH_NOISE = 900  # of 1000: where layout is decided
+Figures = dict[str, float]
+
+
+def share(hits: Tensor, prompts: Sequence[str]) -> Figures:
+    """Mean of a bool tensor (N,), over all and by template."""
+    template = torch.tensor([parse(prompt).template for prompt in prompts])
+    figures = {"all": hits.float().mean().item()}
+    for t in TEMPLATES:
+        if (template == t).any():
+            figures[f"template{t}"] = hits[template == t].float().mean().item()
+    return {name: round(value, 4) for name, value in figures.items()}
+
+
+def outcomes(judge: Judge, images: np.ndarray, prompts: Sequence[str]) -> dict[str, Figures]:
+    """Shares of images uint8 (N, 64, 64, 3) that show their prompt, its mistake, or neither.
+
+    unclear: of which a shape cannot be read, whatever else they show.
+    """
+    right = judge.satisfied(images, prompts)
+    mistaken = judge.satisfied(images, [mistaken_for(parse(p)).prompt for p in prompts])
+    read = [(r["shape"], r["other"] if parse(p).template == 3 else "")
+            for r, p in zip(judge.readings(images), prompts, strict=True)]  # fmt: skip
+    unclear = torch.tensor([UNCLEAR in shapes for shapes in read])
+    return {
+        "right": share(right, prompts),
+        "mistaken": share(mistaken, prompts),
+        "neither": share(~right & ~mistaken, prompts),
+        "unclear": share(unclear, prompts),
+    }
+
+
+def _other_shape(claim: Claim) -> Claim:
+    options = [s for s in SHAPES if s != claim.shape]
+    following = options[SHAPES.index(claim.shape) % len(options)]
+    changed = replace(claim, shape=following)
+    return changed if changed.prompt in CLAIMS else _other_shape(changed)
+
+
+@torch.no_grad()
+def apart(pipeline: StableDiffusionPipeline, scenes: np.ndarray) -> dict[str, Figures]:
+    """How far the predictions for two prompts differ, relative to their size, at t = HIGH_NOISE.
+
+    mistake: a prompt and what is mistaken for it; shape: a prompt and the same about another shape;
+    ratio: of the two. encodings: of the prompt and its mistake, by the text encoder. scenes: uint8
+    (N, 64, 64, 3), noised alike for all prompts.
+    """
+    vae, noise = pipeline.vae, torch.Generator().manual_seed(0)
+    x0 = vae.encode(to_model(scenes)).latent_dist.mean * vae.config.scaling_factor
+    signal = pipeline.scheduler.alphas_cumprod[HIGH_NOISE]
+    x = signal.sqrt() * x0 + (1 - signal).sqrt() * torch.randn(x0.shape, generator=noise)
+
+    def encode(prompt: str) -> Tensor:
+        ids = pipeline.tokenizer(prompt, padding="max_length", return_tensors="pt").input_ids
+        return pipeline.text_encoder(ids)[0]
+
+    def predict(text: Tensor) -> Tensor:
+        return pipeline.unet(x, HIGH_NOISE, text.expand(len(x), -1, -1)).sample
+
+    def far(a: Tensor, b: Tensor) -> float:
+        return ((a - b).norm() / a.norm()).item()
+
+    figures: dict[str, Figures] = {"mistake": {}, "shape": {}, "ratio": {}, "encodings": {}}
+    for t in TEMPLATES:
+        claims = all_claims(t)[:: len(all_claims(t)) // 12]
+        rows = []
+        for claim in claims:
+            texts = [encode(c.prompt) for c in (claim, mistaken_for(claim), _other_shape(claim))]
+            own, mistake, shape = map(predict, texts)
+            rows.append((far(own, mistake), far(own, shape), far(texts[0], texts[1])))
+        mistake, shape, encodings = np.mean(rows, axis=0)
+        values = {"mistake": mistake, "shape": shape, "ratio": mistake / shape,
+                  "encodings": encodings}  # fmt: skip
+        for name, value in values.items():
+            figures[name][f"template{t}"] = round(float(value), 4)
+    return figures

@@ -1,0 +1,128 @@
+"""Fill config/prompt/testbed*_mask.json: a threshold per item, measured on scenes of known truth.
+
+Rendered scenes are noised to the steps that fusion uses; the item's cross-attention map (first
+up-sampling layer, as in sampling) is compared with the item's true region. Per template, place in
+the prompt and word, the threshold with the best mean overlap (intersection over union) is kept.
+
+    python -m testbed.figures.thresholds [--scenes 24]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dfusion.method.sampling import Policy
+from dfusion.models.stable_diffusion import DiffusionModel
+from diffusers_patched import AttentionControl, Record
+from testbed.figures.evaluate import GUIDANCE, WEIGHTS
+from testbed.figures.validity import as_prompts, load_policy
+from testbed.training.clock import Clock
+from testbed.training.vae import to_model
+from testbed.world.prompt_lists import FOLDER, write_json
+from testbed.world.scenes import Picture, render
+from testbed.world.words import TEMPLATES, all_claims, item_positions
+
+GRID = 8
+CANDIDATES = torch.logspace(-6, -0.3, 120)
+SEED = 31
+BATCH = 32
+SLACK = 0.02  # maps rise steeply at an item's edge: many thresholds are nearly as good
+FIRST = 3  # steps before this one (of 20) know nothing of where things are
+
+Maps = dict[tuple[int, str], list[tuple[Tensor, Tensor]]]  # (place, word): maps and truths
+
+
+def truth_grid(picture: Picture) -> Tensor:
+    """bool (I, 8, 8): cells of which the item covers at least 30 %."""
+    items = torch.from_numpy(picture.items).float()
+    return F.avg_pool2d(items[None], 64 // GRID)[0] >= 0.3
+
+
+@torch.no_grad()
+def maps_of(policy: Policy, texts: list[str], images: np.ndarray, step: int) -> Tensor:
+    """(N, J, 8, 8) maps of the item columns of noised scenes."""
+    model = policy.model
+    assert isinstance(model, DiffusionModel)  # whose autoencoder is at hand
+    vae = model.pipe.vae
+    x0 = vae.encode(to_model(images)).latent_dist.mean * vae.config.scaling_factor
+    t = policy.ddim.timesteps[step]
+    signal = model.pipe.scheduler.alphas_cumprod[t]
+    x = signal.sqrt() * x0 + (1 - signal).sqrt() * torch.randn_like(x0)
+    columns = [[c for spans in item for c in spans[0]]
+               for item in (tuple(model.columns(p)) for p in as_prompts(texts))]  # fmt: skip
+    record = Record(model.layers.names["first_up"], torch.tensor(columns), first_row=len(texts))
+    _, maps = model.predict(x, t, model.encode(texts), policy.guidance, AttentionControl(record))
+    assert maps is not None
+    return maps
+
+
+def collect(policy: Policy, template: int, scenes: int) -> Maps:
+    """Maps and true regions of all items of a template, over scenes and fused steps."""
+    rng = np.random.default_rng((SEED, template))
+    texts = [claim.prompt for claim in all_claims(template)]
+    drawn = [texts[rng.integers(len(texts))] for _ in range(scenes * 16)]
+    found: Maps = defaultdict(list)
+    clock = Clock(len(drawn))
+    for start in range(0, len(drawn), BATCH):
+        part = drawn[start : start + BATCH]
+        shown = [render(text, rng) for text in part]
+        images = np.stack([picture.image for picture in shown])
+        step = FIRST + int(rng.integers(len(policy.ddim) - FIRST))
+        maps = maps_of(policy, part, images, step)
+        for text, picture, own in zip(part, shown, maps, strict=True):
+            for place, position in enumerate(item_positions(text)):
+                truth = truth_grid(picture)[place]
+                found[place, text.split()[position]].append((own[place], truth))
+        clock.tick(start + len(part))
+    return found
+
+
+def best_threshold(pairs: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
+    """The middle of the candidates whose mean overlap is within SLACK of the best; its overlap."""
+    maps, truths = (torch.stack(part) for part in zip(*pairs, strict=True))
+    masks = maps >= CANDIDATES[:, None, None, None]  # (C, N, 8, 8)
+    both = (masks & truths).sum((-2, -1)).float()
+    overlap = (both / (masks | truths).sum((-2, -1)).clamp(min=1)).mean(1)
+    good = (overlap >= overlap.max() - SLACK).nonzero().flatten()
+    best = int(good[len(good) // 2])
+    return float(f"{CANDIDATES[best].item():.3g}"), overlap[best].item()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument("--scenes", type=int, default=24, help="batches of 16 scenes per template")
+    parser.add_argument("--guidance", type=float, default=GUIDANCE)
+    args = parser.parse_args()
+    policy = load_policy(args.weights, args.guidance)
+    torch.manual_seed(SEED)
+    overlaps, every = {}, dict[str, list[float]]()
+    for template in TEMPLATES:
+        best = {k: best_threshold(v) for k, v in collect(policy, template, args.scenes).items()}
+        thresholds = {
+            claim.prompt: [best[place, claim.prompt.split()[position]][0]
+                           for place, position in enumerate(item_positions(claim.prompt))]
+            for claim in all_claims(template)
+        }  # fmt: skip
+        write_json(FOLDER / f"testbed{template}_mask.json", thresholds)
+        every |= thresholds
+        overlaps[f"template{template}"] = {
+            f"{word} ({place + 1})": {"threshold": threshold, "overlap": round(overlap, 3)}
+            for (place, word), (threshold, overlap) in sorted(best.items())
+        }
+    demo = json.loads((FOLDER / "demo.json").read_text())
+    write_json(FOLDER / "demo_mask.json", {prompt: every[prompt] for prompt in demo})
+    print(json.dumps(overlaps, indent=2))
+    (args.weights / "thresholds.json").write_text(json.dumps(overlaps, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

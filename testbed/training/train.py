@@ -1,0 +1,67 @@
+"""Reproduce the testbed from nothing: scenes, autoencoder, denoiser, judge, scorer, figures.
+
+python -m testbed.training.train all --work /tmp/testbed       # about two hours on 2 cores
+python -m testbed.training.train judge --work /tmp/testbed     # one stage
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from testbed.figures.evaluate import WEIGHTS
+
+SEEDS = {"pool": 1, "pool_judge": 3, "pool_scorer": 4, "pool_second": 5}
+COUNTS = {"pool": 40000, "pool_judge": 16000, "pool_scorer": 16000, "pool_second": 16000}
+
+
+def commands(work: Path, weights: Path) -> dict[str, list[list[str]]]:
+    """Stage name to the commands that it runs, in order."""
+
+    def pool(name: str) -> list[str]:
+        return ["pool", "--seed", str(SEEDS[name]), "--count", str(COUNTS[name]),
+                "--out", f"{work}/{name}.npz"]  # fmt: skip
+
+    vae = ["--vae", f"{work}/vae"]
+
+    def reader(name: str, out: Path) -> list[str]:
+        return [f"train_{name}", "--pool", f"{work}/pool_{name}.npz", *vae, "--out", str(out)]
+
+    return {
+        "scenes": [
+            *(pool(name) for name in SEEDS),
+            ["regions", "--seed", str(SEEDS["pool"]), "--count", "20000",
+             "--out", f"{work}/regions.safetensors"],
+        ],
+        "vae": [["train_vae", "--pool", f"{work}/pool.npz", "--out", f"{work}/vae"]],
+        "diffusion": [["train_diffusion", "--pool", f"{work}/pool.npz", *vae,
+                       "--regions", f"{work}/regions.safetensors", "--work", str(work),
+                       "--out", f"{weights}/diffusion"]],
+        "judge": [reader("judge", weights / "judge" / "model.safetensors")],
+        "scorer": [reader("scorer", weights / "scorer")],
+        "second": [["train_scorer", "--model", "second", "--pool", f"{work}/pool_second.npz", *vae,
+                    "--epochs", "15", "--seed", "5", "--out", f"{weights}/second"]],
+        "prompts": [["prompt_lists"], ["thresholds", "--weights", str(weights)]],
+        "figures": [["evaluate", "--weights", str(weights)],
+                    ["validity", "--weights", str(weights)]],
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stage", choices=["all", *commands(Path(), Path())])
+    parser.add_argument("--work", type=Path, required=True, help="scenes and checkpoints")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    stages = commands(args.work, args.weights)
+    for stage in stages if args.stage == "all" else [args.stage]:
+        for module, *flags in stages[stage]:
+            print(f"== {stage}: {module} {' '.join(flags)}", flush=True)
+            subprocess.run([sys.executable, "-m", f"testbed.{module}", *flags], check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Algorithm 1 and Eq. 7 against hand-worked cases."""
+
+import pytest
+
+from dfusion.method.pairing import Pair, adopted, pair
+
+
+def test_halves_by_hand() -> None:
+    prompts = ["p", "q", "p", "q", "p", "q", "p", "q"]
+    scores = [0.1, 0.5, 0.4, 0.2, 0.3, 0.9, 0.2, 0.1]
+    # p: 2 (.4) 4 (.3) | 6 (.2) 0 (.1);  q: 5 (.9) 1 (.5) | 3 (.2) 7 (.1)
+    assert pair(prompts, scores) == (
+        Pair("p", 2, 6), Pair("p", 4, 0), Pair("q", 5, 3), Pair("q", 1, 7),
+    )  # fmt: skip
+
+
+def test_quarter_uses_the_top_quarter_twice() -> None:
+    scores = [0.1, 0.8, 0.3, 0.6, 0.5, 0.4, 0.7, 0.2]
+    # order: 1 6 3 4 | 5 2 7 0; the top quarter is 1, 6
+    expected = [(1, 5), (1, 2), (6, 7), (6, 0)]
+    assert [(p.reference, p.base) for p in pair(["p"] * 8, scores, "quarter")] == expected
+
+
+@pytest.mark.parametrize("rule", ["halves", "quarter"])
+def test_odd_one_is_left_out_and_ties_keep_their_order(rule: str) -> None:
+    assert [(p.reference, p.base) for p in pair(["p"] * 3, [0.5, 0.5, 0.5], rule)] == [(0, 2)]
+    assert pair(["p"], [1.0], rule) == ()
+
+
+def test_reference_always_scores_at_least_as_well() -> None:
+    scores = [((i * 37) % 11) / 11 for i in range(40)]
+    for rule in ("halves", "quarter"):
+        for p in pair(["p", "q"] * 20, scores, rule):
+            assert scores[p.reference] >= scores[p.base]
+
+
+@pytest.mark.parametrize(
+    ("target", "base", "reference", "threshold", "kept"),
+    [
+        (0.30, 0.20, 0.30, 1.0, True),  # 0.10 >= 0.10
+        (0.29, 0.20, 0.30, 1.0, False),
+        (0.26, 0.20, 0.30, 0.5, True),  # 0.06 >= 0.05
+        (0.24, 0.20, 0.30, 0.5, False),
+        (0.20, 0.20, 0.30, 0.0, True),
+        (0.19, 0.20, 0.30, 0.0, False),
+    ],
+)
+def test_eq7_by_hand(
+    target: float, base: float, reference: float, threshold: float, kept: bool
+) -> None:
+    # The powers of two keep the differences exact.
+    assert adopted(target * 64, base * 64, reference * 64, threshold) is kept
