@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
   $$p -c '$(GOOD)' 2>/dev/null && echo $$p && break; done)
 RUN = .venv/bin/python
 
-.PHONY: demo test test-slow lint types check
+.PHONY: demo docs test test-slow lint types check
 
 .venv/ready: requirements.lock
 	@test -n "$(PYTHON)" \
@@ -15,6 +15,9 @@ RUN = .venv/bin/python
 
 demo: .venv/ready  ## D-Fusion and training with the embedded model, scorer in its own process
 	@$(RUN) -m experiments.demo
+
+docs: .venv/ready  ## docs/settings.md, from dfusion/settings/schema.py
+	$(RUN) -m dfusion.commands.settings_table
 
 test: .venv/ready  ## the default test suite
 	$(RUN) -m pytest

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from dfusion.models import lora
 from dfusion.models.stable_diffusion import DiffusionModel
-from dfusion.settings.schema import Train, names_of
+from dfusion.settings.plain_text import names_of
+from dfusion.settings.schema import Train
 
 
 def stock_unet(model: DiffusionModel) -> UNet2DConditionModel:

@@ -12,7 +12,8 @@ from benchmarks.workbench import PROMPT
 from dfusion.method.sampling import Policy, sample
 from dfusion.models import lora
 from dfusion.models.stable_diffusion import DiffusionModel
-from dfusion.settings.schema import Train, names_of
+from dfusion.settings.plain_text import names_of
+from dfusion.settings.schema import Train
 
 STEPS = 2  # denoising steps of the samples that are timed
 ITEMS = 8  # images, or pairs' steps, in a call, where that is not what is tried

@@ -33,7 +33,8 @@ def settings_of(
     """
     if pairs % batch_size:
         raise ValueError(f"{pairs} pairs do not fill batches of {batch_size}")
-    settings = Settings(save_path=str(folder), exp_name="bench", device=model.device.type)
+    settings = Settings(save_path=str(folder), exp_name="bench")
+    settings.device = "cuda" if model.device.type == "cuda" else "cpu"
     settings.mixed_precision = PRECISIONS[model.dtype]
     settings.sample.num_steps = steps
     settings.sample.batch_size = 2 * batch_size

@@ -9,7 +9,7 @@ For a preset of your own, copy this file and change what you need:
         config.train.learning_rate = 3e-5
         return config
 
-Every setting is documented in dfusion/settings/schema.py, and printed by --help.
+Every setting is documented in docs/settings.md, and printed by --help.
 """
 
 from dfusion.commands.config import get_config

@@ -17,8 +17,7 @@ from ml_collections import ConfigDict, config_flags
 from dfusion.commands.help import help_text
 from dfusion.errors import UserError, one_line
 from dfusion.settings.presets import PRESETS
-from dfusion.settings.rules import kind_of
-from dfusion.settings.schema import Settings, flat, settings_of
+from dfusion.settings.schema import SETTINGS, Settings, settings_of
 
 # What a disk, a mount or permissions can do to a run.
 DISK = {
@@ -28,7 +27,6 @@ DISK = {
 # Older diffusers on torch 2.8 warn of this as they are imported where there is no GPU.
 warnings.filterwarnings("ignore", message="User provided device_type of 'cuda'")
 HELP = ("help", "helpfull", "helpshort", "h", "?")
-KNOWN = flat(Settings().to_dict())
 FILE = os.path.join(os.path.dirname(__file__), "config.py")  # of the presets
 GO_ON = "Stopped. Run the same command again to go on."
 
@@ -117,8 +115,8 @@ def _plain(text: str) -> str:
         last = text.strip().splitlines()[-1].strip()
         return f"--config: {last}; give a file, or one of the presets {', '.join(PRESETS)}"
     bad = re.match(r"flag --config\.([\w.]+)=(.*?): ", text, re.DOTALL)
-    if bad and bad[1] in KNOWN:
-        return f"--config.{bad[1]} {bad[2]}: must be {kind_of(KNOWN[bad[1]])}"
+    if bad and bad[1] in SETTINGS:
+        return f"--config.{bad[1]} {bad[2]}: must be {SETTINGS[bad[1]].type_in_words}"
     return f"{' '.join(text.split())}; --help lists the flags"
 
 
@@ -127,17 +125,18 @@ def _check_names(words: list[str]) -> None:
     for word in words:
         flag = word.partition("=")[0]
         name = flag.lstrip("-").removeprefix("no").removeprefix("config.")
-        if re.match(r"--?(no)?config\.", flag) and name not in KNOWN:
+        if re.match(r"--?(no)?config\.", flag) and name not in SETTINGS:
             last = name.rpartition(".")[2]
-            near = [k for k in KNOWN if k.startswith(f"{name}.") or k.rpartition(".")[2] == last]
-            near = near or difflib.get_close_matches(name, KNOWN, 2)
+            near = [k for k in SETTINGS if k.startswith(f"{name}.") or k.rpartition(".")[2] == last]
+            near = near or difflib.get_close_matches(name, SETTINGS, 2)
             hint = f"did you mean --config.{', --config.'.join(near)}? " if near else ""
             _fail(f"{flag}: there is no such setting; {hint}--help lists all")
 
 
 def _no_flag(word: str, before: str) -> str:
     """What to say of a word that is no flag and no flag's value."""
-    if isinstance(KNOWN.get(before.lstrip("-").removeprefix("config.")), bool):
+    setting = SETTINGS.get(before.lstrip("-").removeprefix("config."))
+    if setting and setting.kind is bool:
         return f"{before} {word}: write {before}={word}"
     return f"'{word}' is no flag; flags look like --config.exp_name test"
 

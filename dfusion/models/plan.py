@@ -2,7 +2,8 @@
 
 from dfusion.errors import UserError
 from dfusion.method.fusion import FusionPlan
-from dfusion.settings.schema import Settings, names_of
+from dfusion.settings.plain_text import names_of
+from dfusion.settings.schema import Settings
 from dfusion.settings.steps import parse_steps
 from diffusers_patched import LayerTable
 

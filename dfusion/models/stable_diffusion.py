@@ -27,7 +27,8 @@ from dfusion.models.folder import (
     variant,
 )
 from dfusion.models.hub import asked_once, is_hub_id
-from dfusion.settings.schema import AUTO, Pretrained, names_of
+from dfusion.settings.plain_text import names_of
+from dfusion.settings.schema import AUTO, Pretrained
 from diffusers_patched import AttentionControl, LayerTable, UNet2DConditionModel
 
 FINGERPRINT_VALUES = 256

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from dfusion.errors import UserError
 from dfusion.models import lora
-from dfusion.settings.schema import Train, names_of
+from dfusion.settings.plain_text import names_of
+from dfusion.settings.schema import Train
 from dfusion.storage.files import read_weights, write_weights
 from diffusers_patched import UNet2DConditionModel
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import PartialState
@@ -24,23 +25,17 @@ from dfusion.rounds.scorer import Scorer
 from dfusion.rounds.scoring import heartbeat
 from dfusion.settings.check import check_names, check_sampling, check_scoring
 from dfusion.settings.prompt_files import item_flag
-from dfusion.settings.schema import AUTO, RENEW, Settings, flat, settings_of
+from dfusion.settings.schema import AUTO, FREE, RENEW, Settings, flat, settings_of
 from dfusion.storage import last_error
 from dfusion.storage.experiment import Experiment
 from dfusion.storage.files import read_json, sweep, write_json
 from dfusion.storage.lock import Lock, run_lock
 
-# Settings that change how a run goes, not what it makes; for train.compare_images see _check_same.
-FREE = {
-    *("save_path", "exp_name", "device", "dev_id", "allow_tf32", "allow_config_change"),
-    *("compile", "sample.images_per_call", "fusion.batch_size"),
-    *("eval.batch_size", "eval.poll_seconds", "eval.once", "eval.in_process"),
-    *("train.num_epochs", "train.begin_epoch", "train.batch_size"),
-    *("train.gradient_checkpointing", "train.num_checkpoint_limit"),
-    *("train.compare_images", "train.compare_every", "resume_from", "tracker"),
-    *("samples_from", "keep_trajectories"),
+PRECISIONS: dict[torch.dtype, Literal["no", "fp16", "bf16"]] = {
+    torch.float32: "no",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
 }
-PRECISIONS = {torch.float32: "no", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 @dataclass(frozen=True)

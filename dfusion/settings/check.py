@@ -1,34 +1,19 @@
 """Checks of every flag before a model loads, and before anything slow is imported."""
 
-import math
 import re
 from pathlib import Path
 
 from dfusion.errors import UserError
-from dfusion.method.pairing import ADOPTIONS, RULES, per_prompt
+from dfusion.method.pairing import per_prompt
 from dfusion.method.prompts import Prompt
-from dfusion.settings.choices import (
-    KEEPS,
-    MERGES,
-    METHODS,
-    PARTS,
-    PLACES,
-    RATIOS,
-    REFERENCES,
-    SOURCES,
-    STORE_DTYPES,
-    TRACKERS,
-    TUNES,
-)
+from dfusion.settings.plain_text import names_of
 from dfusion.settings.prompt_files import load_prompts
-from dfusion.settings.rules import at_least, check_text, finite, one_of
-from dfusion.settings.schema import AUTO, Settings, check_setting, flat, names_of
+from dfusion.settings.schema import SETTINGS, Settings, flat
 from dfusion.settings.steps import parse_steps, parse_weights
 from dfusion.storage.formats import MOST
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
 LONGEST_NAME = 255  # bytes, of a file or folder
-DAY = 86400  # seconds
 
 
 def check_sampling(settings: Settings) -> tuple[Prompt, ...]:
@@ -67,114 +52,56 @@ def check_scoring(settings: Settings) -> list[str]:
 
 def check(settings: Settings) -> None:
     """Refuse flags by themselves, whatever command they are for. Raises UserError."""
-    s = settings
-    _check_each(s)
-    one_of("device", s.device, ("auto", "cpu", "cuda", "mps"))
-    one_of("mixed_precision", s.mixed_precision, ("auto", "no", "fp16", "bf16"))
-    one_of("sample.store_dtype", s.sample.store_dtype, STORE_DTYPES)
-    one_of("mask.merge", s.mask.merge, MERGES)
-    one_of("mask.place", s.mask.place, PLACES)
-    one_of("pair.rule", s.pair.rule, RULES)
-    one_of("pair.adoption", s.pair.adoption, ADOPTIONS)
-    at_least("seed", s.seed, 0, most=2**63 - 1)
-    at_least("dev_id", s.dev_id, 0)
-    at_least("sample.num_steps", s.sample.num_steps, 1, most=1000)
-    at_least("sample.batch_size", s.sample.batch_size, 1)
-    at_least("sample.num_batches_per_epoch", s.sample.num_batches_per_epoch, 1)
-    if s.sample.images_per_call != AUTO:
-        at_least("sample.images_per_call", int(s.sample.images_per_call), 0)
-    if s.fusion.batch_size != AUTO:
-        at_least("fusion.batch_size", int(s.fusion.batch_size), 1)
-    at_least("eval.batch_size", s.eval.batch_size, 1)
-    at_least("train.begin_epoch", s.train.begin_epoch, 0)
-    at_least("train.num_epochs", s.train.num_epochs, s.train.begin_epoch + 1)
-    one_of("train.method", s.train.method, METHODS)
-    one_of("train.pairs", s.train.pairs, SOURCES)
-    one_of("train.ratio", s.train.ratio, RATIOS)
-    _check_training(s)
-    if not 0 < s.sample.eta <= 1:
-        raise UserError(f"--config.sample.eta {s.sample.eta}: must be above 0 and at most 1")
-    if not 0 < s.eval.poll_seconds <= DAY:
+    for name, value in flat(settings.to_dict()).items():
+        SETTINGS[name].check(f"--config.{name}", value)
+    _check_rounds(settings)
+    _check_steps(settings)
+    _check_places(settings)
+    if not names_of(settings.train.lora_targets):
+        raise UserError("--config.train.lora_targets: name at least one module, e.g. to_q,to_v")
+
+
+def _check_rounds(settings: Settings) -> None:
+    first, end = settings.train.begin_epoch, settings.train.num_epochs
+    if end <= first:
         raise UserError(
-            f"--config.eval.poll_seconds {s.eval.poll_seconds}: must be above 0 and at most {DAY}"
+            f"--config.train.num_epochs {end}: must be at least {first + 1}, as "
+            f"--config.train.begin_epoch is {first}"
         )
-    if s.images_per_prompt < 2:
+    if settings.images_per_prompt < 2:
         raise UserError(
             "--config.sample.num_batches_per_epoch: one image per prompt makes no pair; ask for "
             "two or more batches, or a larger --config.sample.batch_size"
         )
+
+
+def _check_steps(settings: Settings) -> None:
+    """What is said of single denoising steps fits their number."""
+    steps, listed = settings.sample.num_steps, settings.train.step_weights
     try:
-        parse_steps(s.fusion.steps, s.sample.num_steps)
+        parse_steps(settings.fusion.steps, steps)
     except ValueError as error:
         raise UserError(f"--config.fusion.steps: {error}") from error
-    for part in names_of(s.fusion.parts):
-        one_of("fusion.parts", part, PARTS)
-    if not names_of(s.fusion.parts):
-        raise UserError(f"--config.fusion.parts: name at least one of {', '.join(PARTS)}")
-    finite("sample.guidance_scale", s.sample.guidance_scale)
-    finite("pair.adoption_threshold", s.pair.adoption_threshold)
-    finite("train.dpok_alpha", s.train.dpok_alpha)
-    finite("train.dpok_beta", s.train.dpok_beta)
+    try:
+        weights = parse_weights(listed)
+    except ValueError as error:
+        raise UserError(f"--config.train.step_weights '{listed}': {error}") from error
+    if weights and len(weights) != steps:
+        raise UserError(
+            f"--config.train.step_weights: {len(weights)} weights for {steps} steps; give one for "
+            "each step, t = T first"
+        )
 
 
-def _check_each(s: Settings) -> None:
-    """Every flag by itself: of its default's type, and plain text."""
-    for name, value in flat(s.to_dict()).items():
-        check_setting(f"--config.{name}", name, value)
-        if isinstance(value, str):
-            check_text(f"--config.{name}", value)
+def _check_places(settings: Settings) -> None:
     for name in ("save_path", "resume_from", "samples_from"):
-        place = getattr(s, name)
+        place = getattr(settings, name)
         if any(len(part.encode()) > LONGEST_NAME for part in Path(place).parts):
             raise UserError(f"--config.{name} '{place}': no disk has so long a name; shorten it")
-
-
-def _check_training(s: Settings) -> None:
-    """The flags that only training reads."""
-    train = s.train
-    one_of("tracker", s.tracker, TRACKERS)
-    one_of("keep_trajectories", s.keep_trajectories, KEEPS)
-    one_of("train.tune", train.tune, TUNES)
-    one_of("train.reference", train.reference, REFERENCES)
-    counts = (
-        *("num_inner_epochs", "updates_per_inner_epoch", "batch_size", "lora_rank", "lora_alpha"),
-        *("compare_every", "num_checkpoint_limit"),
-    )
-    for name in counts:
-        if getattr(train, name) != AUTO:
-            at_least(f"train.{name}", getattr(train, name), 1)
-    at_least("train.compare_images", train.compare_images, 0)
-    if not 0 < train.timestep_fraction <= 1:
+    resumed = settings.resume_from
+    if resumed not in ("", "latest") and not (Path(resumed) / "state.json").exists():
         raise UserError(
-            f"--config.train.timestep_fraction {train.timestep_fraction}: must be above 0 and at "
-            "most 1"
-        )
-    for name in ("learning_rate", "beta", "max_grad_norm", "adv_clip_max", "adam_epsilon"):
-        if not 0 < getattr(train, name) < math.inf:
-            raise UserError(f"--config.train.{name} {getattr(train, name)}: must be above 0")
-    for name in ("adam_beta1", "adam_beta2"):
-        if not 0 <= getattr(train, name) < 1:
-            raise UserError(f"--config.train.{name} {getattr(train, name)}: must be from 0 to 1")
-    for name in ("kl_initial", "adam_weight_decay"):
-        if not 0 <= getattr(train, name) < math.inf:
-            raise UserError(f"--config.train.{name} {getattr(train, name)}: must not be below 0")
-    if not 0 <= train.eps < 1:
-        raise UserError(f"--config.train.eps {train.eps}: must be from 0 (no clipping) to below 1")
-    try:
-        weights = parse_weights(train.step_weights)
-    except ValueError as error:
-        raise UserError(f"--config.train.step_weights '{train.step_weights}': {error}") from error
-    if weights and len(weights) != s.sample.num_steps:
-        raise UserError(
-            f"--config.train.step_weights: {len(weights)} weights for {s.sample.num_steps} steps; "
-            "give one for each step, t = T first"
-        )
-    if not names_of(train.lora_targets):
-        raise UserError("--config.train.lora_targets: name at least one module, e.g. to_q,to_v")
-    given = s.resume_from not in ("", "latest") and Path(s.resume_from) / "state.json"
-    if given and not given.exists():
-        raise UserError(
-            f"--config.resume_from {s.resume_from}: no checkpoint there; give 'latest' or a folder "
+            f"--config.resume_from {resumed}: no checkpoint there; give 'latest' or a folder "
             "such as data/<exp>/checkpoints/epoch3"
         )
 

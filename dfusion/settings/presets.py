@@ -1,4 +1,4 @@
-"""Presets. Every setting is documented where it stands, in dfusion/settings/schema.py.
+"""Presets. The settings and their defaults are declared in dfusion/settings/schema.py.
 
     python3 run_sample.py --config config/config.py:released --config.exp_name test
 

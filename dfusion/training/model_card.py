@@ -5,7 +5,8 @@ import json
 from collections.abc import Sequence
 
 from dfusion.errors import one_line
-from dfusion.settings.schema import Settings, names_of
+from dfusion.settings.plain_text import names_of
+from dfusion.settings.schema import Settings
 
 LOADS = {
     "lora": """{merged}    pipe.load_lora_weights("path/to/this/folder")""",

@@ -19,9 +19,9 @@ from dfusion.progress import Progress
 from dfusion.report import page
 from dfusion.report.contact_sheet import contact_sheet
 from dfusion.rounds.runner import unfinished
-from dfusion.rounds.session import FREE, Session, begun, load_session
+from dfusion.rounds.session import Session, begun, load_session
 from dfusion.settings.check import check_training
-from dfusion.settings.schema import Settings, flat
+from dfusion.settings.schema import FREE, Settings, flat
 from dfusion.settings.steps import first_fused, fused_indices
 from dfusion.storage.files import write_tensors
 from dfusion.training import metrics, optimiser, tracking

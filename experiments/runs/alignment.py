@@ -22,9 +22,9 @@ import torch
 from PIL import Image
 
 from dfusion.errors import UserError, ends_in_one_line
-from dfusion.rounds.session import FREE, changes, resolved
+from dfusion.rounds.session import changes, resolved
 from dfusion.settings.presets import PRESETS
-from dfusion.settings.schema import Settings, flat
+from dfusion.settings.schema import FREE, SETTINGS, Settings, flat
 from dfusion.settings.schema import settings_of as settings_from
 from dfusion.storage.experiment import Experiment, Round
 from dfusion.storage.files import read_json, write_bytes, write_json
@@ -220,8 +220,8 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--preset", default="testbed", choices=("testbed", "paper"))
     parser.add_argument("--model", help="a folder, file or hub id; default: the preset's")
     parser.add_argument("--name", help="default: <method>_<pairs>_t<template>_s<seed>")
-    parser.add_argument("--method", default="dpo", choices=("dpo", "ddpo", "dpok"))
-    parser.add_argument("--pairs", default="dfusion", choices=("dfusion", "naive", "inversion"))
+    parser.add_argument("--method", default="dpo", choices=SETTINGS["train.method"].words)
+    parser.add_argument("--pairs", default="dfusion", choices=SETTINGS["train.pairs"].words)
     parser.add_argument("--template", type=int, default=1, choices=(1, 2, 3))
     parser.add_argument(
         "--prompts", type=int, help="the first of the list; testbed: 18, paper: all"

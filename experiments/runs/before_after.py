@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dfusion.errors import UserError, ends_in_one_line
-from dfusion.settings.schema import names_of
+from dfusion.settings.plain_text import names_of
 from dfusion.storage.experiment import Experiment, Round
 from experiments.runs.alignment import RESULTS, run_of, runs_of
 from testbed.models.judge import Judge

@@ -29,8 +29,9 @@ from dfusion.models.stable_diffusion import DiffusionModel, pick_device, pick_dt
 from dfusion.progress import Progress
 from dfusion.rewards.registry import load_reward
 from dfusion.rounds.session import policy_of
+from dfusion.settings.plain_text import names_of
 from dfusion.settings.prompt_files import load_prompts
-from dfusion.settings.schema import Settings, flat, names_of
+from dfusion.settings.schema import Settings, flat
 from dfusion.storage.files import write_json
 from dfusion.training.checkpoints import Checkpoints
 from experiments.measures.intervals import Gain, over_groups

@@ -5,8 +5,8 @@ The library refuses what is not the same; here a run is looked for whose setting
 
 from pathlib import Path
 
-from dfusion.rounds.session import FREE, resolved
-from dfusion.settings.schema import Settings, flat
+from dfusion.rounds.session import resolved
+from dfusion.settings.schema import FREE, Settings, flat
 from dfusion.storage.experiment import Experiment
 from dfusion.storage.files import read_json
 

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 
+from dfusion.commands import settings_table
 from dfusion.commands.config import get_config
 from dfusion.errors import UserError
+from dfusion.method.pairing import ADOPTIONS, RULES
 from dfusion.method.prompts import Item
 from dfusion.method.sampling import STORE_DTYPES
 from dfusion.models.stable_diffusion import DiffusionModel, pick_device
-from dfusion.settings import choices
 from dfusion.settings.check import check, check_names, check_sampling, check_training
 from dfusion.settings.presets import PRESETS
 from dfusion.settings.prompt_files import load_prompts
-from dfusion.settings.schema import Pretrained, Settings, flat, settings_of
+from dfusion.settings.schema import SETTINGS, Pretrained, Settings, flat, settings_of
 from diffusers_patched import PARTS
 
 ROOT = Path(__file__).parents[2]
@@ -27,13 +28,14 @@ FLAGS = [
     ("seed", -1, "--config.seed -1: must be at least 0"),
     ("sample.num_steps", 0, "--config.sample.num_steps 0"),
     ("sample.eta", 0.0, "--config.sample.eta 0.0: must be above 0"),
-    ("sample.eta", 1.5, "--config.sample.eta 1.5"),
+    ("sample.eta", 1.5, "--config.sample.eta 1.5: must be at most 1"),
     ("sample.batch_size", 0, "--config.sample.batch_size 0"),
     ("sample.store_dtype", "int8", "--config.sample.store_dtype 'int8'"),
     ("mask.merge", "and", "--config.mask.merge 'and': choose from xor, or"),
     ("fusion.steps", "25-1", "--config.fusion.steps: '25-1' is out of range"),
     ("fusion.steps", "a", "--config.fusion.steps: 'a' is no step range"),
-    ("fusion.parts", "self_k,self_x", "--config.fusion.parts 'self_x'"),
+    ("fusion.parts", "self_k,self_x", "--config.fusion.parts 'self_x': choose from self_q, self_k"),
+    ("fusion.parts", ",", "--config.fusion.parts: name at least one of self_q, self_k"),
     ("fusion.batch_size", 0, "--config.fusion.batch_size 0"),
     ("sample.batch_size", "auto", "--config.sample.batch_size 'auto': must be a whole number"),
     ("sample.images_per_call", -1, "--config.sample.images_per_call -1: must be at least 0"),
@@ -50,9 +52,10 @@ FLAGS = [
     ("train.tune", "unet", "--config.train.tune 'unet': choose from lora, full"),
     ("train.learning_rate", 0.0, "--config.train.learning_rate 0.0: must be above 0"),
     ("train.learning_rate", float("nan"), "--config.train.learning_rate nan: must be above 0"),
-    ("train.adam_beta2", 1.0, "--config.train.adam_beta2 1.0: must be from 0 to 1"),
-    ("train.kl_initial", -1.0, "--config.train.kl_initial -1.0: must not be below 0"),
-    ("train.eps", 1.0, "--config.train.eps 1.0"),
+    ("train.adam_beta2", 1.0, "--config.train.adam_beta2 1.0: must be below 1"),
+    ("train.kl_initial", -1.0, "--config.train.kl_initial -1.0: must be at least 0"),
+    ("train.eps", 1.0, "--config.train.eps 1.0: must be below 1"),
+    ("train.eps", -0.1, "--config.train.eps -0.1: must be at least 0"),
     ("train.num_inner_epochs", 0, "--config.train.num_inner_epochs 0"),
     ("train.updates_per_inner_epoch", 0, "--config.train.updates_per_inner_epoch 0"),
     ("train.batch_size", 0, "--config.train.batch_size 0"),
@@ -108,13 +111,13 @@ def test_presets_pass_and_survive_the_flags(preset: str) -> None:
     assert Settings.of(json.loads(json.dumps(settings.to_dict()))) == settings
 
 
-@pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("12", 12), ("-1", None)])
+@pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("12", 12), ("1.5", None)])
 def test_a_number_that_may_be_auto(text: str, value: int | str | None) -> None:
     """As a flag gives it, and as config.json keeps it."""
     flags = get_config("paper")
     flags.train.batch_size = text
     if value is None:
-        with pytest.raises(UserError, match="'-1': must be a whole number or auto"):
+        with pytest.raises(UserError, match="--config.train.batch_size '1.5': must be a whole num"):
             settings_of(flags.to_dict(), "--config")
         return
     settings = settings_of(flags.to_dict(), "--config")
@@ -316,6 +319,10 @@ def test_missing_gpu_is_named() -> None:
         ),
         (["--config.num_steps=3"], "did you mean --config.sample.num_steps? --help"),
         (["--config.pair", "3"], "did you mean --config.pair.rule, --config.pair.adoption, "),
+        (["--config.train.batch_size=-1"], "--config.train.batch_size -1: must be at least 1"),
+        (["--config.train.batch_size=all"], "batch_size 'all': must be a whole number or auto"),
+        (["--config.mask.merge", "and"], "--config.mask.merge 'and': choose from xor, or"),
+        (["--config.train.eps", "1"], "--config.train.eps 1.0: must be below 1"),
         (["--config.seed", "x"], "--config.seed x: must be a whole number"),
         (["--config.fusion.masked=Fals"], "--config.fusion.masked Fals: must be True or False"),
         (["--config.fusion.masked", "False"], "write --config.fusion.masked=False"),
@@ -377,12 +384,21 @@ def test_help_has_every_setting_with_its_comment() -> None:
     assert list(about) == [f"--config.{k}={shlex.quote(str(v))}" for k, v in values.items()]
     assert all(about.values())
     assert about["--config.fusion.batch_size=8"].startswith("Pairs in one UNet call")
-    assert about["--config.eval.pretrained=''"].startswith("open_clip model: a name with")
+    assert about["--config.eval.pretrained=''"].startswith("Weights of the open_clip model")
+    assert about["--config.train.method=dpo"].endswith("Values: dpo, ddpo, dpok")
+    assert about["--config.train.eps=0.1"].endswith("Values: at least 0 and below 1")
+    assert about["--config.train.batch_size=8"].endswith("Values: from 1 to 1000000, or auto")
 
 
-def test_choices_are_those_of_the_modules_that_need_torch() -> None:
-    assert list(choices.PARTS) == list(PARTS)
-    assert list(choices.STORE_DTYPES) == list(STORE_DTYPES)
+def test_the_table_of_settings_is_up_to_date() -> None:
+    assert (ROOT / settings_table.FILE).read_text() == settings_table.page()
+
+
+def test_choices_are_those_of_the_modules_that_take_them() -> None:
+    assert set(SETTINGS["fusion.parts"].words) == set(PARTS)
+    assert set(SETTINGS["sample.store_dtype"].words) == set(STORE_DTYPES)
+    assert set(SETTINGS["pair.rule"].words) == set(RULES)
+    assert set(SETTINGS["pair.adoption"].words) == set(ADOPTIONS)
 
 
 def test_a_folder_that_cannot_be_written_ends_in_one_line(

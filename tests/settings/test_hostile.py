@@ -20,7 +20,7 @@ from dfusion.models.stable_diffusion import DiffusionModel
 from dfusion.report import page
 from dfusion.report.contact_sheet import contact_sheet
 from dfusion.rounds.scoring import scorer_alive
-from dfusion.settings.rules import check_text
+from dfusion.settings.plain_text import check_text
 from dfusion.settings.schema import Pretrained, Settings
 from dfusion.storage.experiment import Experiment, Round
 from dfusion.storage.files import (

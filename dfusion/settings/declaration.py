@@ -1,0 +1,174 @@
+"""How schema.py declares a setting, and what follows from the declaration: checks and help.
+
+A setting is a field of a dataclass, with its default and a comment right above it:
+
+    # Noise weight of DDIM.
+    eta: Annotated[float, Range(above=0, at_most=1)] = 1.0
+
+A Literal lists the words that it may be, a Range the numbers; `int | Literal["auto"]` is either.
+"""
+
+import dataclasses
+import inspect
+import math
+import operator
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+
+from dfusion.errors import UserError
+from dfusion.settings.plain_text import check_text, names_of
+
+KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
+T = TypeVar("T")
+_FREE = object()
+# A setting that changes how a run goes, not what it makes: it may differ when a run is continued.
+Free = Annotated[T, _FREE]
+
+
+class Several:
+    """Words of which a setting of type str lists one or more, separated by commas."""
+
+    def __init__(self, *words: str) -> None:
+        self.words = words
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a setting may be. Without limits, any that is finite."""
+
+    at_least: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    below: float | None = None
+
+    def broken(self, value: float) -> str | None:
+        """The limit that a number is beyond, in words."""
+        for words, limit, holds in self._limits():
+            if not holds(value, limit):
+                return f"{words} {limit}"
+        return None if math.isfinite(value) else "a finite number"
+
+    def __str__(self) -> str:
+        if None not in (self.at_least, self.at_most):
+            return f"from {self.at_least} to {self.at_most}"
+        return " and ".join(f"{words} {limit}" for words, limit, _ in self._limits())
+
+    def _limits(self) -> Iterator[tuple[str, float, Callable[[float, float], bool]]]:
+        for name, holds in (
+            *(("at_least", operator.ge), ("above", operator.gt)),
+            *(("at_most", operator.le), ("below", operator.lt)),
+        ):
+            if (limit := getattr(self, name)) is not None:
+                yield name.replace("_", " "), limit, holds
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a field's annotation says of it.
+
+    kind: its type. words: those it may be; empty for any text. A number may be one of them too.
+    several: whether it may be more than one of them. free: see Free.
+    """
+
+    kind: type
+    words: tuple[str, ...]
+    range: Range
+    several: bool
+    free: bool
+
+    @classmethod
+    def of(cls, annotation: Any) -> "Setting":
+        """What a field so annotated may be."""
+        parts = _parts(annotation)
+        several = next((part for part in parts if isinstance(part, Several)), None)
+        return cls(
+            kind=next((part for part in parts if part in KINDS), str),
+            words=several.words if several else tuple(p for p in parts if isinstance(p, str)),
+            range=next((part for part in parts if isinstance(part, Range)), Range()),
+            several=several is not None,
+            free=_FREE in parts,
+        )
+
+    @property
+    def type_in_words(self) -> str:
+        """ "a whole number or auto"."""
+        return " or ".join([KINDS[self.kind], *(() if self.kind is str else self.words)])
+
+    @property
+    def values(self) -> str:
+        """What it may be: its words, its range or its type."""
+        if self.kind is str:
+            listed = ", ".join(self.words) or KINDS[str]
+            return f"one or more of {listed}" if self.several else listed
+        return ", or ".join([str(self.range) or KINDS[self.kind], *self.words])
+
+    def check_type(self, what: str, value: Any) -> None:
+        """Refuse a value of another type. what: the flag or file. Raises UserError.
+
+        A whole number may stand for a fraction.
+        """
+        wanted = (int, float) if self.kind is float else self.kind
+        same = isinstance(value, wanted) and isinstance(value, bool) == (self.kind is bool)
+        if not same and value not in self.words:
+            raise UserError(f"{what} {value!r}: must be {self.type_in_words}")
+
+    def check(self, what: str, value: Any) -> None:
+        """Refuse what it may not be. what: the flag or file. Raises UserError."""
+        self.check_type(what, value)
+        if isinstance(value, str):
+            check_text(what, value)
+            self._check_words(what, value)
+        elif broken := self.range.broken(value):
+            raise UserError(f"{what} {value}: must be {broken}")
+
+    def _check_words(self, what: str, text: str) -> None:
+        if not self.words:
+            return
+        listed = ", ".join(self.words)
+        given = names_of(text) if self.several else [text]
+        if not given:
+            raise UserError(f"{what}: name at least one of {listed}")
+        for word in given:
+            if word not in self.words:
+                raise UserError(f"{what} '{word}': choose from {listed}")
+
+
+def _parts(annotation: Any) -> tuple[Any, ...]:
+    """The types, words, ranges and marks that an annotation is made of."""
+    inside = get_args(annotation)
+    if get_origin(annotation) is Literal or not inside:
+        return inside or (annotation,)
+    return tuple(part for each in inside for part in _parts(each))
+
+
+def groups_of(cls: type) -> dict[str, type]:
+    """The dataclasses that are fields of a dataclass: groups of settings."""
+    found = {field.name: field.type for field in dataclasses.fields(cls)}
+    return {k: v for k, v in found.items() if isinstance(v, type) and dataclasses.is_dataclass(v)}
+
+
+def settings_in(cls: type) -> dict[str, Setting]:
+    """Every setting of a dataclass by flag name, "sample.eta" for the field eta of a group."""
+    groups = groups_of(cls)
+    found = {f.name: Setting.of(f.type) for f in dataclasses.fields(cls) if f.name not in groups}
+    for name, group in groups.items():
+        found |= {f"{name}.{key}": value for key, value in settings_in(group).items()}
+    return found
+
+
+def comments_in(cls: type) -> dict[str, str]:
+    """The comment above each setting of a dataclass, by flag name."""
+    found: dict[str, str] = {}
+    above: list[str] = []
+    for line in inspect.getsource(cls).splitlines():
+        if comment := re.match(r"    # (.*)", line):
+            above.append(comment[1])
+            continue
+        if above and (field := re.match(r"    (\w+):", line)):
+            found[field[1]] = " ".join(above)
+        above = []
+    for name, group in groups_of(cls).items():
+        found |= {f"{name}.{key}": text for key, text in comments_in(group).items()}
+    return found
