@@ -11,6 +11,7 @@ RUN = .venv/bin/python
 	  || { echo "Python 3.11 or 3.12 is needed; try make PYTHON=/path/to/python3.11"; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
 demo: .venv/ready  ## D-Fusion and training with the embedded model, scorer in its own process
