@@ -2,7 +2,7 @@
 
     dfusion estimate --config paper --config.prompt_file ...
 
-The flags are those of `dfusion train`. For `dfusion sample` read the lines of sampling and fusing.
+The flags are those of `dfusion train`. For `dfusion sample`, see the lines on sampling and fusing.
 """
 
 from dfusion.commands import flags

@@ -19,7 +19,7 @@ from dfusion.errors import UserError, one_line
 from dfusion.settings.presets import PRESETS
 from dfusion.settings.schema import SETTINGS, Settings, settings_of
 
-# What a disk, a mount or permissions can do to a run.
+# Errors caused by disks, mounts and permissions: reported in one line, without a traceback.
 DISK = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
     *(errno.ENOENT, errno.ENOTDIR, errno.EFBIG, errno.ESTALE, errno.ENAMETOOLONG),
@@ -28,7 +28,7 @@ DISK = {
 warnings.filterwarnings("ignore", message="User provided device_type of 'cuda'")
 HELP = ("help", "helpfull", "helpshort", "h", "?")
 FILE = os.path.join(os.path.dirname(__file__), "config.py")  # of the presets
-GO_ON = "Stopped. Run the same command again to go on."
+GO_ON = "Stopped. Run the same command again to continue."
 
 
 def main(
@@ -36,7 +36,7 @@ def main(
 ) -> None:
     """Parse --config, `check` it and call `verb`. Bad input ends with one line and exit code 2.
 
-    Nothing slow is imported before `check` has accepted the flags: that is up to `verb`.
+    `verb` does the slow imports, so that wrong flags are refused at once.
     """
     wanted = [word for word in sys.argv if word.lstrip("-") in HELP and word.startswith("-")]
     sys.argv = _with_preset_files(sys.argv)
@@ -61,9 +61,9 @@ def _run(
 ) -> None:
     if len(argv) > 1:
         _fail(_no_flag(argv[1], before=sys.argv[len(sys.argv) - len(argv)]))
-    logging.set_verbosity(logging.WARNING)  # open_clip tells the root logger all it does
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
-    with _one_line():  # raises for a file of settings that is not there
+    logging.set_verbosity(logging.WARNING)  # open_clip logs everything it does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM ends a run as Ctrl-C does
+    with _one_line():  # raises if the file of settings does not exist
         values = config.to_dict()
     try:
         settings = settings_of(values, "--config")
@@ -75,14 +75,14 @@ def _run(
         if error.errno not in DISK:
             raise
         where = error.filename or config.save_path
-        _fail(f"{where}: {error.strerror}; once that is mended, the same command goes on", 1)
+        _fail(f"{where}: {error.strerror}; once that is fixed, the same command continues", 1)
     except KeyboardInterrupt as stop:
         print(f"\n{stop}" if str(stop) else f"\n{GO_ON}", flush=True)
         sys.exit(130)
 
 
 def _with_preset_files(argv: list[str]) -> list[str]:
-    """With the file that a preset stands in: --config testbed."""
+    """The arguments with `--config NAME` replaced by the file and name of the preset."""
     named = list(argv)
     for n, word in enumerate(argv):
         flag, equals, name = word.partition("=")
@@ -103,12 +103,12 @@ def _parse(argv: list[str]) -> list[str]:
 def _one_line() -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # absl and ml_collections raise what they met, of any kind
+    except Exception as error:  # absl and ml_collections raise errors of any kind
         _fail(_plain(str(error)))
 
 
 def _plain(text: str) -> str:
-    """What absl or ml_collections say of a flag, in our words where we have some."""
+    """A message of absl or ml_collections, in our words where we have some."""
     if "Traceback" in text:  # a preset's own error, wrapped with its traceback
         return text.strip().splitlines()[-1].removeprefix("ValueError: ")
     if "Failed loading config file" in text:
@@ -121,7 +121,7 @@ def _plain(text: str) -> str:
 
 
 def _check_names(words: list[str]) -> None:
-    """Every --config.NAME is a setting; ml_collections' own words for it are not plain."""
+    """Refuse unknown settings; the message of ml_collections is not clear."""
     for word in words:
         flag = word.partition("=")[0]
         name = flag.lstrip("-").removeprefix("no").removeprefix("config.")
@@ -134,11 +134,11 @@ def _check_names(words: list[str]) -> None:
 
 
 def _no_flag(word: str, before: str) -> str:
-    """What to say of a word that is no flag and no flag's value."""
+    """The message for a word that is neither a flag nor a flag's value."""
     setting = SETTINGS.get(before.lstrip("-").removeprefix("config."))
     if setting and setting.kind is bool:
         return f"{before} {word}: write {before}={word}"
-    return f"'{word}' is no flag; flags look like --config.exp_name test"
+    return f"'{word}' is not a flag; flags look like --config.exp_name test"
 
 
 def _fail(text: str, code: int = 2) -> NoReturn:

@@ -2,8 +2,8 @@
 
     dfusion verify data/<exp>
 
-PNG and safetensors files carry checksums of their contents; what the small files say is compared
-with each other and, where a rule made it (pairs, adoption, shared states), made again.
+PNG and safetensors files carry checksums of their contents. The JSON files are compared with each
+other, and whatever a rule decided (pairs, adoption, shared states) is decided again.
 """
 
 import sys
@@ -35,7 +35,7 @@ FILES = {"manifest.json", "pairs.json", "adoption.json", DROPPED}
 
 
 def verify(folder: Path) -> list[str]:
-    """What is wrong with the experiment in `folder`, one line each; empty where all is well."""
+    """The problems of the experiment in `folder`, one line each; empty if there are none."""
     experiment = Experiment(folder)
     if not experiment.config_file.exists():
         return [f"{experiment.config_file}: missing; is this an experiment's folder?"]
@@ -62,9 +62,9 @@ def verify(folder: Path) -> list[str]:
 
 
 def _behind(problems: list[str], number: int, trained: int | None) -> list[str]:
-    """The problems of round `number`, with a remedy that works where training has passed it.
+    """The problems of round `number`, with a remedy that works after it was trained on.
 
-    trained: the last round with a checkpoint; the same command would go on after it.
+    trained: the last round with a checkpoint, after which the same command would continue.
     """
     if trained is None or number > trained:
         return problems
@@ -78,7 +78,7 @@ def _behind(problems: list[str], number: int, trained: int | None) -> list[str]:
 
 
 def _dropped(round_: Round, trained_on: bool) -> Iterator[str]:
-    """States that were dropped: gone for good where the round was trained on, else to be remade."""
+    """Problems with dropped states: gone for good after training, else to be made again."""
     if round_.states_kept:
         return
     if not trained_on:
@@ -94,7 +94,7 @@ def _metrics(path: Path) -> Iterator[str]:
 
 
 def _links(folder: Path) -> list[str]:
-    """Links inside the experiment: what they lead to is not kept with it."""
+    """Links inside the experiment, whose contents would not travel with it."""
     found = (p for p in sorted(folder.rglob("*")) if p.is_symlink())
     return [f"{p}: a link to {p.readlink()}; put the file itself there" for p in found]
 
@@ -108,7 +108,7 @@ def _guarded(where: Path, check: Callable[[], Iterator[str]]) -> list[str]:
     except UserError as error:
         found.append(str(error))
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        found.append(f"{where}: a file there is not as this software writes it ({error!r})")
+        found.append(f"{where}: a file there was not written by this software ({error!r})")
     return found
 
 
@@ -139,7 +139,7 @@ def _round(round_: Round, settings: Settings) -> Iterator[str]:
 
 
 def _images(round_: Round) -> Iterator[str]:
-    """PNG files and scores of all that is planned."""
+    """PNG files and scores of all planned images."""
     if round_.manifest() is None:
         yield f"{round_.folder}/manifest.json: missing; {AGAIN}"
         return
@@ -157,7 +157,7 @@ def _images(round_: Round) -> Iterator[str]:
 
 
 def _foreign(round_: Round) -> Iterator[str]:
-    """Files that no command writes, or that lie beyond what is planned."""
+    """Files that no command writes, or whose number is beyond what is planned."""
     limits = {kind: len(round_.pairs() or ()) for kind in FOLDERS}
     limits["images"] = limits["trajectories"] = len(round_.sample_prompts())
     for path in sorted(p for p in round_.folder.rglob("*") if p.is_file()):
@@ -172,7 +172,7 @@ def _foreign(round_: Round) -> Iterator[str]:
 
 def _targets(round_: Round) -> Iterator[str]:
     """Targets and their pictures are whole."""
-    # As the round was made: a later one may be of other settings, which config.json then has.
+    # By the round's own settings: config.json may already be of a later round.
     steps = len(round_.made_with("manifest.json")["timesteps"])
     first = first_fused(round_.made_with("pairs.json")["fusion steps"], steps)
     dropped = not round_.states_kept and round_.adoption() is not None
@@ -184,7 +184,7 @@ def _targets(round_: Round) -> Iterator[str]:
 
 
 def _target(round_: Round, p: int, pair: pairing.Pair, first: int) -> Iterator[str]:
-    """A target is whole, and shares its base's states until fusion begins."""
+    """A target is whole, and has its base's states until fusion begins."""
     path, base = round_.target(p), round_.trajectory(pair.base)
     problems = list(_tensors(path, "latents"))
     yield from problems
@@ -224,7 +224,7 @@ def _adoption(round_: Round, settings: Settings) -> Iterator[str]:
 
 
 def _tensors(path: Path, name: str) -> Iterator[str]:
-    """A file that must be there, whole and finite."""
+    """A file that must exist, be undamaged and hold finite values."""
     if not path.exists():
         yield f"{path}: missing; {AGAIN}"
         return

@@ -49,14 +49,14 @@ def serve(data: Path, host: str, port: int, results: Path, show: bool) -> None:
         if error.name not in ("uvicorn", "starlette"):
             raise
         raise UserError(
-            f"the package {error.name} is missing; pip install -r requirements-view.txt"
+            f"the package {error.name} is missing; pip install starlette uvicorn"
         ) from error
     listener = _bind(host, port)
     port = listener.getsockname()[1]
     address = f"http://{_in_url(host)}:{port}/"
-    print(f"Showing {data} at {address}; Ctrl-C ends.", flush=True)
+    print(f"Showing {data} at {address}; Ctrl-C stops.", flush=True)
     if host not in ("127.0.0.1", "localhost", "::1"):
-        print("Everybody who reaches this address can see the runs and rate images.", flush=True)
+        print("Everyone who can reach this address can see the runs and rate images.", flush=True)
     if show:
         threading.Timer(1.0, webbrowser.open, [address]).start()
     config = uvicorn.Config(make_app(data, host, results), log_level="warning", lifespan="off")

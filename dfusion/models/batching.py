@@ -1,4 +1,4 @@
-"""Batches as large as the device's memory allows: found by trying, lowered when it runs out."""
+"""Batch sizes that fit the device's memory: found by trying, lowered when it runs out."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +9,7 @@ import torch
 from dfusion.errors import UserError
 from dfusion.settings.schema import AUTO
 
-ON_CPU = 8  # "auto" where memory is no limit: larger batches are no faster there
+ON_CPU = 8  # "auto" on a CPU, where larger batches are no faster
 MOST = 64  # a GPU is busy with fewer
 
 Item = TypeVar("Item")
@@ -17,16 +17,16 @@ Result = TypeVar("Result")
 
 
 def guess(asked: int | str) -> int:
-    """A number to reckon with, where nothing is tried."""
+    """The size to assume where none is tried."""
     return ON_CPU if asked == AUTO else int(asked)
 
 
 class Fit:
     """The number of items in one call on a device.
 
-    flag, asked: the flag that sets it, and its value, a number or "auto". "auto" begins with one
-    item on a GPU and doubles while that fits, up to `most`; on a CPU it is `on_cpu`. Whatever was
-    asked, the size is halved when the GPU's memory runs out, and does not grow after that.
+    flag, asked: the flag that sets it, and its value, a number or "auto". On a GPU, "auto" starts
+    with one item and doubles while that fits, up to `most`; on a CPU it is `on_cpu`. Either way the
+    size is halved when the GPU's memory runs out, and does not grow after that.
     """
 
     def __init__(
@@ -45,15 +45,15 @@ class Fit:
 
     @property
     def cut(self) -> int | None:
-        """The size to cut batches of beforehand; None while it may still grow."""
+        """The batch size to plan with; None while it may still grow."""
         return None if self.grows else self.size
 
     def over(
         self, items: Sequence[Item], work: Callable[[Sequence[Item]], Result]
     ) -> Iterator[tuple[Sequence[Item], Result]]:
-        """Each part of the items, and work(part). A part that did not fit is cut smaller.
+        """Yield (part, work(part)) for consecutive parts; one that does not fit is cut smaller.
 
-        Raises UserError where not even one item fits.
+        Raises UserError if not even one item fits.
         """
 
         def attempt(start: int) -> tuple[Sequence[Item], Result]:
@@ -68,14 +68,14 @@ class Fit:
             yield part, result
 
     def retried(self, work: Callable[..., Result], *args: object) -> Result:
-        """work(*args), which reads `size`; again, with a smaller size, whenever memory runs out."""
+        """work(*args), which reads `size`; repeated with a smaller size when memory runs out."""
         while True:
             with contextlib.suppress(torch.cuda.OutOfMemoryError):
                 return work(*args)
             self._lower()
 
     def fitted(self, count: int) -> None:
-        """Say that a call with `count` items went well: the next one may have more."""
+        """Report that a call with `count` items fitted, so that the next may be larger."""
         if self.grows and count == self.size:
             self.size = min(2 * self.size, self._most)
 
@@ -94,10 +94,10 @@ class Fit:
 def unfinished(
     indices: Sequence[int], size: int | None, there: Callable[[int], bool]
 ) -> list[list[int]]:
-    """Batches of `size` of which something is missing; without a size, all that is missing.
+    """The batches of `size` that are incomplete; without a size, one batch of all that is missing.
 
-    Batches are cut as if nothing were there: a sample's last bits depend on its batch, and a run
-    that was interrupted is to end with the same bits as any other.
+    Batches are cut as if nothing existed yet: a sample's last bits depend on its batch, and an
+    interrupted run must end with the same bits as any other.
     """
     if size is None:
         return [missing] if (missing := [i for i in indices if not there(i)]) else []

@@ -1,8 +1,8 @@
-"""A model's folder, looked at before anything in it is loaded.
+"""Checks of a model's folder, before anything in it is loaded.
 
-A pipeline folder names the classes that load it and the files they read, so that a foreign one
-could have code run. Only the classes of a Stable Diffusion 1 or 2 pipeline and safetensors weights
-are accepted here.
+A pipeline folder names the classes that load it and the files they read, so an untrusted one could
+run code. Only the classes of a Stable Diffusion 1 or 2 pipeline and safetensors weights are
+accepted.
 """
 
 from pathlib import Path
@@ -31,7 +31,7 @@ PICKLED = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
 
 
 def check_folder(folder: Path) -> None:
-    """Raises UserError for a folder that is no whole Stable Diffusion pipeline."""
+    """Raises UserError for anything but a complete Stable Diffusion pipeline."""
     _check_index(folder)
     settings = {name: _settings(folder / name / file) for name, (*_, file) in PARTS.items()}
     _check_fit(folder, settings)
@@ -40,7 +40,7 @@ def check_folder(folder: Path) -> None:
 
 
 def variant(folder: Path) -> str | None:
-    """ "fp16" where a folder has half-precision weights only."""
+    """ "fp16" if a folder has only half-precision weights."""
     names = [path.name for path in (folder / "unet").glob("*.safetensors")]
     return "fp16" if names and all(".fp16" in name for name in names) else None
 
@@ -56,7 +56,7 @@ def check_prediction(settings: dict[str, Any], where: str) -> None:
 
 
 def check_safetensors(path: Path) -> None:
-    """Raises UserError for a file whose size is not what its header says."""
+    """Raises UserError for a file whose size does not match its header."""
     try:
         with safe_open(path, "pt"):
             pass
@@ -90,12 +90,12 @@ def _settings(path: Path) -> dict[str, Any]:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{FLAG}: {path} cannot be read ({reason}); {HELP}") from None
     if not isinstance(value, dict):
-        raise UserError(f"{FLAG}: {path} is no JSON object; {HELP}")
+        raise UserError(f"{FLAG}: {path} is not a JSON object; {HELP}")
     return value
 
 
 def _check_fit(folder: Path, settings: dict[str, dict[str, Any]]) -> None:
-    """What can be told from the settings: another kind of model, or parts of two models."""
+    """Refuse, by its settings, another kind of model or parts of two models."""
     check_prediction(settings["scheduler"], str(folder))
     unet, vae, text = (settings[name] for name in WEIGHTED)
     if unet.get("addition_embed_type") or unet.get("class_embed_type"):
@@ -119,7 +119,7 @@ def _check_fit(folder: Path, settings: dict[str, dict[str, Any]]) -> None:
             f"{FLAG}: {folder}/unet/config.json has sample_size {size!r}; give a number"
         )
     if not isinstance(scale, int | float) or not scale > 0:
-        raise UserError(f"{FLAG}: {folder}/vae/config.json has scaling_factor {scale}; mend it")
+        raise UserError(f"{FLAG}: {folder}/vae/config.json has scaling_factor {scale}; correct it")
 
 
 def _check_weights(part: Path) -> None:

@@ -1,4 +1,4 @@
-"""The Hugging Face hub, asked once. The libraries ask six times for each file, with a line each."""
+"""Asking the Hugging Face hub once: the libraries would retry six times per file, aloud."""
 
 import logging
 from collections.abc import Iterator
@@ -22,10 +22,10 @@ def is_hub_id(name: str) -> bool:
 
 @contextmanager
 def asked_once(what: str, instead: str, local: bool = False) -> Iterator[None]:
-    """In this block things load from the hub, or from its cache where the hub does not answer.
+    """Within this block, load from the hub, or from its cache if the hub does not answer.
 
-    what: the flag and its value; instead: what else it may be; local: nothing is asked at all.
-    Raises UserError where the hub does not answer and its cache lacks something.
+    what: the flag and its value. instead: advice on what else it may be. local: do not ask the hub.
+    Raises UserError if the hub does not answer and its cache lacks a file.
     """
     if local:
         yield
@@ -34,10 +34,10 @@ def asked_once(what: str, instead: str, local: bool = False) -> Iterator[None]:
     silenced = logging.root.manager.disable
     if trouble:
         constants.HF_HUB_OFFLINE = True
-        logging.disable(logging.CRITICAL)  # what goes wrong is raised as well
+        logging.disable(logging.CRITICAL)  # errors are raised as well
     try:
         yield
-    except Exception as error:  # the libraries wrap what they met, each in its own way
+    except Exception as error:  # each library wraps the cause in its own way
         if not trouble or not _is_absence(error):
             raise
         raise UserError(
@@ -49,18 +49,18 @@ def asked_once(what: str, instead: str, local: bool = False) -> Iterator[None]:
 
 
 def _trouble() -> str:
-    """Why the hub is not to be asked; empty where it answers, whatever it answers."""
+    """Why the hub cannot be used; empty if it answers at all."""
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     try:
         get_session().head(constants.ENDPOINT, timeout=SECONDS)
-    except Exception as error:  # of whichever library makes the request
+    except Exception as error:  # its type depends on the HTTP library
         return f"{constants.ENDPOINT} cannot be reached ({reason(error)})"
     return ""
 
 
 def _is_absence(error: BaseException | None) -> bool:
-    """Whether a file that is not in the cache is behind it."""
+    """Whether its cause is a file missing from the cache."""
     while error is not None:
         if isinstance(error, (LocalEntryNotFoundError, OfflineModeIsEnabled)):
             return True

@@ -16,16 +16,16 @@ from dfusion.storage.files import read_weights, write_weights
 from diffusers_patched import UNet2DConditionModel
 
 FILE = "pytorch_lora_weights.safetensors"
-REMOVE = "remove this checkpoint's folder; the same command goes on from the one before"
+REMOVE = "remove this checkpoint's folder; the same command continues from the one before"
 
 
 def add(
     unet: UNet2DConditionModel, rank: int, alpha: int, targets: Sequence[str], seed: int
 ) -> list[nn.Parameter]:
-    """Attach LoRA to every module whose name ends with a target; its parameters, in float32.
+    """Attach LoRA to every module whose name ends with a target; returns its float32 parameters.
 
     The UNet's own weights are frozen. B starts at zero: the network is unchanged until trained.
-    Raises UserError for a target that no module of a fitting kind has.
+    Raises UserError for a target that matches no linear or convolution layer.
     """
     names = [name for name, m in unet.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     for target in targets:
@@ -56,14 +56,14 @@ def parameters(unet: UNet2DConditionModel) -> list[nn.Parameter]:
 def save(unet: UNet2DConditionModel, folder: Path) -> None:
     """Write pytorch_lora_weights.safetensors, for StableDiffusionPipeline.load_lora_weights."""
     layers = convert_state_dict_to_diffusers(get_peft_model_state_dict(unet))
-    about = unet.peft_config["default"].to_dict()  # without it, alpha is taken for the rank
+    about = unet.peft_config["default"].to_dict()  # without it, diffusers sets alpha = rank
     plain = {f"unet.{k}": sorted(v) if isinstance(v, set) else v for k, v in about.items()}
     header = {"format": "pt", LORA_ADAPTER_METADATA_KEY: json.dumps(plain, sort_keys=True)}
     write_weights(folder / FILE, {f"unet.{k}": v for k, v in layers.items()}, header)
 
 
 def load(unet: UNet2DConditionModel, folder: Path) -> None:
-    """Put saved weights into LoRA that `add` attached. Raises UserError where they do not fit."""
+    """Load saved weights into the LoRA that `add` attached. Raises UserError for a misfit."""
     saved = read_weights(folder / FILE, REMOVE)
     state = {_peft_name(name): value for name, value in saved.items()}
     wanted = get_peft_model_state_dict(unet)

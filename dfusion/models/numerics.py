@@ -1,4 +1,4 @@
-"""Switches of torch that change the numbers of a whole process: they are set here and only here."""
+"""Process-wide torch switches that affect numerical results; they are set only here."""
 
 import torch
 
@@ -6,6 +6,6 @@ from dfusion.settings.schema import Settings
 
 
 def set_numerics(settings: Settings) -> None:
-    """Same settings, same numbers, in whichever process: for all that load or score a model."""
+    """Set TF32 as the settings say. Called by every process that runs or scores a model."""
     torch.backends.cuda.matmul.allow_tf32 = settings.allow_tf32
     torch.backends.cudnn.allow_tf32 = settings.allow_tf32

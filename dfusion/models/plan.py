@@ -1,4 +1,4 @@
-"""The fusion plan and the mask's layers that settings name, for a given UNet."""
+"""Settings to a fusion plan and mask layers, for a given UNet."""
 
 from dfusion.errors import UserError
 from dfusion.method.fusion import FusionPlan

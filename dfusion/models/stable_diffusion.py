@@ -1,4 +1,4 @@
-"""The model adapter: loading, prompts, layers, guided prediction, decoding."""
+"""Stable Diffusion as a Denoiser: loading, prompts, layers, guided prediction, decoding."""
 
 import hashlib
 import logging
@@ -74,7 +74,7 @@ class DiffusionModel:
     def compile(self, backend: str | Callable = "inductor") -> None:
         """Compile the UNet's transformer blocks, and keep convolutions' weights channels_last.
 
-        Blocks that are alike share their graphs, whatever layer, step or control they serve.
+        Identical blocks share graphs across layers, steps and controls.
         """
         torch._dynamo.config.recompile_limit = MOST_GRAPHS
         for module in (self.pipe.unet, self.pipe.vae):
@@ -90,9 +90,9 @@ class DiffusionModel:
         return self.unet.layers
 
     def fingerprint(self) -> str:
-        """Identifies the UNet's weights, LoRA included unless it still does nothing.
+        """Identifies the UNet's weights, including LoRA once it has an effect.
 
-        A hash over the first values of every tensor: cheap, and no two trainings agree on it.
+        A hash over the first values of every tensor: cheap, and different for any two trainings.
         """
         digest = hashlib.sha256()
         state = {k.replace(".base_layer.", "."): v for k, v in self.unet.state_dict().items()}
@@ -113,8 +113,8 @@ class DiffusionModel:
     def sampler(self, steps: int, eta: float) -> DDIM:
         """DDIM on this model's noise schedule.
 
-        Raises UserError for a schedule on which some step has no probability (std = 0), or whose
-        states are clipped, which no Gaussian transition describes.
+        Raises UserError for a schedule with a step that has no probability (std = 0), or that clips
+        states, which no Gaussian transition describes.
         """
         config = dict(self.pipe.scheduler.config)
         where = "the model's scheduler/scheduler_config.json"
@@ -174,8 +174,8 @@ class DiffusionModel:
     ) -> tuple[Tensor, Tensor | None]:
         """Guided noise, (B, C, h, w) float32, and the recorded maps.
 
-        With a guidance scale the call has 2 B rows, unconditional first; `control` speaks of those.
-        guidance None: no guidance, B rows. network: to be called in place of the UNet.
+        With a guidance scale the call has 2 B rows, unconditional first, which `control` refers to.
+        guidance None: no guidance, B rows. network: called in place of the UNet.
         """
         unet = self.unet if network is None else network
         if guidance is None:
@@ -232,14 +232,14 @@ def pick_device(device: str, dev_id: int) -> torch.device:
 
 
 def pick_dtype(mixed_precision: str, device: torch.device) -> torch.dtype:
-    """The UNet's dtype a flag names.
+    """The UNet's dtype for --config.mixed_precision.
 
-    "auto" is fp32 but on CUDA, and there bf16 where the GPU computes in it, else fp16. Against
-    fp32, on the testbed's model (a pair, six steps from t = 20 to 1, matrix products summed in
-    fp32): log-probs are off by 1.2e-3 in bf16 (root mean square; 3e-3 at most) and 8e-5 in fp16,
-    gradients by 6 to 8 % (cosine 0.997) and 0.8 %. fp16 is more exact; but bf16's errors are far
-    below the clip range of 0.1 and its gradient points the same way, and neither states nor
-    gradients of any model overflow in it, which a loss scale mends for gradients alone.
+    "auto" is bf16 on CUDA GPUs that compute in it, fp16 on other CUDA GPUs, and fp32 elsewhere.
+    Compared with fp32 on the testbed's model (one pair, six steps from t = 20 to 1, matrix products
+    summed in fp32), log-probs are off by 1.2e-3 in bf16 (RMS; 3e-3 at most) and 8e-5 in fp16, and
+    gradients by 6 to 8 % (cosine 0.997) and 0.8 %. fp16 is more exact, but bf16's errors are far
+    below the clip range of 0.1, its gradient has the same direction, and it cannot overflow. In
+    fp16 a loss scale prevents overflow of gradients, but not of states.
     """
     if mixed_precision == "auto":
         has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -248,9 +248,9 @@ def pick_dtype(mixed_precision: str, device: torch.device) -> torch.dtype:
 
 
 def quiet_libraries() -> None:
-    """No loading bars and advice from diffusers and transformers: a log holds our lines only.
+    """Silence the progress bars and advice of diffusers and transformers.
 
-    What goes wrong in them is raised as well, and becomes one line of ours.
+    Their errors are raised as well, and end in one line of ours.
     """
     for library in (diffusers_logging, transformers_logging):
         library.set_verbosity(logging.CRITICAL)
@@ -265,7 +265,7 @@ def _load_pipeline(pretrained: Pretrained) -> StableDiffusionPipeline:
         check_folder(path)
     elif path.is_file():
         if path.suffix != ".safetensors":
-            raise UserError(f"{FLAG}: '{name}' is no .safetensors; {HELP}")
+            raise UserError(f"{FLAG}: '{name}' is not a .safetensors file; {HELP}")
         check_safetensors(path)
     elif not is_hub_id(name):
         raise UserError(f"{FLAG}: there is no '{name}'; {HELP}")
@@ -278,12 +278,12 @@ def _load_pipeline(pretrained: Pretrained) -> StableDiffusionPipeline:
             return _from_pretrained(name, revision=pretrained.revision)
     except UserError:
         raise
-    except Exception as error:  # the libraries raise what they met, of any kind
+    except Exception as error:  # the libraries raise errors of any kind
         raise UserError(f"{FLAG}: '{name}' does not load ({reason(error)}); {HELP}") from error
 
 
 def _from_single_file(path: Path, config: str) -> StableDiffusionPipeline:
-    """config: folder or hub id of its model's configs; empty: found out."""
+    """config: folder or hub id of the model's configs; empty: inferred."""
     instead = "give a local folder as --config.pretrained.config"
     local = bool(config) and Path(config).is_dir()
     with asked_once(f"{FLAG} {path}: the configs of such a model", instead, local):
@@ -292,10 +292,10 @@ def _from_single_file(path: Path, config: str) -> StableDiffusionPipeline:
 
 
 def _from_pretrained(source: str, **where: str | None) -> StableDiffusionPipeline:
-    """A pipeline without pickles, and without what only an image filter needs.
+    """A pipeline from safetensors files only, without the safety checker.
 
-    The text encoder comes by itself: inside a pipeline, weights that its file lacks would be random
-    without a word.
+    The text encoder is loaded by itself: as part of a pipeline, weights that its file lacks would
+    stay random without a warning.
     """
     text_encoder, about = CLIPTextModel.from_pretrained(
         source,
@@ -322,7 +322,7 @@ def _from_pretrained(source: str, **where: str | None) -> StableDiffusionPipelin
 def _single_file_config(path: Path) -> str | None:
     """Where a checkpoint's model configs are: for SD2.x the 512 px mirror, else diffusers' guess.
 
-    diffusers would take any SD2.x file for the 768 px model, which predicts v.
+    diffusers would take every SD2.x file for the 768 px model, which has v-prediction.
     """
     with safe_open(path, "pt") as file:
         for key in file.keys():  # noqa: SIM118
@@ -332,9 +332,9 @@ def _single_file_config(path: Path) -> str | None:
 
 
 def _merge_lora(pipe: StableDiffusionPipeline, lora: str) -> None:
-    """Add a LoRA to the weights, so that training may put another on top."""
+    """Merge a LoRA into the weights, so that training can attach another."""
     if Path(lora).is_file() and Path(lora).suffix != ".safetensors":
-        raise UserError(f"{LORA_FLAG}: '{lora}' is no .safetensors; convert it")
+        raise UserError(f"{LORA_FLAG}: '{lora}' is not a .safetensors file; convert it")
     try:
         local = Path(lora).exists() or not is_hub_id(lora)
         with asked_once(f"{LORA_FLAG} '{lora}'", "give a local file or folder", local):
@@ -346,7 +346,7 @@ def _merge_lora(pipe: StableDiffusionPipeline, lora: str) -> None:
         _check_values(pipe)
     except UserError:
         raise
-    except Exception as error:  # the libraries raise what they met, of any kind
+    except Exception as error:  # the libraries raise errors of any kind
         raise UserError(
             f"{LORA_FLAG}: '{lora}' does not load into this model ({reason(error)}); "
             "give a LoRA trained on it"
@@ -368,11 +368,11 @@ def _check_pipeline(pipe: StableDiffusionPipeline, name: str) -> None:
         _check_values(pipe)
         LayerTable.of(pipe.unet)
     except ValueError as error:
-        raise UserError(f"{FLAG}: '{name}' is of no use: {error}; {HELP}") from error
+        raise UserError(f"{FLAG}: '{name}' cannot be used: {error}; {HELP}") from error
 
 
 def _check_values(pipe: StableDiffusionPipeline) -> None:
-    """Raises ValueError for weights that a file lacks, or that are NaN or infinite."""
+    """Raises ValueError for weights that are missing from a file, NaN or infinite."""
     for module in (pipe.unet, pipe.vae, pipe.text_encoder):
         for name, values in module.named_parameters():
             if values.is_meta:

@@ -18,7 +18,7 @@ from diffusers_patched import UNet2DConditionModel
 
 
 class Tuning(Protocol):
-    """The trainable part of a UNet; names are those of its parameters, in order."""
+    """The trainable part of a UNet. names: its parameters' names, in order."""
 
     names: list[str]
     parameters: list[nn.Parameter]
@@ -27,14 +27,14 @@ class Tuning(Protocol):
         """Write the weights in diffusers' format."""
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote. Raises UserError where it does not fit."""
+        """Read what `save` wrote. Raises UserError for a misfit."""
 
     def initial(self) -> AbstractContextManager[nn.Module]:
-        """Opens the model as it was before any training."""
+        """A context in which the model is as it was before any training."""
 
 
 class LoraTuning:
-    """LoRA; the initial model is the UNet with it switched off."""
+    """LoRA; the initial model is the UNet with LoRA switched off."""
 
     def __init__(self, unet: UNet2DConditionModel, train: Train, seed: int) -> None:
         self.unet = unet

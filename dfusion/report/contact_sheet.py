@@ -80,7 +80,7 @@ def _draw_band(
     draw = ImageDraw.Draw(sheet)
     step = PANEL + GAP
     start = 0
-    while start < len(band):  # one label over neighbours that share a prompt
+    while start < len(band):  # one label for neighbours with the same prompt
         key = band[start]["prompt"]
         end = next((c for c in range(start, len(band)) if band[c]["prompt"] != key), len(band))
         x, wide = LEFT + start * step, (end - start) * step - GAP
@@ -144,10 +144,10 @@ def _score(score: float | None) -> str:
 
 
 def _fit(text: str, size: int, width: int) -> str:
-    """The text, cut with an ellipsis where it is wider than `width` pixels."""
+    """The text, shortened with an ellipsis if it is wider than `width` pixels."""
     if len(text) <= width and _font(size).getlength(text) <= width:
         return text
-    text = text[:width]  # hardly a letter is narrower than a pixel
+    text = text[:width]  # no letter is narrower than a pixel
     while text and _font(size).getlength(text + "…") > width:
         text = text[:-1]
     return text + "…"

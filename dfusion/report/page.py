@@ -45,11 +45,8 @@ def inline_json(value: Any) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-# What is on disk, as plain data
-
-
 def collect(folder: Path) -> dict[str, Any]:
-    """Everything that the page shows. Paths are relative to `folder`, and only of files there."""
+    """Everything that the page shows. Paths are relative to `folder`; only existing files."""
     experiment = Experiment(folder)
     config = experiment.config_file
     settings = read_json(config).get("settings", {}) if config.exists() else {}
@@ -157,7 +154,7 @@ def _pairs(
 def _shown(
     round_: Round, here: dict[str, set[int]], kind: str, index: int, score: float | None
 ) -> dict[str, Any]:
-    """An image and its score; src is None where the image is not there (yet)."""
+    """An image and its score; src is None if the image does not exist (yet)."""
     src = f"{round_.folder.name}/{kind}/{index:05d}.png" if index in here[kind] else None
     return {"index": index, "src": src, "score": _finite(score)}
 
@@ -187,9 +184,9 @@ def _finite(score: float | None) -> float | None:
 def read_mask(
     path: Path, src: str, steps: int | None, items: int, fused: Set[int] | None
 ) -> dict[str, Any] | None:
-    """What the page needs of a sprite sheet; None for a sheet of another shape than expected.
+    """What the page needs of a mask sheet; None if its shape is unexpected.
 
-    Without settings, tiles are taken to be square, and steps that are not all black to be fused.
+    Without settings, tiles are assumed to be square, and steps that are not all black to be fused.
     mean: over the fused steps, one hexadecimal digit per cell. coverage: its mean, exactly.
     """
     sheet = np.asarray(read_picture(path).convert("L"))
@@ -216,7 +213,7 @@ def read_mask(
 
 
 def summary(images: Sequence[dict[str, Any]], pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Counts and means of a round or of one of its prompts; None where nothing is known yet."""
+    """Counts and means of a round or of one of its prompts; None if not known yet."""
     decided = [p["adopted"] for p in pairs if p["adopted"] is not None]
     means = {side: _mean(p[side]["score"] for p in pairs) for side in SIDES}
     both = [p for p in pairs if None not in (p["target"]["score"], p["base"]["score"])]

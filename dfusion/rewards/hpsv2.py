@@ -2,8 +2,8 @@
 
     python -m experiments.runs.generalisation --second dfusion.rewards.hpsv2:score …
 
-It is open_clip's ViT-H-14 with weights of its own, hence our own scorer with another file; their
-package is not needed (its scores differ by less than 1e-4, as it resizes tensors and not images).
+It is open_clip's ViT-H-14 with its own weights, so our CLIP scorer loads it and the hpsv2 package
+is not needed (its scores differ by less than 1e-4, as it resizes tensors instead of images).
 $HPSV2 names a local file; the default is the published one on the hub.
 """
 

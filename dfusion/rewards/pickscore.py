@@ -2,8 +2,8 @@
 
     python -m experiments.runs.generalisation --second dfusion.rewards.pickscore:score …
 
-A CLIP model of transformers: its scaled cosine of image and text. $PICKSCORE names a local folder;
-the default is the published model on the hub. It can be a reward as well:
+The scaled cosine of image and text, by a CLIP model of transformers. $PICKSCORE names a local
+folder; the default is the published model on the hub. It can be the reward, too:
 --config.eval.reward dfusion.rewards.pickscore:score.
 """
 
@@ -24,7 +24,7 @@ BATCH = 32
 
 @cache
 def load() -> tuple[CLIPModel, CLIPProcessor]:
-    """The model in evaluation mode, and what prepares its inputs."""
+    """The model in evaluation mode, and its processor."""
     name = os.environ.get("PICKSCORE", HUB)
     model = CLIPModel.from_pretrained(name).eval().to(pick_device("auto", 0))
     return model, CLIPProcessor.from_pretrained(name)

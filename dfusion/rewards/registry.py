@@ -26,27 +26,27 @@ Reward = Callable[[Sequence[Image.Image], Sequence[str]], Scores]
 
 
 def reward_name(settings: Eval) -> str:
-    """What the scores are called on disk: the reward and, for CLIP, its model."""
+    """The reward's name on disk: the reward and, for CLIP, its model."""
     if settings.reward != "clip":
         return settings.reward
     return ":".join(filter(None, ("clip", settings.model, settings.pretrained)))
 
 
 def asked_for(settings: Eval) -> str | None:
-    """The reward that flags name; None where they name the default, as they do unasked."""
+    """The name of the reward that flags ask for; None if it is the default."""
     name = reward_name(settings)
     return None if name == reward_name(Eval()) else name
 
 
 def load_reward(settings: Eval, device: torch.device) -> Reward:
-    """The reward a flag names: one of REWARDS, or "package.module:function" for your own.
+    """The reward a flag names: one of REWARDS, or your own as "package.module:function".
 
-    Such a function takes (images, prompts) and returns one score each. Raises UserError.
+    Your function takes (images, prompts) and returns one score each. Raises UserError.
     """
     if settings.reward == HUMAN:
         raise UserError(
-            "--config.eval.reward human: people give these scores in the browser; type "
-            "dfusion view data, and leave --config.eval.in_process away"
+            "--config.eval.reward human: people give these scores in the browser; run "
+            "dfusion view data, and leave out --config.eval.in_process"
         )
     if settings.reward in REWARDS:
         return REWARDS[settings.reward](settings, device)

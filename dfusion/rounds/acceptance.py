@@ -1,6 +1,6 @@
-"""Whether what a round has on disk was made as a run would make it.
+"""Checks that a round on disk was made with the settings of the present run.
 
-Asked of all rounds that a run will use before the run writes anything, and by every stage again.
+Done for all rounds that a run will use before it writes anything, and again by every stage.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ GO_BACK_OR_PAIR = (
 def check_samples(
     round_: Round, made_with: dict[str, Any], prompts: tuple[Prompt, ...], each: int
 ) -> None:
-    """Raises UserError where the round was begun with something else. each: samples of a prompt."""
+    """Raises UserError if the round was begun with other settings. each: samples per prompt."""
     round_.check_made_with("manifest.json", made_with, GO_BACK)
     planned = round_.sample_prompts()
     if len(planned) != len(prompts) * each:
@@ -34,5 +34,5 @@ def check_samples(
 
 
 def check_pairs(round_: Round, made_with: dict[str, Any]) -> None:
-    """Raises UserError where the round was paired or fused with something else."""
+    """Raises UserError if the round was paired or fused with other settings."""
     round_.check_made_with("pairs.json", made_with, GO_BACK_OR_PAIR)

@@ -1,6 +1,6 @@
-"""Rounds in which something is degenerate: what becomes of it. Each is said once a round.
+"""Degenerate rounds and how they are handled. Each case is reported once per round.
 
-| what | outcome | said |
+| case | outcome | reported |
 |---|---|---|
 | all scores of a prompt are equal | paired in the order of their indices, as ties are; by Eq. 7 a target that is not worse is adopted | prompts, counted |
 | one image per prompt | refused before a model loads | the flag |
@@ -18,15 +18,15 @@ from torch import Tensor
 
 
 def equal_scores(by_prompt: Mapping[str, Sequence[float]]) -> str:
-    """Words on prompts whose images all score the same; empty where there is none."""
+    """A note on prompts whose images all score the same; empty if there are none."""
     count = sum(len(set(scores)) == 1 for scores in by_prompt.values())
     if not count:
         return ""
-    return f"{count} of {len(by_prompt)} prompts have equal scores only: paired by index"
+    return f"{count} of {len(by_prompt)} prompts have only equal scores: paired by index"
 
 
 def odd_masks(masks: Sequence[Tensor]) -> str:
-    """Words on targets with an empty or a full mask; empty where there is none.
+    """A note on targets with an empty or a full mask; empty if there are none.
 
     masks: of each target, (fused steps, gh, gw) bool.
     """

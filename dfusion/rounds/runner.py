@@ -1,8 +1,8 @@
 """One round of D-Fusion up to training: sample, score, pair, fuse, score, adopt.
 
-The state of a round is what is on disk. Every stage does what is missing and nothing twice, so the
-answer to an interruption is to run the same command again. Processes share a round by index, with
-no messages between them: each waits for the files it needs.
+The state of a round is what is on disk. Every stage makes what is missing and nothing twice, so an
+interrupted run continues when the same command is run again. Processes share a round by index and
+exchange no messages: each waits for the files it needs.
 """
 
 import time
@@ -40,7 +40,7 @@ TRY = "try --config.mixed_precision bf16 or no"
 
 @dataclass(frozen=True)
 class World:
-    """Which of several processes this one is."""
+    """This process's place among those of a run."""
 
     rank: int = 0
     size: int = 1
@@ -53,7 +53,7 @@ class World:
 class RoundRunner:
     """Runs the rounds of one experiment.
 
-    reward: scores in this process, its share (flag eval.in_process); None waits for a scorer.
+    reward: scores this process's share of the images (eval.in_process); None: wait for a scorer.
     """
 
     def __init__(
@@ -76,9 +76,10 @@ class RoundRunner:
     def check(
         self, numbers: Sequence[int], policy: Callable[[int], Policy], known: int | None = None
     ) -> None:
-        """Refuse rounds that are there and were made in another way. Raises UserError.
+        """Raise UserError for rounds on disk that were made with other settings.
 
-        policy: of a round's samples; only of round `known`, if given, are the weights its own yet.
+        policy: the policy of a round. known: if given, the only round whose weights are compared:
+        those of later rounds do not exist yet.
         """
         for number in numbers:
             round_, each = self.experiment.round(number), self.settings.images_per_prompt
@@ -87,7 +88,7 @@ class RoundRunner:
                 check_pairs(round_, self._fused_with())
 
     def check_comparisons(self, first: int, policy: Policy) -> None:
-        """As `check`, for the comparisons of training that goes on with round `first`."""
+        """Like `check`, for comparison images, when training continues with round `first`."""
         train = self.settings.train
         for number in (first, *range(first + 1, train.num_epochs + 1)):
             if train.compares_after(number):
@@ -102,7 +103,7 @@ class RoundRunner:
             round_.scores(kind, self.reward_name)
 
     def run(self, number: int, policy: Policy) -> Round:
-        """Bring round `number` to its end; returns it."""
+        """Complete round `number` up to adoption; returns it."""
         round_, scores, pairs = self.prepare(number, policy)
         with self.stopwatch.stage("fusing"):
             self._fuse(round_, policy, pairs, round_.sample_prompts())
@@ -117,7 +118,7 @@ class RoundRunner:
         """The round up to fusion: its samples, their scores, its pairs."""
         round_ = self.experiment.round(number)
         self.say(f"Round {number}")
-        if self.world.rank == 0:  # it is to be trained on again: what was dropped is made again
+        if self.world.rank == 0:  # it will be trained on again, so dropped states are made again
             (round_.folder / DROPPED).unlink(missing_ok=True)
         self._plan(round_, number, policy, self.settings.images_per_prompt)
         prompts = round_.sample_prompts()
@@ -129,9 +130,9 @@ class RoundRunner:
         return round_, scores, pairs
 
     def compare(self, number: int, policy: Policy) -> dict[int, float]:
-        """Sample and score the images that show `policy`, after `number` rounds of training.
+        """Sample and score comparison images of `policy`, after `number` rounds of training.
 
-        Same noise for every `number`: policy.round is not the number of a round.
+        The noise is the same for every `number`, as policy.round is a reserved number.
         """
         round_ = self.experiment.comparison(number)
         self.say(f"Comparison after {number} rounds of training")
@@ -171,14 +172,14 @@ class RoundRunner:
         return {**policy.identity(), "mask layers": sorted(self.mask_layers)}
 
     def check_samples_from(self, number: int, policy: Policy) -> None:
-        """Raise UserError where round `number` is to take samples over that are not its own."""
+        """Raise UserError if --config.samples_from has other samples than round `number` makes."""
         if self.lender and self.experiment.round(number).manifest() is None:
             each, made_with = self.settings.images_per_prompt, self._made_with(policy)
             manifest = manifest_of(number, self.prompts, each, made_with)
             self.lender.refuse(f"epoch{number}", manifest)
 
     def _take_over(self, round_: Round, manifest: dict[str, Any]) -> bool:
-        """Begin a round with the samples of --config.samples_from, if these are the very same."""
+        """Begin a round with the samples of --config.samples_from, if it would make the same."""
         if self.lender is None or any(round_.folder.glob("*")):
             return False
         place = round_.folder.relative_to(self.experiment.folder).as_posix()
@@ -192,7 +193,7 @@ class RoundRunner:
     def _sample(
         self, round_: Round, policy: Policy, prompts: list[Prompt], keep: bool = True
     ) -> None:
-        """keep: trajectories too, not images alone."""
+        """keep: store trajectories as well as images."""
 
         def there(i: int) -> bool:
             kept = not keep or round_.trajectory(i).exists()
@@ -220,7 +221,7 @@ class RoundRunner:
         self._wait(lambda: sum(map(there, range(count))), count, "images of other processes")
 
     def _scores(self, round_: Round, kind: str, count: int) -> dict[int, float]:
-        """All scores of a kind: given here where `reward` is, else by the scorer."""
+        """Wait for all scores of a kind, computed here if `reward` is given, else by a scorer."""
         lock = scorer_lock(self.experiment.folder)
 
         def known() -> int:
@@ -238,13 +239,13 @@ class RoundRunner:
         return round_.scores(kind, self.reward_name)
 
     def _may_score(self, lock: Lock) -> bool:
-        """Whether no scorer elsewhere has the experiment: process 0 holds the lock for all."""
+        """Whether no other scorer holds the experiment; process 0 takes the lock for all."""
         if self.world.rank == 0:
             return lock.acquire()
         return lock.with_owner_of(run_lock(self.experiment.folder))
 
     def _score(self, round_: Round, kind: str, reward: Reward) -> None:
-        """This process's share."""
+        """Score this process's share."""
         world, batch = self.world, self.settings.eval.batch_size
         writing = FileLock(self.experiment.folder / ".scores.lock") if world.size > 1 else None
         turn = world.rank, world.size
@@ -259,7 +260,7 @@ class RoundRunner:
         if scorer_alive(folder.parent, folder.name, self.reward_name):
             return ""
         command = scorer_command(self.settings)
-        return f"no scorer is running; type in another terminal:\n    {command}"
+        return f"no scorer is running; start one in another terminal:\n    {command}"
 
     def _fused_with(self) -> dict[str, object]:
         """What a round's pairs and targets depend on, besides its samples."""
@@ -339,22 +340,22 @@ class RoundRunner:
         if round_.adoption() != rows and self.world.rank == 0:
             rule = {"rule": self.settings.pair.adoption, "threshold": threshold}
             round_.write_adoption(rows, rule)
-        # Every process trains on what is adopted: an older or no file must not be read.
+        # Every process trains on the adopted targets: none may read an outdated file.
         self._wait(lambda: int(round_.adoption() == rows), 1, "the adoption")
 
     def _fit(self, flag: str, asked: int | str, policy: Policy) -> Fit:
-        """How many go into one UNet call; later rounds know what fitted."""
+        """The size of a UNet call; what fitted is remembered for later rounds."""
         if flag not in self._fits:
             self._fits[flag] = Fit(flag, asked, policy.model.device, say=self.say)
         return self._fits[flag]
 
     def _check_still_there(self) -> None:
-        """Raises UserError where the folder vanished: nothing would ever appear in it."""
+        """Raise UserError if the folder vanished: nothing would ever appear in it."""
         config = self.experiment.config_file
         if not config.exists():
             raise UserError(
-                f"{config}: vanished while the run went on; put the folder back (is its disk "
-                "there?), and the same command goes on"
+                f"{config}: vanished during the run; restore the folder (is its disk mounted?), "
+                "and run the same command again to continue"
             )
 
     def _wait(
@@ -364,7 +365,7 @@ class RoundRunner:
         what: str,
         hint: Callable[[], str] | None = None,
     ) -> None:
-        """Poll until `done()` reaches `total`, saying now and then what is awaited."""
+        """Poll until `done()` reaches `total`; report now and then what is being waited for."""
         started = time.monotonic()
         said = started - SAY_EVERY_SECONDS
         while (have := done()) < total:

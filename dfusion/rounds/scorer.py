@@ -20,10 +20,10 @@ RETRY_SECONDS = 60.0
 
 
 class Scorer:
-    """Scores what appears under data/<exp>/, for the named experiments or, if none, for all.
+    """Scores images as they appear under data/<exp>/, for the named experiments or for all.
 
     load: makes the reward that settings name; each is loaded once, when it is first needed.
-    only: the reward to which this scorer keeps; None for whichever an experiment names.
+    only: the one reward that this scorer gives; None: each experiment's own.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Scorer:
         self.only, self.batch_size = only, batch_size
         self._locks: dict[Path, Lock] = {}
         self._rewards: dict[str, Reward] = {}
-        self._failed: dict[str, tuple[float, str]] = {}  # when to try again, and why not before
+        self._failed: dict[str, tuple[float, str]] = {}  # when to try again, and the error
 
     def prepare(self, settings: Settings) -> None:
         """Load the reward of these settings now. Raises UserError where that fails."""
@@ -47,8 +47,8 @@ class Scorer:
     def watch(self, poll_seconds: float, once: bool) -> int:
         """Score until interrupted; once: until nothing is left. Returns images scored.
 
-        An experiment that cannot be scored, or that another scorer has taken on, is named once,
-        left alone and tried again later. once: raises UserError if something could not be scored.
+        An experiment that cannot be scored, or that another scorer holds, is reported once, skipped
+        and tried again later. once: raises UserError if something could not be scored.
         """
         total = 0
         said: set[str] = set()
@@ -57,7 +57,7 @@ class Scorer:
                 scored, problems = self.look()
                 for problem in problems:
                     if problem not in said:
-                        print(f"left alone: {problem}", flush=True)
+                        print(f"skipped: {problem}", flush=True)
                 said |= set(problems)
                 total += scored
                 if once and not scored:
@@ -71,7 +71,7 @@ class Scorer:
                 lock.release()
 
     def look(self) -> tuple[int, list[str]]:
-        """Score what is there in all experiments; how many images, and what went wrong."""
+        """Score all experiments once; returns the number of images scored, and the problems."""
         total, problems = 0, []
         for folder in self._folders():
             try:
@@ -90,11 +90,11 @@ class Scorer:
         return sorted(path.parent for path in self.data.glob("*/config.json"))
 
     def _score(self, folder: Path) -> tuple[int, list[str]]:
-        """Score what is there in one experiment; how many images, and what went wrong."""
+        """Score one experiment; returns the number of images scored, and the problems."""
         experiment = Experiment(folder)
         if not folder.is_dir():
             return 0, [f"{folder}: not there (yet); check --config.exp_name"]
-        if not experiment.config_file.exists():  # its run still loads its models
+        if not experiment.config_file.exists():  # its run is still loading models
             return 0, []
         settings = self._settings(experiment)
         self._check_rested(reward_name(settings.eval), folder)
@@ -110,7 +110,7 @@ class Scorer:
         return total, problems
 
     def _settings(self, experiment: Experiment) -> Settings:
-        """Raises UserError where config.json cannot be read, or this scorer is not to score it."""
+        """Raises UserError if config.json cannot be read, or this scorer does not serve it."""
         file = experiment.config_file
         settings = settings_of(read_json(file, RENEW).get("settings"), str(file))
         name = reward_name(settings.eval)
@@ -124,7 +124,7 @@ class Scorer:
         return settings
 
     def _taken_on(self, folder: Path) -> bool:
-        """Hold an experiment, rid of what a dead scorer was writing; False if another has it."""
+        """Hold an experiment and delete a dead scorer's temporary files; False if it is taken."""
         if folder in self._locks:
             return True
         lock = scorer_lock(folder)
@@ -135,7 +135,7 @@ class Scorer:
         return True
 
     def _score_kind(self, folder: Path, round_: Round, kind: str, settings: Settings) -> int:
-        """Raises UserError, whatever an experiment's own reward raises."""
+        """Raises UserError for whatever an experiment's own reward raises."""
         where, name = round_.folder / kind, reward_name(settings.eval)
 
         def reward(images: Sequence[Image.Image], prompts: Sequence[str]) -> Scores:
@@ -147,36 +147,36 @@ class Scorer:
             return score_missing(round_, kind, reward, name, self.batch_size, label)
         except UserError:
             raise
-        except (Exception, SystemExit) as error:  # a reward raises what it wants
+        except (Exception, SystemExit) as error:  # a user's reward may raise anything
             raise self._rest(str(where), where, error) from error
 
     def _reward(self, settings: Settings, folder: Path) -> Reward:
-        """Raises UserError where it does not load: others may then score the experiment."""
+        """Raises UserError if it does not load; another scorer may then take the experiment."""
         name = reward_name(settings.eval)
         if name not in self._rewards:
             self._check_rested(name, folder)
             try:
                 self._rewards[name] = self.load(settings)
-            except (Exception, SystemExit) as error:  # so does a module that is imported
+            except (Exception, SystemExit) as error:  # so may importing its module
                 self._locks.pop(folder).release()
                 raise self._rest(name, folder, error) from error
         return self._rewards[name]
 
     def _check_rested(self, what: str, where: Path) -> None:
-        """Raises UserError where `what` failed a moment ago."""
+        """Raise UserError if `what` failed less than RETRY_SECONDS ago."""
         until, why = self._failed.get(what, (0.0, ""))
         if time.monotonic() < until:
             raise UserError(f"{where}: {why}")
 
     def _rest(self, what: str, where: Path, error: BaseException) -> UserError:
-        """Leave `what` alone for a while; returns the error in words."""
+        """Skip `what` for RETRY_SECONDS; returns the error to report."""
         why = f"{_in_words(error)} (tried again every {RETRY_SECONDS:.0f} s)"
         self._failed[what] = time.monotonic() + RETRY_SECONDS, why
         return UserError(f"{where}: {why}")
 
 
 def _in_words(error: BaseException) -> str:
-    """What went wrong; for what nobody foresaw, the place too."""
+    """The error as text; for an unexpected one, with file and line."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.filename:

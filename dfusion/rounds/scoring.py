@@ -1,4 +1,4 @@
-"""Scoring a round's images in batches; who scores an experiment, and whether somebody does."""
+"""Scoring a round's images in batches; the scorer's lock and heartbeat."""
 
 import json
 import math
@@ -37,11 +37,11 @@ def score_missing(
     turn: tuple[int, int] = (0, 1),
     writing: AbstractContextManager[object] | None = None,
 ) -> int:
-    """Score the images of a kind that are there and have no score; returns how many.
+    """Score the images of a kind that exist and have no score yet; returns how many.
 
-    Scores are saved after every batch; where one of its images was deleted or made anew meanwhile,
-    it and the rest are left for the next look. turn: which of how many processes this is, all with
-    the same images there: every batch is one's; writing: held by the one that writes. Raises
+    Scores are saved after every batch. If an image of the batch is deleted or replaced meanwhile,
+    the batch and the rest are left for the next call. turn: (rank, size) of processes that see the
+    same images and take batches in turn; writing: a lock held while scores are written. Raises
     UserError for an unreadable image or a reward that does not return one finite number per image.
     """
     texts = round_.texts_to_score(kind)
@@ -50,7 +50,7 @@ def score_missing(
         return 0
     pending = set(there) - round_.scores(kind, name).keys()
     (rank, size), done = turn, 0
-    # Several processes must cut alike, whatever the others have scored since.
+    # Several processes must cut the same batches, whatever has been scored meanwhile.
     order = sorted(pending) if size == 1 else there
     cut = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     mine = [[i for i in batch if i in pending] for batch in cut[rank::size]]
@@ -63,10 +63,10 @@ def score_missing(
         for i, value in zip(batch, values, strict=True):
             if not math.isfinite(value):
                 raise UserError(f"{round_.image(kind, i)}: the reward {name} gave {value}")
-        if _stamps(paths) != seen:  # deleted or made anew: these scores are of none
+        if _stamps(paths) != seen:  # an image was replaced meanwhile; discard its score
             break
         with writing or nullcontext():
-            # Another scorer may have written meanwhile: its scores stand.
+            # Another scorer may have written meanwhile: its scores are kept.
             scores = {**dict(zip(batch, values, strict=True)), **round_.scores(kind, name)}
             round_.write_scores(kind, name, scores)
         done += len(batch)
@@ -76,7 +76,7 @@ def score_missing(
 
 
 def _stamps(paths: list[Path]) -> list[tuple[int, int, int]] | None:
-    """Of all these files; None where one is gone."""
+    """The stamps of all files; None if one is gone."""
     with suppress(FileNotFoundError):
         return [stamp(path) for path in paths]
     return None
@@ -112,7 +112,7 @@ def heartbeat(data: Path, experiments: list[str], only: str | None = None) -> It
 
     def beat() -> None:
         while True:
-            with suppress(OSError):  # of a full disk the scoring itself tells
+            with suppress(OSError):  # scoring itself reports a full disk
                 write_bytes(path, json.dumps(served).encode())
             if stop.wait(BEAT_SECONDS):
                 return
@@ -128,13 +128,13 @@ def heartbeat(data: Path, experiments: list[str], only: str | None = None) -> It
 
 
 def scorer_alive(data: Path, experiment: str, reward: str) -> bool:
-    """Whether some scorer that serves this experiment's reward gave a sign of life lately."""
+    """Whether a scorer that serves this experiment and reward has a recent heartbeat."""
     for path in (data / ".scorers").glob("*.json"):
         try:
             fresh = time.time() - path.stat().st_mtime < ALIVE_SECONDS
             served = load_json(path)
             names, only = served["experiments"], served["reward"]
-        except (OSError, ValueError, KeyError, TypeError):  # it ended just now, or is no heartbeat
+        except (OSError, ValueError, KeyError, TypeError):  # just ended, or not a heartbeat
             continue
         if fresh and (not names or experiment in names) and only in (None, reward):
             return True
@@ -142,7 +142,7 @@ def scorer_alive(data: Path, experiment: str, reward: str) -> bool:
 
 
 def scorer_command(settings: Settings) -> str:
-    """The command that scores this experiment: what it must say, and what is not the default."""
+    """The shell command that scores this experiment; defaults are left out."""
     if settings.eval.reward == HUMAN:
         return f"dfusion view {shlex.quote(settings.save_path)}"
     given, default = settings.to_dict(), Settings().to_dict()

@@ -40,7 +40,7 @@ PRECISIONS: dict[torch.dtype, Literal["no", "fp16", "bf16"]] = {
 
 @dataclass(frozen=True)
 class Session:
-    """What run_sample.py has ready before its first round."""
+    """What a run has loaded before its first round."""
 
     settings: Settings
     experiment: Experiment
@@ -49,12 +49,12 @@ class Session:
     ddim: DDIM
 
     def policy(self, number: int) -> Policy:
-        """How the samples of round `number` are made."""
+        """The policy that samples round `number`."""
         return policy_of(self.settings, self.model, self.ddim, number)
 
 
 def resolved(settings: Settings, device: torch.device | None = None) -> Settings:
-    """With the precision that "auto" stands for on this device."""
+    """The settings, with mixed_precision "auto" replaced by what it means on this device."""
     dtype = pick_dtype(
         settings.mixed_precision, device or pick_device(settings.device, settings.dev_id)
     )
@@ -62,7 +62,7 @@ def resolved(settings: Settings, device: torch.device | None = None) -> Settings
 
 
 def policy_of(settings: Settings, model: DiffusionModel, ddim: DDIM, number: int) -> Policy:
-    """How settings have the samples of round `number` made."""
+    """The policy that samples round `number`, as the settings say."""
     sample = settings.sample
     return Policy(
         model=model,
@@ -75,17 +75,17 @@ def policy_of(settings: Settings, model: DiffusionModel, ddim: DDIM, number: int
 
 
 def open_session(settings: Settings) -> Session:
-    """A session whose experiment is begun, and held by nobody."""
+    """A session that has written config.json but holds no lock."""
     session = load_session(settings, check_sampling(settings))
     _write_config(session)
     return session
 
 
 def load_session(settings: Settings, prompts: tuple[Prompt, ...]) -> Session:
-    """Load the models of a run. Nothing is written: `begun` does that, once all is accepted.
+    """Load the models of a run. Writes nothing: `begun` does, once everything is accepted.
 
-    settings: checked; prompts: theirs. Raises UserError for what only models and disk can tell, and
-    where another run is at work on the experiment.
+    settings: already checked. prompts: theirs. Raises UserError for what shows only with the model
+    or on disk, and if another run holds the experiment.
     """
     (name,) = check_names(settings)
     experiment = Experiment(Path(settings.save_path) / name)
@@ -120,10 +120,10 @@ def load_session(settings: Settings, prompts: tuple[Prompt, ...]) -> Session:
 
 @contextmanager
 def begun(session: Session, numbers: Sequence[int]) -> Iterator[None]:
-    """Hold the experiment and note the settings in it; an error in the block is kept there too.
+    """Hold the experiment's lock, write config.json, and record an error raised in the block.
 
-    numbers: rounds that the block will make, already accepted. Where there are none, settings that
-    differ from the experiment's have made nothing, and config.json stays as it is.
+    numbers: the accepted rounds that the block will make. If there are none, changed settings have
+    no effect, and config.json is kept.
     """
     settings, experiment = session.settings, session.experiment
     first = settings.train.begin_epoch
@@ -134,7 +134,7 @@ def begun(session: Session, numbers: Sequence[int]) -> Iterator[None]:
         if numbers or not changed:
             _write_config(session)
         else:
-            session.runner.say(f"All rounds are done: nothing is made with {', '.join(changed)}")
+            session.runner.say(f"All rounds are done; without effect: {', '.join(changed)}")
         if session.runner.world.rank == 0:
             last_error.clear(experiment.folder)
         try:
@@ -146,7 +146,7 @@ def begun(session: Session, numbers: Sequence[int]) -> Iterator[None]:
 
 @contextmanager
 def claimed(experiment: Experiment, rank: int) -> Iterator[None]:
-    """Hold the experiment, once for all processes of a run. UserError where another run does."""
+    """Hold the experiment's lock, for all processes of a run. UserError if another run does."""
     if rank:
         yield
         return
@@ -167,7 +167,7 @@ def _taken(experiment: Experiment, lock: Lock) -> UserError:
 
 
 def _write_config(session: Session) -> None:
-    """Once for all processes; the others wait for it."""
+    """Process 0 writes config.json; the others wait for it."""
     file = session.experiment.config_file
     if session.runner.world.rank == 0:
         sweep(file.parent)
@@ -180,7 +180,7 @@ def _write_config(session: Session) -> None:
 def sample_rounds(settings: Settings) -> Path:
     """Algorithm 1 up to training, for every round asked for; returns the experiment's folder.
 
-    Raises UserError for bad input, and where another run is at work on the experiment.
+    Raises UserError for bad input, and if another run holds the experiment.
     """
     session = load_session(settings, check_sampling(settings))
     asked = range(settings.train.begin_epoch, settings.train.num_epochs)
@@ -212,8 +212,8 @@ def _sample_round(session: Session, number: int) -> None:
 def score(settings: Settings) -> int:
     """Watch and score experiments; returns how many images were scored.
 
-    Each gets the reward of its own config.json; where settings.eval names one, those with another
-    are left alone.
+    Each experiment gets the reward of its own config.json. If settings.eval names one, experiments
+    with another reward are skipped.
     """
     names = check_scoring(settings)
     device = pick_device(settings.device, settings.dev_id)
@@ -223,23 +223,23 @@ def score(settings: Settings) -> int:
     def load(found: Settings) -> Reward:
         return load_reward(found.eval, device)
 
-    with heartbeat(data, names, only):  # from before a model loads: samplers need not ask for one
+    with heartbeat(data, names, only):  # from the start: models may take minutes to load
         try:
             scorer = Scorer(data, names, load, only, settings.eval.batch_size)
             if only is not None:
                 scorer.prepare(settings)
             what = ", ".join(names) or "every experiment"
             how = only or "the reward of its config.json"
-            print(f"Scoring {what} in {data} by {how}; Ctrl-C ends.", flush=True)
+            print(f"Scoring {what} in {data} by {how}; Ctrl-C stops.", flush=True)
             total = scorer.watch(settings.eval.poll_seconds, settings.eval.once)
         except KeyboardInterrupt:  # how scoring usually ends
-            raise KeyboardInterrupt("The scorer ended; all scores so far are kept.") from None
+            raise KeyboardInterrupt("The scorer stopped; all scores so far are kept.") from None
     print(f"Scored {total} images; scores are in {data}/<experiment>/epoch*/eval/.", flush=True)
     return total
 
 
 def changes(settings: Settings, experiment: Experiment) -> list[str]:
-    """What these settings change of those that the experiment was begun with, where that matters.
+    """Changes from the experiment's config.json that affect its files, as "name (old -> new)".
 
     settings: as `resolved`. Raises UserError for a damaged config.json.
     """
@@ -278,7 +278,7 @@ def _check_same(settings: Settings, experiment: Experiment) -> None:
 
 
 def _what_matters(settings: dict, experiment: Experiment) -> dict[str, object]:
-    """The settings that the experiment's files depend on; training's once something is trained."""
+    """The settings that the experiment's files depend on; train.* only once it was trained."""
     flags = flat(settings)
     # Batches may be cut differently as long as each prompt gets as many images.
     images = flags.pop("sample.batch_size", 0), flags.pop("sample.num_batches_per_epoch", 0)

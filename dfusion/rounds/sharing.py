@@ -1,12 +1,11 @@
-"""Rounds taken over from another experiment: --config.samples_from.
+"""Reusing the samples of another experiment: --config.samples_from.
 
-What the same policy would sample in the very same way need not be sampled again. A round is taken
-over where its manifest names the same weights (LoRA included), noise (seed and round), sampling
-settings and mask layers, and the same prompts, items and images per prompt. Its samples come with
-their scores where the reward is the same, and with its targets where they were fused alike too.
+A round is reused if its manifest names the same weights (LoRA included), noise (seed and round),
+sampling settings and mask layers, and the same prompts, items and images per prompt. Scores are
+taken too if the reward is the same, and targets if they were fused in the same way.
 
 Thresholds may differ: they are applied to the stored item maps when targets are fused. Mask layers
-may not: item maps of other layers are not stored, and only sampling makes them.
+may not: only sampling makes item maps, and those of other layers are not stored.
 """
 
 import re
@@ -29,14 +28,14 @@ _NOTES = {"mask layers": "; item maps of other layers are not stored"}
 
 @dataclass(frozen=True)
 class Lender:
-    """The experiment that samples are taken from. only: the one round that was named, if any."""
+    """The experiment whose samples are reused. only: the one round that was named, if any."""
 
     folder: Path
     only: str | None = None
 
     @classmethod
     def of(cls, settings: Settings) -> "Lender | None":
-        """What --config.samples_from names: data/a0, or data/a0/epoch0. None where it is empty."""
+        """What --config.samples_from names: data/a0, or data/a0/epoch0. None if it is empty."""
         path = Path(settings.samples_from)
         if not settings.samples_from:
             return None
@@ -45,17 +44,19 @@ class Lender:
         return cls(path)
 
     def round(self, place: str) -> Round:
-        """What may be taken over for the round at `place`: "epoch0", or "compare/epoch0"."""
+        """The round to reuse for the one at `place`: "epoch0", or "compare/epoch0"."""
         return Round(self.folder / (self.only or place))
 
     def refuse(self, place: str, manifest: Mapping[str, Any]) -> None:
-        """Raise UserError where the round at `place` is not as `manifest` plans it."""
+        """Raise UserError if the round at `place` is not as `manifest` plans it."""
         theirs, flag = self.round(place), f"--config.samples_from {self.folder}"
         found = theirs.manifest()
         if found is None:
             raise UserError(f"{flag}: no samples in {theirs.folder}; {REMEDY}")
         if differ := differences(found, manifest):
-            raise UserError(f"{flag}: {theirs.folder} was made otherwise: {differ}; {REMEDY}")
+            raise UserError(
+                f"{flag}: {theirs.folder} was made with other settings: {differ}; {REMEDY}"
+            )
         if not theirs.states_kept:
             raise UserError(
                 f"{flag}: {theirs.folder} no longer has its trajectories "
@@ -70,10 +71,10 @@ class Lender:
         reward: str,
         fused_with: dict[str, Any] | None,
     ) -> str:
-        """Begin the round `to` with what is here of the same one; what it was, empty for nothing.
+        """Begin the round `to` with the files of the lender; returns a note of what was taken.
 
-        reward: whose scores are taken. fused_with: how targets are to be made; None for no targets.
-        `to` appears at once, when everything is in it.
+        The note is empty if nothing was. reward: scores of this one are taken. fused_with: how
+        targets are to be made; None for no targets. The folder of `to` appears atomically.
         """
         theirs = self.round(place)
         found = theirs.manifest()
@@ -93,13 +94,13 @@ class Lender:
         appear(aside, to.folder)
         fused = sum(path.parent.name == "targets" for path in targets)
         also = ", their scores" * scored + f" and {fused} targets" * bool(fused)
-        return f"{len(samples)} samples{also} are those of {theirs.folder}"
+        return f"took {len(samples)} samples{also} from {theirs.folder}"
 
 
 def check(settings: Settings, prompts: tuple[Prompt, ...]) -> None:
-    """Refuse, before a model loads, samples that the first round cannot take over.
+    """Raise UserError, before a model loads, for samples that the first round cannot reuse.
 
-    Raises UserError. A round that has begun takes nothing over any more.
+    A round that has already begun reuses nothing.
     """
     lender, number = Lender.of(settings), settings.train.begin_epoch
     own = Experiment(Path(settings.save_path) / settings.exp_name)
@@ -122,15 +123,15 @@ def check(settings: Settings, prompts: tuple[Prompt, ...]) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what a run of this experiment that was killed while taking a round over has left."""
+    """Delete what a run left that was killed while taking over a round."""
     for aside in [*folder.glob(".epoch*.tmp"), *folder.glob("compare/.epoch*.tmp")]:
         shutil.rmtree(aside)
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
-    """How samples of one manifest differ from those that another plans; empty where they do not.
+    """How the samples of `theirs` differ from those that `ours` plans; empty if they do not.
 
-    Compares what `ours` was made with, as far as it says. Thresholds are of no account.
+    Compares only the settings that `ours` names. Thresholds do not count.
     """
     a, b = theirs["made_with"], ours["made_with"]
     found = [
@@ -159,7 +160,7 @@ def _asked(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def _targets(theirs: Round, fused_with: dict[str, Any] | None, reward: str) -> list[Path]:
-    """Pairs and finished targets with their scores, where they were made in this way."""
+    """Pairs and finished targets with their scores, if they were made in the same way."""
     pairs = theirs.pairs()
     if pairs is None or theirs.pairs_made_with() != fused_with:
         return []

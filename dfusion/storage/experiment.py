@@ -1,7 +1,7 @@
 """The folders of an experiment: data/<exp>/epoch<k>/. The state of a run is what is on disk.
 
 config.json              resolved settings
-error.json               what ended the last run, until a run gets going again
+error.json               the error that ended the last run, until a run starts
 index.html, pairs.png    the page and the contact sheet
 epoch0/
   manifest.json          what samples depend on, prompts with items, prompt of every sample
@@ -13,10 +13,10 @@ epoch0/
   targets/00000.safetensors        latents (T+1, C, h, w); masks (T, gh, gw)
   eval/target_images.json          scores of target_images/
   adoption.json          per pair: scores, whether the target is adopted (Eq. 7)
-  inversions/00000.safetensors     latents (T+1, C, h, w) guessed from a target, if asked for
-  dropped.json           only where trajectories, targets and inversions are no longer kept
-compare/epoch0/          manifest, images and scores of samples with the same noise each time, made
-                         with the policy after 0, … rounds of training
+  inversions/00000.safetensors     DDIM-inverted latents (T+1, C, h, w) of a target, if asked for
+  dropped.json           only if trajectories, targets and inversions are no longer kept
+compare/epoch0/          manifest, images and scores of samples of the policy after 0, … rounds of
+                         training; the noise is the same each time
 checkpoints/epoch0/      the policy after training on round 0
 metrics.jsonl            figures of every update and round
 """
@@ -35,7 +35,7 @@ from dfusion.storage.files import read_json, write_json
 from dfusion.storage.formats import check_adoption, check_manifest, check_pairs, check_scores
 
 _EPOCH = re.compile(r"^epoch(\d+)$")
-PAIRED = ("base_images", "reference_images", "masks", "target_images")  # one of each a pair
+PAIRED = ("base_images", "reference_images", "masks", "target_images")  # one of each per pair
 SCORED = ("images", "target_images")
 STATES = ("trajectories", "targets", "inversions")  # folders of states, by far the largest files
 DROPPED = "dropped.json"
@@ -62,11 +62,11 @@ class Round:
 
     @property
     def states_kept(self) -> bool:
-        """False where the round was trained on and its states are no longer kept."""
+        """Whether the round still has its states (--config.keep_trajectories)."""
         return not (self.folder / DROPPED).exists()
 
     def drop_states(self) -> None:
-        """Delete the states; a note says so first, so that no kill leaves a round half dropped."""
+        """Delete the states. The note comes first, so an interrupted drop is finished later."""
         if self.states_kept:
             write_json(self.folder / DROPPED, {"dropped": STATES})
         for kind in STATES:
@@ -86,12 +86,12 @@ class Round:
         write_json(self.folder / "manifest.json", manifest_of(round_, prompts, each, made_with))
 
     def manifest(self) -> dict[str, Any] | None:
-        """The manifest, or None where the round has not begun."""
+        """The manifest; None if the round has not begun."""
         path = self.folder / "manifest.json"
         return _checked(path, check_manifest) if path.exists() else None
 
     def sample_prompts(self) -> list[Prompt]:
-        """The prompt of every sample; empty where the round has not begun."""
+        """The prompt of every sample; empty if the round has not begun."""
         manifest = self.manifest()
         if manifest is None:
             return []
@@ -113,22 +113,22 @@ class Round:
         return tuple(Pair(**p) for p in _checked(path, check_pairs)["pairs"])
 
     def pairs_made_with(self) -> dict[str, Any]:
-        """What the pairs and their targets depend on, as write_pairs was told."""
+        """What the pairs and their targets depend on, as given to write_pairs."""
         return _checked(self.folder / "pairs.json", check_pairs)["made_with"]
 
     def made_with(self, file: str) -> dict[str, Any]:
-        """What manifest.json, pairs.json or adoption.json was made with, where it says so."""
+        """The "made_with" of manifest.json, pairs.json or adoption.json; empty if it has none."""
         return read_json(self.folder / file).get("made_with", {})
 
     def check_made_with(self, file: str, now: dict[str, Any], remedy: str) -> None:
-        """Raise UserError where manifest.json or pairs.json was made with something else."""
+        """Raise UserError if manifest.json or pairs.json was made with other settings."""
         path, before = self.folder / file, self.made_with(file)
         changed = [f"{k} ({before.get(k)} -> {v})" for k, v in now.items() if before.get(k) != v]
         if changed:
             raise UserError(f"{path}: made with other settings: {', '.join(changed)}; {remedy}")
 
     def texts_to_score(self, kind: str) -> list[str]:
-        """Prompt text of every image of a scored kind; empty where not yet known."""
+        """Prompt text of every image of a scored kind; empty if not known yet."""
         if kind == "images":
             return [prompt.text for prompt in self.sample_prompts()]
         return [pair.prompt for pair in self.pairs() or ()]
@@ -138,14 +138,14 @@ class Round:
         write_json(self.scores_file(kind), {"reward": reward, "scores": ordered})
 
     def scored_by(self, kind: str) -> str | None:
-        """The name of the reward that scored a kind; None where nothing is scored."""
+        """The name of the reward that scored a kind; None if nothing is scored."""
         path = self.scores_file(kind)
         return _checked(path, check_scores)["reward"] if path.exists() else None
 
     def scores(self, kind: str, reward: str | None = None) -> dict[int, float]:
-        """Scores by image index; empty where there are none.
+        """Scores by image index; empty if there are none.
 
-        Raises UserError where they come from another reward than `reward`.
+        Raises UserError if they come from another reward than `reward`.
         """
         path = self.scores_file(kind)
         if not path.exists():
@@ -172,7 +172,7 @@ class Round:
         write_json(self.folder / "adoption.json", {"made_with": made_with, "pairs": rows})
 
     def adoption(self) -> list[dict[str, Any]] | None:
-        """Per pair: base, reference and target score, adopted; None where not decided."""
+        """Per pair: base, reference and target score, adopted; None if not decided yet."""
         path = self.folder / "adoption.json"
         return _checked(path, check_adoption)["pairs"] if path.exists() else None
 
@@ -199,7 +199,7 @@ class Experiment:
         return {n: self.comparison(n) for n in _numbers(self.folder / "compare")}
 
     def drop_states(self, trained: range, keep: str) -> None:
-        """Drop the states of rounds trained on, as `keep` says, and finish what a kill left."""
+        """Drop the states of trained rounds as `keep` says, and finish interrupted drops."""
         first, end = trained.start, trained.stop
         dropped = range(first, {"all": first, "last": end - 1, "none": end}[keep])
         for number, round_ in self.rounds().items():
@@ -224,7 +224,7 @@ def manifest_of(
 
 
 def _checked(path: Path, check: Callable[[str, dict[str, Any]], None]) -> dict[str, Any]:
-    """A small file of the round, if it holds what it must. Raises UserError."""
+    """Read and check a JSON file of the round. Raises UserError."""
     value = read_json(path)
     check(str(path), value)
     return value

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all: written aside, synced, renamed. Nothing is pickled."""
+"""Atomic, checksummed files: written to a temporary name, synced, renamed. Nothing is pickled."""
 
 import contextlib
 import errno
@@ -27,18 +27,18 @@ from dfusion.storage.strict_json import load_json
 
 SCHEMA = 1
 CHECKSUM = "sha256"
-WRITERS = 8  # a file is mostly waiting for the disk
+WRITERS = 8  # threads; writing is mostly waiting for the disk
 MOST_PIXELS = 2**26  # 8192 x 8192
-# Another disk, a file system without hard links or with no more for this file, another's file.
+# No hard link possible: another disk, no support, too many links, or another user's file.
 NO_LINKS = {errno.EXDEV, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EPERM}
 REBUILT = "delete it to have it rebuilt"
 
 
 class Writer:
-    """Writes files beside the computation, a batch behind at most.
+    """Writes files on background threads, at most one batch behind the computation.
 
     with Writer() as writer: writer.put(write_png, path, pixels) …; writer.next_batch(). Leaving the
-    block waits for all files. An error of a write is raised by the next next_batch or at the end.
+    block waits for all files. A failed write raises in a later next_batch or on leaving the block.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Writer:
         self._now.append(self._pool.submit(write, *args))
 
     def next_batch(self) -> None:
-        """Wait for the batch before the one that was put last."""
+        """Wait until the previous batch is written; the current one may still be under way."""
         for future in self._before:
             future.result()
         self._before, self._now = self._now, []
@@ -67,11 +67,11 @@ class Writer:
 
 
 def write_bytes(path: Path, *data: bytes | memoryview) -> None:
-    """Replace `path` by `data` in one step; a crash leaves the old file or the new one.
+    """Replace `path` with `data` atomically: a crash leaves the old file or the new one.
 
     Raises OSError, naming `path`, where the disk is full or the folder cannot be written to.
     """
-    with contextlib.suppress(FileExistsError):  # it vanished just then, or is a file: open() tells
+    with contextlib.suppress(FileExistsError):  # if it is a file, open() raises below
         path.parent.mkdir(parents=True, exist_ok=True)
     owner = f"{socket.gethostname()}.{os.getpid()}.{threading.get_ident()}"
     aside = path.with_name(f".{path.name}.{owner}.tmp")
@@ -97,9 +97,9 @@ def _sync(folder: Path) -> None:
 
 
 def link(source: Path, target: Path) -> None:
-    """Let a new name, `target`, stand for the same file; a copy where the disk has no such links.
+    """Hard-link `target` to the file `source`, or copy it where hard links are not possible.
 
-    Files here are replaced, never edited, so neither name ever changes what the other shows.
+    Files here are replaced, never edited in place, so the two names do not affect each other.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -111,7 +111,7 @@ def link(source: Path, target: Path) -> None:
 
 
 def appear(aside: Path, folder: Path) -> None:
-    """Rename a folder that was filled aside, so that `folder` is there whole or not at all."""
+    """Rename the complete folder `aside` to `folder`, which thus appears atomically."""
     for at, _, _ in os.walk(aside):
         _sync(Path(at))
     aside.rename(folder)
@@ -119,13 +119,13 @@ def appear(aside: Path, folder: Path) -> None:
 
 
 def stamp(path: Path) -> tuple[int, int, int]:
-    """Tells a file from another that takes its place. Raises FileNotFoundError where none is."""
+    """Changes whenever the file is replaced. Raises FileNotFoundError if there is none."""
     found = path.stat()
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def sweep(folder: Path) -> None:
-    """Delete what dead processes of this machine were writing aside when they ended."""
+    """Delete the temporary files that dead processes of this machine left behind."""
     found = [Path(at, name) for at, _, names in os.walk(folder) for name in names]
     ours = re.compile(rf"\..+\.{re.escape(socket.gethostname())}\.(\d+)\.\d+\.tmp")
     for path in found:
@@ -135,7 +135,7 @@ def sweep(folder: Path) -> None:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process of this machine runs."""
+    """Whether a process with this id is running on this machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -180,9 +180,9 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
 
 
 def read_picture(path: Path) -> Image.Image:
-    """A decoded PNG, and no other format. Raises UserError for damage and for absurd sizes.
+    """Decode a PNG (no other format). Raises UserError for damage and for absurd sizes.
 
-    The size is looked at before anything is decoded.
+    The size is checked before anything is decoded.
     """
     try:
         _check_size(path)
@@ -218,16 +218,16 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, An
 
 
 def write_weights(path: Path, tensors: dict[str, Tensor], header: dict[str, str]) -> None:
-    """As write_tensors, with the header that another library wants to find.
+    """Like write_tensors, with a header that another library expects.
 
-    The same tensors and header give the same bytes.
+    Equal tensors and header give equal bytes.
     """
     plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     write_bytes(path, *_ordered(save(plain, {**header, CHECKSUM: _digest(_parts(plain))})))
 
 
 def _ordered(data: bytes) -> tuple[bytes, bytes, memoryview]:
-    """A safetensors file with its metadata sorted; the library writes them in a random order."""
+    """A safetensors file with its metadata sorted; the library's own order is random."""
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -249,7 +249,7 @@ def read_tensors(path: Path, remedy: str = REBUILT) -> dict[str, Tensor]:
 def read_weights(path: Path, remedy: str, must: bool = False) -> dict[str, Tensor]:
     """Read any safetensors file. Raises UserError for damage.
 
-    The checksum counts where there is one; must: there is to be one.
+    A checksum must match if there is one. must: there has to be one.
     """
     tensors, header = _load(path, remedy)
     good = [_digest(_parts(tensors))] if must or CHECKSUM in header else [None]

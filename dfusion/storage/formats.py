@@ -1,7 +1,7 @@
-"""What the small files of a round must hold. Anything else is refused, whoever wrote it.
+"""Checks of what a round's JSON files hold, from any source.
 
-Numbers of samples and pairs become file names, so they are whole numbers of sane size and nothing
-else: no such file can name anything outside its experiment's folder.
+Numbers of samples and pairs become file names, so only whole numbers of a sane size are accepted:
+no file can point outside its experiment's folder.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The error that ended an experiment's last run: kept in its folder until a run gets going."""
+"""The error that ended an experiment's last run, kept in error.json until a run starts."""
 
 import shlex
 import sys
@@ -15,7 +15,7 @@ FILE = "error.json"
 
 
 def keep(folder: Path, error: Exception) -> None:
-    """Note what ended the run; a disk that takes nothing any more is no second error."""
+    """Write error.json. A disk that cannot be written to raises no second error."""
     ours = isinstance(error, UserError | OSError)
     note: dict[str, Any] = {
         "time": time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -34,7 +34,7 @@ def clear(folder: Path) -> None:
 
 
 def last(folder: Path) -> str:
-    """When, how and by what the last run ended, in one line; empty where no error did."""
+    """One line on the error that ended the last run: time, message, command; empty for none."""
     path = folder / FILE
     if not path.exists():
         return ""

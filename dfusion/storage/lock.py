@@ -1,4 +1,4 @@
-"""One process for one job: a lock that the system frees when its owner ends, however it ends."""
+"""A lock that the operating system releases when its owner ends, however it ends."""
 
 import json
 import os
@@ -12,9 +12,9 @@ from dfusion.storage.files import load_json, write_bytes
 
 
 class Lock:
-    """A lock file, and beside it a note of who holds it.
+    """A lock file, with a note of its owner beside it.
 
-    The system's own lock: a killed owner leaves nothing that has to be recognised as stale.
+    The operating system does the locking, so a killed owner leaves no stale lock.
     """
 
     def __init__(self, path: Path) -> None:
@@ -23,11 +23,11 @@ class Lock:
 
     @property
     def held(self) -> bool:
-        """By this object."""
+        """Whether this object holds the lock."""
         return self._lock.is_locked
 
     def acquire(self) -> bool:
-        """Take the lock if nobody has it; False if somebody else does."""
+        """Take the lock; False if another process holds it."""
         if self.held:
             return True
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ class Lock:
         return True
 
     def taken(self) -> bool:
-        """Whether somebody else has it; makes no file where there is none."""
+        """Whether another process holds the lock. Creates no file."""
         if not self.path.exists():
             return False
         try:
@@ -55,17 +55,17 @@ class Lock:
             return True
 
     def owner(self) -> str:
-        """Who holds it, in words."""
+        """A description of the process that holds the lock."""
         noted = self._noted()
         return "another process" if noted is None else "process {} on {}, since {}".format(*noted)
 
     def with_owner_of(self, other: "Lock") -> bool:
-        """Whether one process holds this lock and the other, as far as their notes tell."""
+        """Whether, by their notes, the same process holds this lock and `other`."""
         ours, theirs = self._noted(), other._noted()
         return ours is not None and theirs is not None and ours[:2] == theirs[:2]
 
     def _noted(self) -> tuple[object, object, object] | None:
-        """Process, host and time of its owner; None where there is none, or it came just now."""
+        """Process, host and time of the owner; None if there is none, or no note of it yet."""
         try:
             owner = load_json(self.note)
             return owner["process"], owner["host"], owner["since"]
@@ -79,5 +79,5 @@ class Lock:
 
 
 def run_lock(folder: Path) -> Lock:
-    """Held by the run at work on the experiment in `folder`, by process 0 of several."""
+    """The lock that a run holds on the experiment in `folder`; process 0 holds it for all."""
     return Lock(folder / ".run.lock")

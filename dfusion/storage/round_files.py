@@ -1,4 +1,4 @@
-"""Samples and targets of a round as files: trajectories, pictures, masks."""
+"""Reading and writing a round's samples and targets: trajectories, pictures, masks."""
 
 import numpy as np
 import torch
@@ -19,13 +19,13 @@ def read_trajectory(round_: Round, index: int) -> Trajectory:
 
 
 def read_source(round_: Round, pair: pairing.Pair, prompts: list[Prompt]) -> Source:
-    """What fusion of a pair starts from; prompts: of the round's samples."""
+    """The input of fusion for one pair. prompts: those of the round's samples."""
     base, reference = (read_trajectory(round_, i) for i in (pair.base, pair.reference))
     return Source(pair.base, prompts[pair.base], base, reference)
 
 
 def write_sample(round_: Round, i: int, trajectory: Trajectory | None, image: np.ndarray) -> None:
-    """trajectory: None for an image alone."""
+    """Write a sample's image and, unless it is None, its trajectory."""
     if trajectory is not None:
         tensors = {"latents": trajectory.latents, "maps": trajectory.maps}
         write_tensors(round_.trajectory(i), tensors, {"index": i})
@@ -40,8 +40,8 @@ def write_target(
     target: Target,
     image: np.ndarray,
 ) -> None:
-    """A target with the pictures of its pair, the target's own last."""
-    round_.inversion(p).unlink(missing_ok=True)  # of an older target
+    """Write a target and the pictures of its pair, the target's own picture last."""
+    round_.inversion(p).unlink(missing_ok=True)  # left from an older target
     for kind, index in (("base_images", pair.base), ("reference_images", pair.reference)):
         write_bytes(round_.image(kind, p), round_.image("images", index).read_bytes())
     write_png(round_.image("masks", p), mask_sheet(target.masks, source.reference.maps))
@@ -56,7 +56,8 @@ def write_target(
 def mask_sheet(masks: Tensor, maps: Tensor) -> np.ndarray:
     """A picture of masks and item maps over time, uint8 ((1 + I) gh, T gw).
 
-    Left to right t = T … 1; on top the mask, below the maps, each item's over its own range.
+    Left to right t = T … 1. The top row is the mask; below it one row per item, each item's maps
+    scaled to their own range.
     masks: (T, gh, gw) bool, maps: (T, I, gh, gw).
     """
     low = maps.float().amin((0, 2, 3), keepdim=True)

@@ -1,4 +1,4 @@
-"""JSON files whoever wrote them; nothing here waits for torch."""
+"""Strict reading of JSON files from any source. Does not import torch."""
 
 import json
 import stat
@@ -9,14 +9,14 @@ JSON_BYTES = 2**28
 
 
 def load_json(path: Path) -> Any:
-    """Any JSON file.
+    """Read a JSON file.
 
-    Raises OSError, and ValueError for what is no ordinary file, no JSON, larger than JSON_BYTES,
-    nested too deep, or has a name twice in one object.
+    Raises OSError, and ValueError for anything but a regular file of valid JSON, at most JSON_BYTES
+    large, not nested too deep, and without duplicate names in an object.
     """
     about = path.stat()
     if not stat.S_ISREG(about.st_mode):
-        raise ValueError("no ordinary file")
+        raise ValueError("not a regular file")
     if about.st_size > JSON_BYTES:
         raise ValueError(f"{about.st_size} bytes, more than {JSON_BYTES}")
     text = path.read_text(encoding="utf-8-sig")
@@ -31,5 +31,5 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"'{twice}' stands there twice")
+        raise ValueError(f"'{twice}' appears twice in one object")
     return found

@@ -21,18 +21,18 @@ from dfusion.view.guard import Guard
 from dfusion.view.ratings import rater_name
 
 STATIC = Path(__file__).with_name("static")
-FRESH = {"Cache-Control": "no-cache"}  # kept by the browser, asked about each time
+FRESH = {"Cache-Control": "no-cache"}  # cached, but revalidated each time
 NEVER = {"Cache-Control": "no-store"}
 
 
 def make_app(root: Path, host: str = "127.0.0.1", results: Path | None = None) -> Starlette:
-    """The app over the data folder `root`.
+    """The app for the data folder `root`.
 
-    host: what it is bound to. results: folder with the judge's figures, <experiment>.json.
+    host: the address it is bound to. results: folder with the judge's figures, <experiment>.json.
     """
     data = Data(root)
     judged = results or Path("experiments/results/testbed/alignment")
-    studies: dict[str, Study] = {}  # by the name that images' addresses show
+    studies: dict[str, Study] = {}  # by the name in the URLs of images
 
     def study(sources: list[str]) -> Study:
         found = Study.of(data, sources)
@@ -88,7 +88,7 @@ def make_app(root: Path, host: str = "127.0.0.1", results: Path | None = None) -
 
 
 class Query:
-    """Parameters of an address. Raises UserError for one that is missing or no number."""
+    """Parameters of a URL. Raises UserError for one that is missing or not a number."""
 
     def __init__(self, request: Request) -> None:
         self._params = request.query_params
@@ -96,7 +96,7 @@ class Query:
     def __getitem__(self, name: str) -> str:
         value = self._params.get(name)
         if value is None:
-            raise UserError(f"the address lacks {name}=")
+            raise UserError(f"the URL lacks {name}=")
         return value
 
     def get(self, name: str) -> str | None:
@@ -117,7 +117,7 @@ class Query:
 
 
 class Body:
-    """What a page sends. Raises UserError for a field that is missing or of another type."""
+    """The body of a request. Raises UserError for a field that is missing or of another type."""
 
     def __init__(self, value: object) -> None:
         if not isinstance(value, dict):

@@ -1,9 +1,9 @@
 """Blind comparison (Fig. 6): which of several models' images fits the prompt best?
 
 A source is a round or comparison of an experiment, "demo|compare/epoch2". A study is a set of
-sources. A trial shows one image of each, of the same prompt; its key, its place and the order of
-its images depend on the study, the rater and the trial alone, so that nothing is lost when the app
-stops. Addresses of images do not tell the source.
+sources. A trial shows one image of each source, all of the same prompt. Its key, its place and the
+order of its images depend only on the study, the rater and the trial, so nothing is lost when the
+app stops. The URLs of images do not reveal the source.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Study:
-    """sources: sorted, so that one set of them is one study."""
+    """sources: sorted, so that equal sets are the same study."""
 
     data: Data
     sources: tuple[str, ...]
@@ -61,16 +61,16 @@ class Study:
         return ratings.file(self.data, "blind.jsonl")
 
     def trials(self) -> dict[str, Trial]:
-        """By key: the n-th image of a prompt of each source, as far as all have one.
+        """By key: the n-th image of a prompt from each source, as long as all have one.
 
-        A key is of these very images: an answer is of no others that take their places.
+        The key depends on the images' contents: an answer does not carry over to replaced images.
         """
         rounds = [self.data.round(*_split(source)) for source in self.sources]
         by_source = [_images(round_) for round_ in rounds]
         shared = [text for text in by_source[0] if all(text in images for images in by_source)]
         found = {}
         for text in shared:
-            met: Counter[tuple[str, ...]] = Counter()  # images may be alike
+            met: Counter[tuple[str, ...]] = Counter()  # images may be identical
             for images in zip(*(s[text] for s in by_source), strict=False):
                 shown = zip(rounds, images, strict=True)
                 files = tuple(digest(self.data, round_, "images", i) for round_, i in shown)
@@ -92,7 +92,7 @@ class Study:
         return {(row["rater"], row["trial"]): row for row in mine}
 
     def next(self, rater: str, again: str | None = None) -> dict[str, Any]:
-        """The next trial that a rater has not answered, or `again`; trial None at the end."""
+        """The rater's next trial without an answer, or `again`; "trial" is None at the end."""
         trials = self.trials()
         answered = {key for who, key in self.answers() if who == rater and key in trials}
         todo = sorted(trials.keys() - answered, key=lambda key: _digest(self.name, rater, key))
@@ -115,7 +115,7 @@ class Study:
         return self.data.image(name, round_, "images", trial.images[which])
 
     def answer(self, rater: str, key: str, place: int | None) -> None:
-        """Note the choice of a place, or None for no difference. Raises UserError."""
+        """Record the choice of a place; None: no difference. Raises UserError."""
         trial = self.trials().get(key)
         if trial is None:
             raise NotThereError("no such trial; its images are gone")
@@ -137,9 +137,9 @@ class Study:
         )
 
     def results(self) -> dict[str, Any]:
-        """Shares of first choices with intervals; every two sources against each other.
+        """Shares of first choices with intervals, overall and for every two sources.
 
-        Answers to images that are no more, or were made anew, do not count.
+        Answers about images that were deleted or replaced do not count.
         """
         trials = self.trials()
         answers = [row for (_, key), row in self.answers().items() if key in trials]
@@ -167,8 +167,8 @@ def _is_answer(row: dict[str, Any]) -> bool:
 
 
 def duel(answers: Sequence[dict[str, Any]], a: str, b: str) -> dict[str, Any]:
-    """How often a was chosen rather than b, of the answers that chose one of them; and paired by
-    prompt: on how many prompts a was chosen more often, of those where the two differ.
+    """How often a was chosen among answers that chose a or b; and, paired by prompt, on how many of
+    the prompts where the two differ a was chosen more often.
 
     Answers to the same prompt are not independent; the second interval holds for new prompts.
     """
@@ -188,7 +188,7 @@ def duel(answers: Sequence[dict[str, Any]], a: str, b: str) -> dict[str, Any]:
 
 
 def share(count: int, total: int) -> dict[str, Any]:
-    """A rate with its 95 % interval; None where total is 0."""
+    """A rate with its 95 % interval; None if total is 0."""
     low, high = wilson(count, total) if total else (None, None)
     return {
         "count": count,
@@ -208,7 +208,7 @@ def wilson(count: int, total: int) -> tuple[float, float]:
 
 
 def _images(round_: Round) -> dict[str, list[int]]:
-    """Indices of the images that are there, by prompt."""
+    """Indices of the existing images, by prompt."""
     here = present(round_.folder / "images")
     grouped: dict[str, list[int]] = {}
     for i, text in enumerate(round_.texts_to_score("images")):

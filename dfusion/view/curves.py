@@ -1,4 +1,4 @@
-"""Curves of an experiment: what metrics.jsonl, scores, adoption and the judge's file say so far."""
+"""Curves of an experiment, from metrics.jsonl, scores, adoption and the judge's file."""
 
 import json
 import math
@@ -14,7 +14,7 @@ Points = list[list[float]]  # [x, y]
 
 
 def curves(data: Data, experiment: Experiment, judged: Path | None) -> dict[str, Points]:
-    """Named curves, empty ones left out.
+    """Named curves, without empty ones.
 
     judged: a file {"rounds": [{"round", "judge"}], "same_noise": [{"rounds", "judge"}]}, as
     experiments.runs.alignment writes it.
@@ -38,7 +38,7 @@ def curves(data: Data, experiment: Experiment, judged: Path | None) -> dict[str,
 
 
 def metrics(data: Data, experiment: Experiment) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl; lines that do not parse are left out."""
+    """Rows of metrics.jsonl; lines that do not parse are skipped."""
     path = experiment.folder / "metrics.jsonl"
     return data.read(path, _lines) if path.exists() else []
 
@@ -56,7 +56,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _scores(data: Data, rounds: dict[int, Round]) -> Points:
-    """Mean score of every round whose images all have one."""
+    """Mean score of every round whose images are all scored."""
     means: Points = []
     for number, round_ in rounds.items():
         path = round_.scores_file("images")

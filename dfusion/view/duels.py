@@ -1,8 +1,8 @@
 """Human scores from comparing two images at a time, for runs with --config.eval.reward human.
 
-Samples: every image of a prompt meets up to four others, and strengths.py turns the answers into
-scores. Targets: each meets its base and its reference. Which meet, in which order and on which
-side, depends on the round and the rater alone; answers are on disk at once.
+Samples: every image of a prompt is compared with up to four others, and strengths.py turns the
+answers into scores. Targets: each is compared with its base and its reference. Pairs, order and
+sides depend only on the round and the rater; answers are written to disk at once.
 """
 
 import random
@@ -19,7 +19,7 @@ from dfusion.view.folders import Data, NotThereError, present
 from dfusion.view.human import check_open, digest, texts_of, write
 from dfusion.view.strengths import Outcome, between, joined, strengths
 
-NEIGHBOURS = (1, 2)  # on the circle that a rater's images of a prompt stand in
+NEIGHBOURS = (1, 2)  # a prompt's images form a circle; distances on it
 Shown = tuple[str, int]  # kind and index of an image
 Answers = dict[tuple[str, frozenset], Shown | None]  # (rater, the two): the better, None for a tie
 
@@ -33,7 +33,7 @@ class Meeting:
 
 
 def meetings(data: Data, name: str, which: str, kind: str, rater: str) -> list[Meeting]:
-    """All that a rater is asked, once all images are there. Raises NotThereError before."""
+    """All comparisons of a rater. Raises NotThereError until all images exist."""
     round_ = _compared(data, name, which)
     texts = texts_of(round_, kind)
     if not present(round_.folder / kind) >= set(range(len(texts))):
@@ -71,7 +71,7 @@ def _targets(round_: Round, members: list[int]) -> list[tuple[Shown, Shown]]:
 
 
 def task(data: Data, name: str, which: str, kind: str, rater: str) -> dict[str, Any]:
-    """The rater's meetings with the answers so far, and how far each rater is."""
+    """The rater's meetings with the answers so far, and every rater's progress."""
     answers = _answers(data, name, which, kind)
     items = [
         {
@@ -88,7 +88,7 @@ def task(data: Data, name: str, which: str, kind: str, rater: str) -> dict[str, 
 
 
 def _mine(answers: Answers, rater: str, meeting: Meeting) -> int | None:
-    """The answer as the rater sees it: 0 left, 1 right, -1 no difference; None for none yet."""
+    """The rater's answer: 0 left, 1 right, -1 no difference; None: not answered yet."""
     key = (rater, frozenset(meeting.images))
     if key not in answers:
         return None
@@ -99,7 +99,7 @@ def _mine(answers: Answers, rater: str, meeting: Meeting) -> int | None:
 def compare(
     data: Data, name: str, which: str, kind: str, rater: str, number: int, choice: int
 ) -> None:
-    """Note a rater's answer to a meeting, by its number: 0 left, 1 right, -1 no difference."""
+    """Record the answer to meeting `number`: 0 left, 1 right, -1 no difference."""
     asked = meetings(data, name, which, kind, rater)
     if not 0 <= number < len(asked):
         raise UserError(f"{name}, {which}: no comparison {number}")
@@ -121,7 +121,7 @@ def compare(
 def hand_in(data: Data, name: str, which: str, kind: str) -> int:
     """Write the scores that follow from all raters' answers; returns how many.
 
-    Raises UserError while the answers do not suffice, and where human.write does.
+    Raises UserError while answers are missing, and where human.write does.
     """
     round_ = _compared(data, name, which)
     answers = _answers(data, name, which, kind)
@@ -162,7 +162,7 @@ def _target_scores(round_: Round, where: str, answers: Answers) -> Iterator[tupl
 
 
 def _answers(data: Data, name: str, which: str, kind: str) -> Answers:
-    """The last answer by (rater, the two images), of the images as they are now."""
+    """The last answer by (rater, the two images), if it was about the present images."""
     round_ = data.round(name, which)
     asked = {"name": name, "round": which, "kind": kind}
     found: Answers = {}
@@ -174,7 +174,7 @@ def _answers(data: Data, name: str, which: str, kind: str) -> Answers:
 
 
 def _is_answer(row: dict[str, Any]) -> bool:
-    """Whether it is of two different images, and for one of them or neither."""
+    """Whether it compares two different images and prefers one of them or neither."""
     if not ratings.has(row, rater=str, images=list, better=(list, NoneType)):
         return False
     images = row["images"]
@@ -191,7 +191,7 @@ def _same(data: Data, round_: Round, kind: str, index: int, seen: str) -> bool:
 
 
 def _compared(data: Data, name: str, which: str) -> Round:
-    """Scores from comparisons rank images of one prompt and say nothing of how good all are."""
+    """The round. Not a comparison: pairwise scores rank the images of one prompt, no more."""
     if which.startswith("compare/"):
         raise NotThereError(f"{name}, {which}: rate its images one by one")
     return data.round(name, which)

@@ -21,7 +21,7 @@ class NotThereError(UserError):
 
 
 class Data:
-    """A data folder: experiments lie in it, or one folder deeper ("alignment/dpo")."""
+    """A data folder. Experiments are in it, or one folder deeper ("alignment/dpo")."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
@@ -34,16 +34,16 @@ class Data:
         return sorted(name for name in names if _NAME.fullmatch(name))
 
     def experiment(self, name: str) -> Experiment:
-        """Raises NotThereError for what is no experiment's name."""
+        """Raises NotThereError for anything but the name of an experiment."""
         if not _NAME.fullmatch(name):
-            raise NotThereError(f"'{name}': no experiment's name")
+            raise NotThereError(f"'{name}': not the name of an experiment")
         experiment = Experiment(self.root / name)
         if not self.inside(experiment.config_file).is_file():
             raise NotThereError(f"'{name}': no such experiment in {self.root}")
         return experiment
 
     def settings(self, name: str) -> Settings:
-        """The settings of an experiment. Raises UserError where config.json is not readable."""
+        """The settings of an experiment. Raises UserError if config.json is not readable."""
         path = self.experiment(name).config_file
         try:
             return Settings.of(self.read(path, read_json)["settings"])
@@ -54,7 +54,9 @@ class Data:
         """which: "epoch3", or "compare/epoch3". Raises NotThereError."""
         match = _ROUND.fullmatch(which)
         if not match:
-            raise NotThereError(f"'{which}': no round; rounds are called epoch3 or compare/epoch3")
+            raise NotThereError(
+                f"'{which}': not a round; rounds are called epoch3 or compare/epoch3"
+            )
         experiment, number = self.experiment(name), int(match[2])
         round_ = experiment.comparison(number) if match[1] else experiment.round(number)
         if not self.inside(round_.folder).is_dir():
@@ -62,7 +64,7 @@ class Data:
         return round_
 
     def image(self, name: str, which: str, kind: str, index: int) -> Path:
-        """A PNG of a round. Raises NotThereError where it is not there (yet)."""
+        """A PNG of a round. Raises NotThereError if it does not exist (yet)."""
         if kind not in KINDS:
             raise NotThereError(f"'{kind}': choose from {', '.join(KINDS)}")
         path = self.inside(self.round(name, which).image(kind, index))
@@ -71,7 +73,7 @@ class Data:
         return path
 
     def inside(self, path: Path) -> Path:
-        """The path itself; raises NotThereError where links lead out of the data folder."""
+        """The path itself. Raises NotThereError if links lead out of the data folder."""
         if not path.resolve().is_relative_to(self.root):
             raise NotThereError(f"{path.name}: a link that leads out of {self.root}")
         return path
@@ -87,14 +89,14 @@ class Data:
 
 
 def why_not(round_: Round) -> str:
-    """Why states or item maps are not there, to end a sentence with."""
+    """Why states or item maps do not exist: the end of a sentence."""
     if round_.states_kept:
         return " (yet)"
     return ": not kept after training on the round (--config.keep_trajectories)"
 
 
 def present(folder: Path) -> set[int]:
-    """Indices of the PNGs in a folder; empty where there is none."""
+    """Indices of the PNGs in a folder; empty if it does not exist."""
     if not folder.is_dir():
         return set()
     return {int(m[1]) for path in folder.iterdir() if (m := _PNG.fullmatch(path.name))}

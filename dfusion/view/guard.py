@@ -1,4 +1,4 @@
-"""Who may ask: this machine's own pages, not a web site that guesses the address."""
+"""Access control: the app's own pages may use it, web sites that guess its address may not."""
 
 import ipaddress
 import socket
@@ -19,10 +19,10 @@ HEADERS = {
 
 
 class Guard:
-    """Refuses foreign Host headers (DNS rebinding) and writes that other sites ask for.
+    """Refuses foreign Host headers (DNS rebinding) and writes requested by other sites.
 
-    host: what the app is bound to. A wildcard ("0.0.0.0", "::") answers to any address given as
-    numbers and to this machine's name: a rebinding site has a name of its own.
+    host: the address the app is bound to. A wildcard ("0.0.0.0", "::") accepts any numeric address
+    and this machine's name: a rebinding site has a name of its own.
     """
 
     def __init__(self, app: ASGIApp, host: str) -> None:
@@ -54,9 +54,9 @@ class Guard:
             return None
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-            return 403, "asked for by another site"
+            return 403, "requested by another site"
         if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-            return 403, "asked for by another site"
+            return 403, "requested by another site"
         if headers.get("content-type", "").split(";")[0].strip() != "application/json":
             return 415, "send application/json"
         length = headers.get("content-length", "")

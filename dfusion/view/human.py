@@ -1,7 +1,7 @@
 """Human scores instead of CLIP's: for runs with --config.eval.reward human.
 
-People rate every image of a waiting round from 1 to 5; handed in, the means over raters become the
-round's scores, and the sampler goes on. Until then nothing is written into the experiment.
+People rate every image of a waiting round from 1 to 5. Once handed in, the means over raters become
+the round's scores, and the run continues. Until then nothing is written into the experiment.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from dfusion.view import ratings
 from dfusion.view.folders import Data, present
 
 SCALE = (1, 2, 3, 4, 5)
-WAYS = ["one", "two"]  # images at a time: rated, or compared (duels.py)
+WAYS = ["one", "two"]  # images at a time: rated alone, or compared (duels.py)
 
 
 def waiting(data: Data) -> list[dict[str, Any]]:
@@ -48,14 +48,14 @@ def _waiting(data: Data, name: str) -> list[dict[str, Any]]:
 
 
 def _ways(data: Data, name: str, which: str, kind: str) -> list[str]:
-    """How the images of a kind may be scored: see duels.py for what may not be compared."""
+    """How the images of a kind may be scored; duels.py says which may not be compared."""
     if which.startswith("compare/"):
         return ["one"]
     return [_scored_by(data, name, which)] if kind == "target_images" else WAYS
 
 
 def _scored_by(data: Data, name: str, which: str) -> str:
-    """How people gave a round's samples their scores; one by one where nothing says so."""
+    """How people scored a round's samples; "one" if it is not recorded."""
     rows = ratings.read(data, _handed(data), _is_hand_in)
     of_round = [row["way"] for row in rows if row["name"] == name and row["round"] == which]
     return of_round[-1] if of_round else "one"
@@ -66,9 +66,10 @@ def _is_hand_in(row: dict[str, Any]) -> bool:
 
 
 def task(data: Data, name: str, which: str, kind: str, rater: str) -> dict[str, Any]:
-    """The images that are there, in the rater's order, with the rater's scores so far.
+    """The existing images, in the rater's order, with the rater's scores so far.
 
-    Prompts are shuffled, and images within each prompt: to compare images of one prompt is easier.
+    Prompts are shuffled, and images within each prompt: images of one prompt are easier to judge
+    one after another.
     """
     round_ = data.round(name, which)
     texts = texts_of(round_, kind)
@@ -95,7 +96,7 @@ def task(data: Data, name: str, which: str, kind: str, rater: str) -> dict[str, 
 def rate(
     data: Data, name: str, which: str, kind: str, index: int, rater: str, score: object
 ) -> None:
-    """Note one rating; a later one of the same image replaces it. Raises UserError."""
+    """Record a rating; a later one of the same image replaces it. Raises UserError."""
     if score not in SCALE or isinstance(score, bool):
         raise UserError(f"score {score}: give a whole number from 1 to 5")
     round_ = data.round(name, which)
@@ -115,8 +116,8 @@ def rate(
 
 
 def check_open(where: str, round_: Round, kind: str, reward: str | None = None) -> None:
-    """Raises UserError once scores were handed in: nothing said later can reach the run; and, as
-    Round.scores does, where they are of another reward."""
+    """Raise UserError if scores were handed in already, as later ones would not reach the run, or
+    if they are of another reward."""
     if len(round_.scores(kind, reward)) == len(texts_of(round_, kind)):
         raise UserError(f"{where}: the scores were handed in already")
 
@@ -124,7 +125,7 @@ def check_open(where: str, round_: Round, kind: str, reward: str | None = None) 
 def hand_in(data: Data, name: str, which: str, kind: str) -> int:
     """Write the means over raters as the scores that the run waits for; returns how many.
 
-    Raises UserError while an image is missing or unrated, and where `write` does.
+    Raises UserError while an image is missing or not rated, and where `write` does.
     """
     round_ = data.round(name, which)
     texts, given = texts_of(round_, kind), _given(data, name, which, kind)
@@ -141,9 +142,9 @@ def hand_in(data: Data, name: str, which: str, kind: str) -> int:
 def write(data: Data, name: str, which: str, kind: str, scores: dict[int, float], way: str) -> int:
     """Give a run the scores of all images that it waits for; returns how many.
 
-    way: how they were given, of WAYS. Raises UserError where the run does not wait for people,
-    where the scores were handed in already, where a scorer has taken the experiment on, and for
-    targets scored in another way than their samples, whose scores mean something else.
+    way: how they were given, one of WAYS. Raises UserError if the run does not wait for people, if
+    the scores were handed in already, if a scorer holds the experiment, and for targets scored in
+    another way than their samples, as the scores would not be comparable.
     """
     experiment, round_ = data.experiment(name), data.round(name, which)
     if data.settings(name).eval.reward != HUMAN:
@@ -155,7 +156,7 @@ def write(data: Data, name: str, which: str, kind: str, scores: dict[int, float]
         check_open(f"{name}, {which}", round_, kind, HUMAN)
         if kind == "target_images" and _scored_by(data, name, which) != way:
             raise UserError(f"{name}, {which}: score its targets in the same way as its samples")
-        if kind == "images":  # targets' scores are on the scale of the samples' before
+        if kind == "images":  # targets' scores were relative to the old ones
             round_.scores_file("target_images").unlink(missing_ok=True)
             ratings.append(_handed(data), {"name": name, "round": which, "way": way})
         round_.write_scores(kind, HUMAN, scores)
@@ -165,7 +166,7 @@ def write(data: Data, name: str, which: str, kind: str, scores: dict[int, float]
 
 
 def digest(data: Data, round_: Round, kind: str, index: int) -> str:
-    """Of the image's file: a rating is of this very image, whatever is made there later."""
+    """A hash of the image's file: ratings do not carry over to an image that replaces it."""
     path = round_.image(kind, index)
     if not path.is_file():
         raise UserError(f"{path}: not there (yet)")

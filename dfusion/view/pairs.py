@@ -1,4 +1,4 @@
-"""A round as lists: its samples, its pairs, its comparisons; images are named, never read."""
+"""A round as lists of samples, pairs and comparisons. Image files are not read."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from dfusion.view.folders import Data, present
 
 
 def catalogue(data: Data) -> list[dict[str, Any]]:
-    """Experiments with the rounds and comparisons that have begun, the latest first."""
+    """Experiments with the rounds and comparisons that have begun, latest first."""
     rows = []
     for name in sorted(data.names(), key=lambda n: -_begun(data.experiment(n))):
         experiment = data.experiment(name)
@@ -28,14 +28,14 @@ def _has_begun(round_: Round) -> bool:
 
 
 def _begun(experiment: Experiment) -> float:
-    """When its last round began; or the experiment itself, where none has."""
+    """When the last round began, or the experiment itself if it has none."""
     rounds = [r.folder / "manifest.json" for r in experiment.rounds().values()]
     times = [path.stat().st_mtime for path in rounds if path.exists()]
     return max(times, default=experiment.config_file.stat().st_mtime)
 
 
 def round_view(data: Data, name: str, which: str) -> dict[str, Any]:
-    """Samples and pairs of a round with scores; null where something is not there yet."""
+    """Samples and pairs of a round with scores; null for what does not exist yet."""
     round_, settings = data.round(name, which), data.settings(name)
     steps = settings.sample.num_steps
     manifest = round_.manifest() or {"prompts": [], "samples": []}
@@ -107,7 +107,7 @@ def comparisons(data: Data, chosen: list[tuple[str, str]]) -> dict[str, Any]:
 
 
 def word(text: str, name: str | int) -> str:
-    """An item's word: a position is shown as the word that stands there."""
+    """An item as text: a word position becomes the word."""
     words = text.split()
     return words[name] if isinstance(name, int) and 0 <= name < len(words) else str(name)
 

@@ -1,7 +1,7 @@
-"""data/ratings/*.jsonl: one line for every answer of a person, on disk before it counts as given.
+"""data/ratings/*.jsonl: one line per answer, on disk before the app confirms it.
 
-The last line about the same thing by the same rater stands. A crash can tear the line it was
-writing and no other; a torn line is passed over.
+A rater's last answer to a question counts. A crash can damage only the line being written, which is
+then skipped.
 """
 
 import json
@@ -24,7 +24,7 @@ _appending = threading.Lock()
 def rater_name(text: object) -> str:
     """A rater's name, trimmed. Raises UserError for one that is empty or odd."""
     name = unicodedata.normalize("NFC", " ".join(str(text or "").split()))
-    # Marks belong to the letters of many scripts, but \w has none of them.
+    # Many scripts use combining marks, which \w does not match.
     plain = "".join(c for c in name if not unicodedata.category(c).startswith("M"))
     if len(name) > 40 or not _RATER.fullmatch(plain):
         raise UserError("the rater's name: 1 to 40 letters, digits, spaces or . @ + ' -")
@@ -32,7 +32,7 @@ def rater_name(text: object) -> str:
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
-    """Add a line with the time and wait until the disk has it."""
+    """Append a line with the time; return once it is on disk."""
     stamped = {**row, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     line = json.dumps(stamped, ensure_ascii=False).encode() + b"\n"
     with _appending:
@@ -48,17 +48,17 @@ def append(path: Path, row: dict[str, Any]) -> None:
 
 
 def file(data: Data, name: str) -> Path:
-    """A file of answers, there or not. Raises NotThereError for a link that leads out of data."""
+    """Path of a file of answers. Raises NotThereError if a link leads out of the data folder."""
     return data.inside(data.root / "ratings" / name)
 
 
 def read(data: Data, path: Path, is_one: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
-    """`rows`, remembered until the file changes."""
+    """`rows`, cached until the file changes."""
     return data.read(path, lambda p: rows(p, is_one)) if path.exists() else []
 
 
 def rows(path: Path, is_one: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
-    """All whole lines that `is_one` finds to be ratings of its kind, in order."""
+    """All complete lines that `is_one` accepts, in order."""
     found = []
     for line in path.read_bytes().splitlines():
         try:
@@ -71,6 +71,6 @@ def rows(path: Path, is_one: Callable[[dict[str, Any]], bool]) -> list[dict[str,
 
 
 def has(row: dict[str, Any], **kinds: type | tuple[type, ...]) -> bool:
-    """Whether a row has these fields, of these types and no others (True is no int)."""
+    """Whether a row has these fields, of exactly these types (bool is not int)."""
     wanted = {name: kind if isinstance(kind, tuple) else (kind,) for name, kind in kinds.items()}
     return all(name in row and type(row[name]) in kind for name, kind in wanted.items())

@@ -1,4 +1,4 @@
-"""Runs as plain data, from what is on disk: how far each stage is, curves, and the time left."""
+"""Runs as plain data, from what is on disk: progress of every stage, curves, time left."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ from dfusion.storage.files import alive, read_json
 from dfusion.view.curves import curves, metrics
 from dfusion.view.folders import Data, present
 
-RECENT = 64  # files whose times say how fast a stage goes
+RECENT = 64  # files whose times tell the speed of a stage
 PAUSE_SECONDS = 900.0  # a longer gap between two files is a pause, not work
 
 
@@ -32,7 +32,7 @@ class Stage:
 
 
 def overview(data: Data, results: Path) -> list[dict[str, Any]]:
-    """Every experiment; one that cannot be read has only its name and what is wrong.
+    """Every experiment; for one that cannot be read, only its name and the problem.
 
     results: folder with the judge's figures, <experiment>.json.
     """
@@ -46,7 +46,7 @@ def overview(data: Data, results: Path) -> list[dict[str, Any]]:
 
 
 def run(data: Data, name: str, judged: Path | None = None) -> dict[str, Any]:
-    """One experiment: settings worth a line, stages of the round at work, curves, time left."""
+    """One experiment: main settings, stages of the current round, curves, time left."""
     experiment, settings = data.experiment(name), data.settings(name)
     rounds = experiment.rounds()
     number = max(rounds, default=None)
@@ -75,7 +75,7 @@ def run(data: Data, name: str, judged: Path | None = None) -> dict[str, Any]:
 
 
 def _trains(experiment: Experiment) -> bool:
-    """Whether run_train.py is at work, not run_sample.py alone."""
+    """Whether the experiment is trained, not only sampled."""
     names = ("checkpoints", "metrics.jsonl", "compare")
     return any((experiment.folder / name).exists() for name in names)
 
@@ -111,14 +111,14 @@ def _training(experiment: Experiment, round_: Round, settings: Settings) -> Stag
 
 
 def _finished(experiment: Experiment, settings: Settings, trains: bool) -> list[int]:
-    """Rounds that are over."""
+    """Rounds that are finished."""
     asked = range(settings.train.begin_epoch, settings.train.num_epochs)
     name = "checkpoints/epoch{}/state.json" if trains else "epoch{}/adoption.json"
     return [k for k in asked if (experiment.folder / name.format(k)).exists()]
 
 
 def _owner(note: Path) -> str | None:
-    """Who is at work on the experiment, from the note beside its lock; the lock is not touched."""
+    """Who runs the experiment, from the note beside its lock; the lock is not touched."""
     try:
         owner = json.loads(note.read_text())
         process, host = int(owner["process"]), str(owner["host"])
@@ -136,7 +136,7 @@ def _left(
     stages: list[Stage],
     finished: list[int],
 ) -> dict[str, Any]:
-    """Seconds left of the stage at work and of the run; None where nothing tells yet."""
+    """Seconds left of the current stage and of the run; None if not known yet."""
     at_work = next((s for s in stages if s.done < s.total), None)
     stage = None
     if at_work and at_work.folder and (each := seconds_each(at_work.folder)):
@@ -153,7 +153,7 @@ def _left(
 
 
 def _durations(data: Data, experiment: Experiment, finished: list[int]) -> list[float]:
-    """Seconds that finished rounds took: as the run noted them, else by the files' times."""
+    """Seconds that finished rounds took: from metrics.jsonl, else from the files' times."""
     noted = {
         row["round"]: sum(row["seconds"].values())
         for row in metrics(data, experiment)
@@ -166,7 +166,7 @@ def _durations(data: Data, experiment: Experiment, finished: list[int]) -> list[
 
 
 def seconds_each(folder: Path) -> float | None:
-    """Seconds between the files that appeared last, pauses left out; None for fewer than two."""
+    """Mean seconds between the latest files, without pauses; None for fewer than two."""
     if not folder.is_dir():
         return None
     with os.scandir(folder) as entries:

@@ -1,16 +1,16 @@
-"""From comparisons of two images to one number an image."""
+"""From pairwise comparisons to one score per image."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-SPREAD = 2.0  # standard deviation of strengths before anything is known
+SPREAD = 2.0  # standard deviation of the prior on strengths
 SMALL = 1e-10
 
 
 class Outcome(NamedTuple):
-    """first, second: numbers of two images. share: 1 where the first is better, 0.5 for a tie."""
+    """first, second: numbers of two images. share: 1 if the first is better, 0.5 for a tie."""
 
     first: int
     second: int
@@ -18,10 +18,11 @@ class Outcome(NamedTuple):
 
 
 def strengths(count: int, outcomes: Sequence[Outcome]) -> list[float]:
-    """Strengths s of `count` images, such that i is better than j with the odds e^(s_i - s_j).
+    """Strengths s of `count` images: the odds that i is better than j are e^(s_i - s_j).
 
-    Bradley and Terry (1952), a tie as half a win for both; the most likely s under a normal prior
-    around 0, which keeps an image that never lost finite. Newton's method; the problem is convex.
+    The model of Bradley and Terry (1952), with a tie as half a win for both. The most likely s
+    under a normal prior around 0, which keeps an image that never lost finite. Found by Newton's
+    method; the problem is convex.
     """
     s = np.zeros(count)
     while True:
@@ -38,12 +39,16 @@ def strengths(count: int, outcomes: Sequence[Outcome]) -> list[float]:
 
 
 def between(base: float, reference: float, over_base: float, over_reference: float) -> float:
-    """Score of a target that was compared with its base and its reference.
+    """The score of a target that was compared with its base and its reference.
 
-    over_base, over_reference: the share of answers that found the target better, ties as half. At
-    least as good as the reference gives the reference's score or more, and is what Eq. 7 adopts at
-    threshold 1; else at least as good as the base, from the base's score to below the reference's;
-    else less than the base's. Where both have the same score, worse than the reference is below it.
+    over_base, over_reference: the share of answers that found the target better, ties as half.
+
+    - At least as good as the reference: the reference's score or more. Eq. 7 adopts it at
+      threshold 1.
+    - Else, at least as good as the base: from the base's score up to below the reference's.
+    - Else: less than the base's score.
+
+    If base and reference have the same score, a target worse than the reference scores below both.
     """
     gap = reference - base
     if over_reference >= 0.5:
@@ -56,7 +61,7 @@ def between(base: float, reference: float, over_base: float, over_reference: flo
 
 
 def joined(count: int, outcomes: Sequence[Outcome]) -> bool:
-    """Whether comparisons lead from every image to every other."""
+    """Whether the comparisons connect all images."""
     ways = [way for i, j, _ in outcomes for way in ((i, j), (j, i))]
     reached = {0}
     while more := {b for a, b in ways if a in reached} - reached:

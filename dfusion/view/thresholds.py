@@ -1,4 +1,4 @@
-"""Thresholds by eye: item maps of a prompt's samples, the masks they give, and the mask file."""
+"""Choosing thresholds by eye: a prompt's item maps, the resulting masks, and the mask file."""
 
 import base64
 import json
@@ -22,7 +22,7 @@ from dfusion.storage.files import read_tensors, stamp, write_bytes
 from dfusion.view.folders import Data, NotThereError, why_not
 from dfusion.view.pairs import prompt_of, word
 
-SHOWN = 16  # samples of a prompt
+SHOWN = 16  # samples per prompt
 BINS = 60  # of an item's histogram
 _saving = threading.Lock()
 
@@ -37,7 +37,7 @@ class Maps:
 
 
 def maps_of(round_: Round, text: str) -> Maps:
-    """Maps of a prompt's first samples. Raises NotThereError where there are none yet."""
+    """Maps of a prompt's first samples. Raises NotThereError if there are none yet."""
     prompt, indices = prompt_of(round_, text)
     there = [i for i in indices if round_.trajectory(i).is_file()][:SHOWN]
     if prompt is None or not there:
@@ -51,7 +51,7 @@ def maps_of(round_: Round, text: str) -> Maps:
 
 @lru_cache(maxsize=16)
 def _read(folder: Path, prompt: Prompt, indices: tuple[int, ...], files: tuple) -> Maps:
-    """files: tells them from others that take their places."""
+    """files: stamps, so that replaced files are read again."""
     round_ = Round(folder)
     values = [read_tensors(round_.trajectory(i))["maps"].float() for i in indices]
     return Maps(prompt, indices, torch.stack(values))
@@ -96,7 +96,7 @@ def item_view(data: Data, name: str, which: str, text: str) -> dict[str, Any]:
 def _histogram(values: np.ndarray) -> dict[str, Any]:
     """low, high: of the values, both above 0; counts of BINS bins of equal ratio between them.
 
-    Values below low (a map is all but 0 in most places) are not counted.
+    Values below low are not counted: most of a map is close to 0.
     """
     high = max(float(values.max()), 1e-9)
     positive = values[values > 0]
@@ -133,14 +133,14 @@ def masks(
 
 
 def mask_file(data: Data, name: str, settings: Settings) -> Path:
-    """The run's own mask file, or the one that is begun for a run without."""
+    """The run's mask file, or the one that will be made for a run without."""
     if settings.mask_thr_file:
         return Path(settings.mask_thr_file)
     return data.root / "thresholds" / f"{name.replace('/', '.')}.json"
 
 
 def shown_path(path: Path) -> str:
-    """As a flag would name it."""
+    """The path as one would type it."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
@@ -150,8 +150,8 @@ def save(
 ) -> dict[str, Any]:
     """Set a prompt's thresholds in the mask file; all other prompts keep theirs.
 
-    A file that is begun here lists every prompt of the round with the thresholds it was made with.
-    Raises UserError for a number of thresholds other than of items, or a file of another kind.
+    A new file lists every prompt of the round with the thresholds it was made with. Raises
+    UserError for a wrong number of thresholds, or a file that is not a mask file.
     """
     round_, settings = data.round(name, which), data.settings(name)
     prompt, _ = prompt_of(round_, text)
@@ -173,20 +173,20 @@ def save(
 
 
 def _saved(path: Path) -> dict[str, list[float | None]]:
-    """Contents of a mask file; empty where there is none. Raises UserError for another kind."""
+    """Contents of a mask file; empty if there is none. Raises UserError for any other file."""
     if not path.exists():
         return {}
     try:
         rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); mend or remove it") from error
+        raise UserError(f"{path}: not readable as JSON ({error}); correct or remove it") from error
     if not isinstance(rows, dict) or not all(isinstance(row, list) for row in rows.values()):
         raise UserError(f"{path}: not a mask file {{prompt: [thresholds]}}; nothing was written")
     return rows
 
 
 def _as_text(rows: dict[str, list[float | None]], spread: bool) -> str:
-    """One line a prompt; spread: one line a number, where the file had it so."""
+    """One line per prompt; spread: one line per number, as the file was."""
     if spread:
         return json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
     lines = [f" {json.dumps(k, ensure_ascii=False)}: {json.dumps(v)}" for k, v in rows.items()]

@@ -1,9 +1,8 @@
 """Stored trajectories as pictures, without loading a model.
 
-Two things stand in for the network and the VAE. The x̂_0 that the network predicted at a step
-follows from two neighbouring states and the noise between them, which the seed gives again. And a
-latent, its neighbours and its products become a patch of pixels by least squares, fitted to the
-round's own final latents and PNGs.
+The network's prediction x̂_0 at a step follows from two neighbouring states and the noise between
+them, which the seed reproduces. In place of the VAE, a least-squares fit on the round's own final
+latents and PNGs turns a latent, its neighbours and its products into a patch of pixels.
 """
 
 import io
@@ -31,8 +30,8 @@ _fitting = threading.Lock()
 
 
 def strip(round_: Round, kind: str, index: int) -> bytes:
-    """JPEG of x̂_0 at every step, t = T … 1 from left to right; of the states x_{t-1} where the
-    noise cannot be found again.
+    """JPEG of x̂_0 at every step, t = T … 1 from left to right; of the states x_{t-1} if the noise
+    cannot be reproduced.
 
     kind: "images" (trajectory of a sample) or "target_images". Raises NotThereError.
     """
@@ -58,8 +57,8 @@ def strip(round_: Round, kind: str, index: int) -> bytes:
 def predictions(round_: Round, latents: Tensor, sample: int) -> Tensor | None:
     """x̂_0 (T, C, h, w) that the network predicted at each step, or None.
 
-    latents: (T+1, C, h, w). None where the manifest's schedule is not Stable Diffusion's, or the
-    trajectory does not begin with the noise of its seed.
+    latents: (T+1, C, h, w). None if the manifest's schedule is not Stable Diffusion's, or if the
+    trajectory does not start with the noise of its seed.
     """
     made = (round_.manifest() or {"made_with": {}})["made_with"]
     found = schedule(made.get("timesteps", []), made.get("sigmas", []))
@@ -82,7 +81,7 @@ def predictions(round_: Round, latents: Tensor, sample: int) -> Tensor | None:
 
 
 def schedule(timesteps: list[int], sigmas: list[float]) -> tuple[DDIM, Tensor] | None:
-    """Stable Diffusion's schedule and alphas_cumprod at its steps, if it has these sigmas."""
+    """Stable Diffusion's schedule and alphas_cumprod at its steps, if these are its sigmas."""
     if not timesteps or len(timesteps) != len(sigmas):
         return None
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
@@ -101,7 +100,7 @@ def schedule(timesteps: list[int], sigmas: list[float]) -> tuple[DDIM, Tensor] |
 
 @dataclass(frozen=True)
 class Decoder:
-    """A latent as RGB: the features of each place, times `weights`, are a patch of f x f pixels.
+    """A latent as RGB: the features of each cell, times `weights`, are a patch of f x f pixels.
 
     weights: (F, 3 f f).
     """
@@ -129,7 +128,7 @@ def features(latents: Tensor) -> np.ndarray:
 
 
 def decoder(round_: Round) -> Decoder:
-    """Fitted to samples of this round. Raises NotThereError where it has none yet."""
+    """A decoder fitted to samples of this round. Raises NotThereError if it has none yet."""
     there = sorted(present(round_.folder / "images"))
     there = [i for i in there if round_.trajectory(i).is_file()]
     if not there:
@@ -138,14 +137,14 @@ def decoder(round_: Round) -> Decoder:
     count = min(FITTED, 1 << (len(there).bit_length() - 1))
     if count == FITTED:
         there = [there[i * len(there) // FITTED] for i in range(FITTED)]
-    with _fitting:  # a page asks for several trajectories at once
+    with _fitting:  # a page requests several trajectories at once
         chosen = tuple(there[:count])
         return _fitted(round_.folder, chosen, tuple(stamp(round_.trajectory(i)) for i in chosen))
 
 
 @lru_cache(maxsize=8)
 def _fitted(folder: Path, indices: tuple[int, ...], files: tuple) -> Decoder:
-    """files: tells them from others that take their places."""
+    """files: stamps, so that replaced files are read again."""
     round_ = Round(folder)
     latents, pictures = [], []
     for i in indices:

@@ -73,7 +73,7 @@ def reshaped(found: dict[str, torch.Tensor], name: str) -> None:
 
 NO_ATTENTION = {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
 MODELS: list[tuple[str, Damage, str]] = [
-    ("index of another form", text("model_index.json", "[]"), "no JSON object"),
+    ("index of another form", text("model_index.json", "[]"), "is not a JSON object"),
     ("index cut", text("model_index.json", "{"), "model_index.json cannot be read"),
     ("index nested", text("model_index.json", "[" * 99_999), "nested too deep"),
     ("another pipeline", edit("model_index.json", _class_name="FluxPipeline"), "is a FluxPipeline"),
@@ -92,7 +92,7 @@ MODELS: list[tuple[str, Damage, str]] = [
     ("x0-prediction", edit(SCHEDULER, prediction_type="sample"), "predicts sample"),
     ("another schedule", edit(SCHEDULER, beta_schedule="odd"), "odd is not implemented"),
     ("schedule of text", edit(SCHEDULER, beta_start="x"), "does not load"),
-    ("schedule listed", text(SCHEDULER, "[]"), "no JSON object"),
+    ("schedule listed", text(SCHEDULER, "[]"), "is not a JSON object"),
     ("UNet config cut", text("unet/config.json", "{"), "unet/config.json cannot be read"),
     ("UNet block unknown", edit("unet/config.json", down_block_types=["No"] * 2), "does not load"),
     ("UNet without attention", edit("unet/config.json", **NO_ATTENTION), "no attention|not load"),

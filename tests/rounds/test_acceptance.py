@@ -82,7 +82,7 @@ def test_settings_with_which_nothing_is_made_are_not_noted(
     fused(again)
     again.allow_config_change = True
     train_rounds(again)
-    assert "nothing is made with fusion.steps (3-1 -> 2-1)" in capsys.readouterr().out
+    assert "without effect: fusion.steps (3-1 -> 2-1)" in capsys.readouterr().out
     assert (folder / "config.json").read_bytes() == before
 
 

@@ -139,7 +139,7 @@ def test_equal_scores_are_paired_by_index_and_said_once(
 ) -> None:
     folder = sample_rounds(settings)
     said = capsys.readouterr().out
-    assert said.count("2 of 2 prompts have equal scores only: paired by index") == 1
+    assert said.count("2 of 2 prompts have only equal scores: paired by index") == 1
     pairs = Experiment(folder).round(0).pairs() or ()
     assert [(p.reference, p.base) for p in pairs] == [(0, 2), (1, 3), (4, 6), (5, 7)]
     rows = Experiment(folder).round(0).adoption() or []

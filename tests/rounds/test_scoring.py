@@ -82,7 +82,7 @@ def test_a_scorer_told_its_reward_leaves_the_others_alone(
     with pytest.raises(UserError, match=r"/b: its reward is clip.* told to give redness;"):
         look(tmp_path, [], only="redness")
     assert len(mine.scores("images")) == 3 and other.scores("images") == {}
-    assert capsys.readouterr().out.count("left alone") == 1
+    assert capsys.readouterr().out.count("skipped") == 1
     told = Eval(reward="tests.rewards:redness")
     assert asked_for(told) == "tests.rewards:redness" and asked_for(Eval()) is None
 
@@ -134,7 +134,7 @@ def test_what_cannot_be_scored_does_not_stop_the_others(
         look(tmp_path, [])  # `once` ends with what is wrong
     assert len(good.scores("images")) == 3
     said = capsys.readouterr().out
-    assert "left alone" in said
+    assert "skipped" in said
     assert "scored by clip:RN50" in said
     assert said.count("damaged") == 1
     assert foreign.scores("images") == {0: 0.5}

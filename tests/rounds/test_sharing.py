@@ -92,7 +92,7 @@ def test_samples_and_scores_are_taken_and_nothing_is_sampled_again(
     ):
         assert mine.samefile(other) and not mine.is_symlink()
     assert not own.target(0).samefile(theirs.target(0))
-    told = f"8 samples, their scores are those of {theirs.folder}"
+    told = f"took 8 samples, their scores from {theirs.folder}"
     assert told in capsys.readouterr().out
     made.clear()
     sample_rounds(replace(run, samples_from="gone"))  # what has begun takes nothing over

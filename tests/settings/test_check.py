@@ -189,7 +189,7 @@ FILES = [
     ("prompt_file", '["a \\u001b[2J cat"]', "has the character U.001B"),
     ("prompt_file", '["a \\ud800 cat"]', "has the character U.D800"),
     ("prompt_file", '["a \\u202e cat"]', "has the character U.202E"),
-    ("item_idx_file", '{"a cat": [1], "a cat": [0]}', "'a cat' stands there twice"),
+    ("item_idx_file", '{"a cat": [1], "a cat": [0]}', "'a cat' appears twice in one object"),
     ("item_idx_file", '{"a cat": [-1]}', "position -1 is outside"),
     ("item_idx_file", '{"a cat": [1.0]}', "one entry for each item"),
     ("item_idx_file", '{"a cat": [""]}', "item '' is not in the prompt"),
@@ -276,7 +276,7 @@ def test_table_values() -> None:
     [
         (lambda folder: str(folder / "absent"), "there is no"),
         (lambda folder: str(folder), "no model_index.json"),
-        (lambda folder: write(folder / "model.ckpt", "x"), "no .safetensors"),
+        (lambda folder: write(folder / "model.ckpt", "x"), "not a .safetensors file"),
         (lambda folder: write(folder / "model.safetensors", "x"), "is damaged"),
         (
             lambda folder: str(Path(write(folder / "model_index.json", XL)).parent),
@@ -329,7 +329,7 @@ def test_missing_gpu_is_named() -> None:
         (["--config", "config/config.py:papper"], "error: no preset 'papper'; choose from paper"),
         (["--config", "nofile.py"], "--config: [Errno 2] No such file or directory: 'nofile.py'"),
         (["--config", "nofile.py", "--config.seed=3"], "No such file or directory: 'nofile.py'"),
-        (["--config.exp_name", "a", "extra"], "'extra' is no flag"),
+        (["--config.exp_name", "a", "extra"], "'extra' is not a flag"),
         (["--config.exp_name", "a", "--config.fusion.steps", "99-1"], "--config.fusion.steps"),
         (["--config.exp_name", "a", "--config.prompt_file", "p.json"], "cannot be read"),
     ],
@@ -417,4 +417,4 @@ def test_a_folder_that_cannot_be_written_ends_in_one_line(
     )
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("error: ") and "Not a directory" in line and "goes on" in line
+    assert line.startswith("error: ") and "Not a directory" in line and "continues" in line

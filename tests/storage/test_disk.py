@@ -77,7 +77,7 @@ def test_a_vanished_folder_stops_the_run(
     with pytest.raises((UserError, FileNotFoundError)) as caught:
         sample_rounds(settings)
     error = caught.value
-    vanished = "config.json: vanished while the run went on" in str(error)
+    vanished = "config.json: vanished during the run" in str(error)
     assert vanished or (isinstance(error, OSError) and error.errno in DISK)
     monkeypatch.undo()
     shutil.rmtree(folder)
@@ -98,7 +98,7 @@ def test_a_file_size_limit_stops_the_command_with_one_line(
     done = subprocess.run(limited, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     (line,) = done.stderr.strip().splitlines()
-    assert "trajectories" in line and "File too large; once that is mended" in line
+    assert "trajectories" in line and "File too large; once that is fixed" in line
     folder = Path(settings.save_path) / "limited"
     assert not list(folder.rglob("*.tmp"))
     settings.exp_name = "limited"

@@ -106,7 +106,7 @@ def test_bad_arguments_end_in_one_line(
     assert len(said) == 2 and "no such folder" in said[0] and "choose another --port" in said[1]
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main([str(tmp_path)]) == 2
-    assert "pip install -r requirements-view.txt" in capsys.readouterr().err
+    assert "pip install starlette uvicorn" in capsys.readouterr().err
 
 
 def test_pages_never_turn_data_into_markup() -> None:

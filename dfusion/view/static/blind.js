@@ -91,7 +91,7 @@ export async function showBlind(root, params, remember, rater) {
       h("h3", {}, "Chosen as best"), table(found.sources.map((s) => [title(s.source), s])),
       h("h3", {}, "One against another, all answers"), table(found.duels.map((d) => [`${title(d.a)} rather than ${title(d.b)}`, d.answers])),
       h("h3", {}, "One against another, paired by prompt"), table(found.duels.map((d) => [`${title(d.a)} on more prompts than ${title(d.b)}`, d.prompts])),
-      h("p", { class: "dim" }, "Answers to one prompt are not independent: for what holds on new prompts, read the last table."));
+      h("p", { class: "dim" }, "Answers about one prompt are not independent. For new prompts, use the last table."));
   }
 
   const tally = () => guarded(count);

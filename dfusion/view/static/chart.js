@@ -1,4 +1,4 @@
-// Line charts. Lines differ by colour, dash and marker, so that no eye needs the colour.
+// Line charts. Lines differ by dash and marker as well as colour.
 
 const NS = "http://www.w3.org/2000/svg";
 const WIDE = 460, HIGH = 240, RIGHT = 14, TOP = 10, BOTTOM = 42;

@@ -83,7 +83,7 @@ export async function show(root, params, remember) {
 
   const src = (c, cell) => image(...drawn[c].split("|"), "images", cell.i);
 
-  // Large, one at a time in the same place: changes jump to the eye.
+  // Large, one at a time in the same place: changes are easy to see.
   function open(from) {
     let at = from, c = 0;
     const picture = h("img", { class: "large" }), says = h("p", { class: "num center" });

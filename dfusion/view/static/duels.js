@@ -35,7 +35,7 @@ export async function compareTwo(stage, job, who, leave, guarded) {
 
   const handIn = () => guarded(async () => {
     await post("two/hand-in", { exp, round, kind });
-    say("Handed in. The run goes on by itself.");
+    say("Handed in. The run continues by itself.");
     pause();
   });
 
@@ -60,7 +60,7 @@ export async function compareTwo(stage, job, who, leave, guarded) {
   function end() {
     const given = Object.entries(task.raters).map(([name, n]) => `${name}: ${n}`).join(", ");
     return h("div", { class: "blank" }, h("h2", {}, "You have compared them all"), h("p", {}, `Answers: ${given}`),
-      h("p", {}, "Let others compare too, or hand in: the answers become scores, and the run goes on. This cannot be undone."),
+      h("p", {}, "Let others compare too, or hand in: the answers become scores, and the run continues. This cannot be undone."),
       h("p", { class: "actions" }, h("button", { onclick: () => move(-1) }, "Back to the last (←)"),
         h("button", { class: "primary", onclick: handIn }, "Hand in the scores")));
   }

@@ -81,7 +81,7 @@ export async function showHuman(root, params, remember, rater) {
   const handIn = () => guarded(async () => {
     const { exp, round, kind } = job;
     await post("human/hand-in", { exp, round, kind });
-    say("Handed in. The run goes on by itself.");
+    say("Handed in. The run continues by itself.");
     leave();
   });
 
@@ -101,7 +101,7 @@ export async function showHuman(root, params, remember, rater) {
       stage.replaceChildren(bar, h("div", { class: "blank" },
         h("h2", {}, whole ? "You have rated every image" : "You have rated all images so far"),
         h("p", {}, raters(task.raters, task.total)),
-        h("p", {}, whole ? "Let others rate too, or hand in: the means over raters become the scores, and the run goes on. This cannot be undone."
+        h("p", {}, whole ? "Let others rate too, or hand in: the means over raters become the scores, and the run continues. This cannot be undone."
           : "The run is still sampling; come back for the rest."),
         h("p", { class: "actions" }, h("button", { onclick: () => back(-1) }, "Back to the last (←)"),
           whole ? h("button", { class: "primary", onclick: handIn }, "Hand in the scores") : h("button", { onclick: () => guarded(async () => { await refresh(); const open = task.items.findIndex((i) => i.mine === null); at = open < 0 ? task.items.length : open; paint(); }) }, "Look again"))));

@@ -5,7 +5,7 @@ import { maskTile, tile } from "./tiles.js";
 
 const PLAY_MS = 350;
 const SHOWN = "Steps show the image the network predicts from each state (x̂₀), decoded roughly, by least squares on this round.";
-const DROPPED = "This round's trajectories were not kept after training (--config.keep_trajectories), so that images are the finished ones at every step.";
+const DROPPED = "This round's trajectories were not kept after training (--config.keep_trajectories), so every step shows the finished images.";
 
 export function openPair(view) {
   const { exp, round, data, pairs } = view;

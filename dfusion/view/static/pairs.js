@@ -118,7 +118,7 @@ export async function show(root, params, remember) {
     const now = await get("round", { exp: chosen.exp, round: chosen.round }).catch(() => null);
     if (now && JSON.stringify([now.samples, now.pairs]) !== JSON.stringify([data.samples, data.pairs])) {
       news.hidden = false;
-      news.textContent = "There is more by now: show it";
+      news.textContent = "There is more now: show it";
     }
   }, 5000);
   return () => { clearInterval(timer); stop?.(); };

@@ -16,7 +16,7 @@ export async function show(root, params, remember) {
 
   const rater = () => {
     const given = name.value.trim();
-    if (!given) { name.focus(); throw new Error("Say first who rates: any name, the same each time."); }
+    if (!given) { name.focus(); throw new Error("First enter a name: any name, the same each time."); }
     return given;
   };
 
