@@ -1,52 +1,34 @@
-"""Which loss a denoising step of a pair has, with all its numbers."""
+"""A loss, with what any may have: weights of the denoising steps, a KL to the initial model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from dfusion.method import losses
+from dfusion.method.losses import DPO, Loss, Steps, Value
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Eq. 6, 8 or 9, and what may be added to them.
+    """What training minimises.
 
-    clip: None for no clipping. reference: the policy that DPO compares with; the ratios of DDPO and
-    DPOK are always to the round's first policy. kl_initial: weight of the KL to the initial model.
-    step_weights: T numbers from t = T to 1; empty for all 1.
+    kl_initial: weight of the KL to the initial model. step_weights: T numbers from t = T to 1;
+    empty for all 1.
     """
 
-    method: str = "dpo"
-    beta: float = 0.1
-    form: str = "ratio"
-    clip: float | None = 0.1
-    advantage_max: float = 5.0
-    dpok_alpha: float = 0.99
-    dpok_beta: float = 0.01
-    reference: str = "round"
+    loss: Loss = field(default_factory=DPO)
     kl_initial: float = 0.0
     step_weights: tuple[float, ...] = ()
 
     @property
     def pairwise(self) -> bool:
-        """Whether steps at which both sides are equal have no gradient."""
-        return self.method == "dpo" and self.kl_initial == 0
-
-    @property
-    def ratio_to_initial(self) -> bool:
-        """Whether log-probs are compared with the initial model's instead of theta_old's."""
-        return self.method == "dpo" and self.reference == "initial"
+        """Whether steps at which both images have the same states have no gradient."""
+        return self.loss.pairwise and self.kl_initial == 0
 
     @property
     def needs_initial(self) -> bool:
         """Whether the initial model's transitions are needed."""
-        return self.kl_initial > 0 or self.ratio_to_initial
-
-    @property
-    def needs_means(self) -> bool:
-        """Whether a KL to theta_old is needed, hence theta_old's means."""
-        return self.method == "dpok"
+        return self.kl_initial > 0 or self.loss.to_initial
 
     def weights(self, steps: int) -> Tensor:
         """(T,) weights of the steps' losses."""
@@ -56,32 +38,13 @@ class Objective:
         """Whether step i has any weight."""
         return not self.step_weights or self.step_weights[i] > 0
 
-    def __call__(self, log_prob: Tensor, old: Tensor, advantage: Tensor, kl: Tensor,
-                 kl_initial: Tensor) -> losses.Loss:  # fmt: skip
-        """Per step, (B,), summed over both sides; all arguments (B, 2).
+    def __call__(self, steps: Steps, kl_initial: Tensor) -> Value:
+        """kl_initial: (N, 2), KL to the initial model per dimension; zeros where it has no weight.
 
-        old: log-probs under theta_old, or under the initial model if `ratio_to_initial`. kl: to
-        theta_old; kl_initial: to the initial model; zeros where they are not needed.
+        The value's loss is weighted: its sum is what is minimised.
         """
-        loss = self._method(log_prob, old, advantage, kl)
-        value = loss.value + self.kl_initial * kl_initial.sum(-1)
-        return losses.Loss(value, loss.ratio, loss.clipped)
-
-    def _method(self, log_prob: Tensor, old: Tensor, advantage: Tensor, kl: Tensor) -> losses.Loss:
-        if self.method == "dpo":
-            (target, base), (old_target, old_base) = log_prob.T, old.T
-            return losses.dpo(target, base, old_target, old_base, self.beta, self.form, self.clip)
-        sides = []
-        clip = self.clip if self.clip is not None else float("inf")
-        for s in (0, 1):
-            terms = log_prob[:, s], old[:, s], advantage[:, s]
-            if self.method == "ddpo":
-                sides.append(losses.ddpo(*terms, clip, self.advantage_max))
-            else:
-                a, b = self.dpok_alpha, self.dpok_beta
-                sides.append(losses.dpok(*terms, kl[:, s], clip, self.advantage_max, a, b))
-        return losses.Loss(
-            sides[0].value + sides[1].value,
-            torch.stack([side.ratio for side in sides], -1),
-            torch.stack([side.clipped for side in sides], -1),
-        )
+        value = self.loss(steps)
+        added = self.kl_initial * kl_initial.sum(-1) * steps.weight
+        if self.loss.whole_update:
+            return Value(value.loss.sum() + added.sum(), value.clipped)
+        return Value(value.loss * steps.weight + added, value.clipped)

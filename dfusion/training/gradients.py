@@ -6,7 +6,7 @@ kept, and no pass is spent on computing them. Their ratio is exactly 1 then; wha
 is that they are the log-probs the base was sampled with.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dfusion.method.ddim import LOG_2PI
+from dfusion.method.losses import Steps, Value
 from dfusion.method.objective import Objective
 from dfusion.method.sampling import Policy
 from dfusion.models.batching import Fit
@@ -78,11 +79,14 @@ class Updater:
         self.old, self.first = (Known(len(pairs), steps, device) for _ in range(2))
         self._row = {p: n for n, p in enumerate(pairs)}
         self._advantages = to_device(torch.tensor([data.advantages(p) for p in pairs]), device)
+        texts = [data.pairs[p].prompt for p in pairs]
+        numbers = {text: n for n, text in enumerate(dict.fromkeys(texts))}
+        self._prompts = to_device(torch.tensor([numbers[text] for text in texts]), device)
         self._met: set[Step] = set()  # of the initial model's
         self._drawn: tuple[int, Tensor] | None = None
         # Of each micro-batch: its steps, and (B, 2) whether loss and gradient are finite.
         self._sound: list[tuple[Sequence[Step], Tensor]] = []
-        policy.model.encode(["", *(data.pairs[p].prompt for p in pairs)])
+        policy.model.encode(["", *texts])
 
     @torch.no_grad()
     def remember(self, steps: Sequence[Step]) -> None:
@@ -106,17 +110,49 @@ class Updater:
     def _backward(self, steps: Sequence[Step]) -> Tally:
         self.zero()
         self._sound = []
-        device = self.policy.model.device
-        tally = Tally.empty(len(self.policy.ddim), device)
-        weights = to_device(self.objective.weights(len(self.policy.ddim)), device)
-        index, advance, done = self._index(steps), self.watch(len(steps)), 0
-        while done < len(steps):
-            chunk = steps[done : done + self.fit.size]
-            self._micro_batch(chunk, index[done : done + len(chunk)], weights, tally)
-            self.fit.fitted(len(chunk))
+        device, total = self.policy.model.device, len(self.policy.ddim)
+        tally = Tally.empty(total, device)
+        self._weights = to_device(self.objective.weights(total), device)
+        whole = self._whole(steps) if self.objective.loss.whole_update else None
+        advance, done = self.watch(len(steps)), 0
+        for chunk, index in self._chunks(steps):
+            part = slice(done, done + len(chunk))
+            self._micro_batch(chunk, index, tally, whole and (whole[0][part], whole[1][part]))
             advance(len(chunk))
             done += len(chunk)
         return tally
+
+    def _chunks(self, steps: Sequence[Step]) -> Iterator[tuple[Sequence[Step], Tensor]]:
+        """Micro-batches of as many steps as fit, with their index."""
+        index, done = self._index(steps), 0
+        while done < len(steps):
+            chunk = steps[done : done + self.fit.size]
+            yield chunk, index[done : done + len(chunk)]
+            self.fit.fitted(len(chunk))
+            done += len(chunk)
+
+    @torch.no_grad()
+    def _whole(self, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
+        """A loss of all steps at once, as the chain rule needs it to be taken step by step.
+
+        Returns (N,) the loss's share of each step, and (N, 3, 2) its derivatives by the step's
+        log-probs, KL to theta_old and KL to the initial model.
+        """
+        rows = []
+        for chunk, index in self._chunks(steps):
+            batch = self._read(chunk, index)
+            self._meet_initial(chunk, index, batch)
+            now = transitions(self.policy, self.network, batch)
+            if self.fresh:
+                self._keep_old(index, now)
+            rows.append(torch.stack([now.log_prob, *self._kls(index, now)], 1))
+        index = self._index(steps)
+        with torch.enable_grad():
+            table = torch.cat(rows).requires_grad_()
+            log_prob, kl, far = table.unbind(1)
+            loss = self.objective(self._steps(index, log_prob, kl), far).loss
+            (slopes,) = torch.autograd.grad(loss, table)
+        return (loss.detach() / len(steps)).expand(len(steps)), slopes
 
     def broken(self) -> str:
         """The first step of the last `backward` with NaN or Inf, in words; empty without one."""
@@ -141,31 +177,61 @@ class Updater:
         return Batch(states[:, :, 0], states[:, :, 1], i, texts, self._advantages[row])
 
     def _micro_batch(
-        self, chunk: Sequence[Step], index: Tensor, weights: Tensor, tally: Tally
+        self,
+        chunk: Sequence[Step],
+        index: Tensor,
+        tally: Tally,
+        whole: tuple[Tensor, Tensor] | None,
     ) -> None:
-        batch, (row, i) = self._read(chunk, index), index.unbind(1)
+        """whole: this chunk's part of what `_whole` gave, for losses of all steps at once."""
+        batch, i = self._read(chunk, index), index[:, 1]
         self._meet_initial(chunk, index, batch)
         now = transitions(self.policy, self.network, batch)
         if self.fresh:
             self._keep_old(index, now)
             self._add_shifts(chunk, batch, now, tally)
-        objective = self.objective
-        compared = self.first if objective.ratio_to_initial else self.old
-        kl = self._kl(self.old if objective.needs_means else None, row, i, now)
-        far = self._kl(self.first if objective.kl_initial else None, row, i, now)
-        loss = objective(now.log_prob, compared.log_prob[row, i], batch.advantages, kl, far)
-        weight = weights[i]
+        kl, far = self._kls(index, now)
+        steps = self._steps(index, now.log_prob, kl)
         now.eps.retain_grad()
-        ((loss.value * weight).sum() * self.boost).backward()
+        if whole is None:
+            value = self.objective(steps, far)
+            loss, minimised = value.loss.detach(), value.loss
+        else:
+            loss, slopes = whole
+            value = Value(loss)
+            minimised = (slopes * torch.stack([now.log_prob, kl, far], 1)).sum((1, 2))
+        (minimised.sum() * self.boost).backward()
         assert now.eps.grad is not None
         sides = now.eps.grad.detach().flatten(1).isfinite().all(1).unflatten(0, (-1, 2)).all(1)
-        sound = torch.stack([loss.value.detach().isfinite(), sides], -1)
+        sound = torch.stack([loss.isfinite(), sides], -1)
         self._sound.append((chunk, sound))
         gradient = now.eps.grad.flatten(1).norm(dim=1).unflatten(0, (-1, 2)).mean(-1) / self.boost
-        tally.add(i, loss, weight, gradient, kl, far, sound)
+        tally.add(i, steps, Value(loss, value.clipped), gradient, far, sound)
+
+    def _steps(self, index: Tensor, log_prob: Tensor, kl: Tensor) -> Steps:
+        """What the loss sees of the steps that `index` names."""
+        row, i = index.unbind(1)
+        compared = self.first if self.objective.loss.to_initial else self.old
+        return Steps(
+            log_prob=log_prob,
+            old=compared.log_prob[row, i],
+            kl=kl,
+            advantage=self._advantages[row],
+            weight=self._weights[i],
+            i=i,
+            pair=row,
+            prompt=self._prompts[row],
+        )
+
+    def _kls(self, index: Tensor, now: Transitions) -> tuple[Tensor, Tensor]:
+        """(B, 2) each: KL to theta_old and to the initial model; zeros where none is needed."""
+        row, i = index.unbind(1)
+        near = self.old if self.objective.loss.needs_means else None
+        far = self.first if self.objective.kl_initial else None
+        return self._kl(near, row, i, now), self._kl(far, row, i, now)
 
     def _keep_old(self, index: Tensor, found: Transitions) -> None:
-        mean = found.mean if self.objective.needs_means else None
+        mean = found.mean if self.objective.loss.needs_means else None
         self.old.keep(index, found.log_prob, mean)
 
     @torch.no_grad()

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from dfusion.method.losses import Loss
+from dfusion.method.losses import Steps, Value
 
-MAIN = ("count", "loss", "kl", "kl_initial", "ratio", "clipped", "gradient", "bad_loss",
-        "bad_gradient")  # fmt: skip
+MAIN = ("count", "loss", "kl", "kl_initial", "ratio", "margin", "preferred", "clipped",
+        "gradient", "bad_loss", "bad_gradient")  # fmt: skip
 NAMES = (*MAIN, "shift", "shifts")
 
 
@@ -24,18 +24,22 @@ class Tally:
         return cls(torch.zeros(len(NAMES), steps, device=device))
 
     def add(
-        self, i: Tensor, loss: Loss, weight: Tensor, gradient: Tensor, kl: Tensor,
-        kl_initial: Tensor, sound: Tensor,
+        self, i: Tensor, steps: Steps, value: Value, gradient: Tensor, kl_initial: Tensor,
+        sound: Tensor,
     ) -> None:  # fmt: skip
-        """i: (B,) steps. weight: (B,) of their losses. kl, kl_initial: (B, 2).
+        """i: (B,) steps. value: weighted loss (B,). kl_initial: (B, 2).
 
         gradient: (B,) norm of the weighted loss's gradient at the network's output. sound: (B, 2)
         whether loss and gradient are finite.
         """
+        shift = (steps.log_prob - steps.old).detach()
+        margin = shift[:, 0] - shift[:, 1]
+        clipped = torch.zeros_like(shift) if value.clipped is None else value.clipped.float()
         rows = (
-            *(torch.ones_like(weight), loss.value.detach() * weight),
-            *(kl.detach().mean(-1), kl_initial.detach().mean(-1)),
-            *(loss.ratio.mean(-1), loss.clipped.float().mean(-1), gradient),
+            *(torch.ones_like(margin), value.loss.detach()),
+            *(steps.kl.detach().mean(-1), kl_initial.detach().mean(-1)),
+            *(steps.ratio.detach().mean(-1), margin, (margin.sign() + 1) / 2),
+            *(clipped.mean(-1), gradient),
             *(~sound).float().T,
         )
         self.sums[: len(MAIN)].index_add_(1, i, torch.stack(rows))
@@ -58,7 +62,7 @@ class Tally:
         total = max(1.0, float(count.sum()))
         means = {
             name: float(self.of(name).sum()) / total
-            for name in ("loss", "kl", "kl_initial", "ratio")
+            for name in ("loss", "kl", "kl_initial", "ratio", "margin", "preferred")
         }
         return {
             **means,

@@ -8,11 +8,37 @@ from torch import Tensor
 
 from dfusion.method.advantages import normalised, statistics
 from dfusion.method.ddim import DDIM
-from dfusion.method.losses import ddpo, dpo, dpok
+from dfusion.method.losses import DDPO, DPO, DPOK, Loss, Steps, Value
 
 
 def t(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
+
+
+def steps(log_prob: list[Tensor], old: list[Tensor], advantage: list[Tensor] | None = None,
+          kl: list[Tensor] | None = None) -> Steps:  # fmt: skip
+    """Of two sides, (N,) each: preferred, base."""
+    both = torch.stack(log_prob, -1)
+    nothing, number = torch.zeros_like(both), torch.arange(len(both))
+    return Steps(
+        log_prob=both,
+        old=torch.stack(old, -1),
+        kl=nothing if kl is None else torch.stack(kl, -1),
+        advantage=nothing if advantage is None else torch.stack(advantage, -1),
+        weight=torch.ones_like(both[:, 0]),
+        i=number,
+        pair=number,
+        prompt=number,
+    )
+
+
+def one_side(
+    loss: Loss, log_prob: Tensor, old: Tensor, advantage: Tensor, kl: Tensor | None = None
+) -> Value:
+    """Of a loss whose sides are apart, with a base that adds nothing."""
+    zero = torch.zeros_like(old)
+    near = [zero if kl is None else kl, zero]
+    return loss(steps([log_prob, zero], [old, zero], [advantage, zero], near))
 
 
 def sigmoid(x: float) -> float:
@@ -21,24 +47,25 @@ def sigmoid(x: float) -> float:
 
 def test_dpo_by_hand() -> None:
     # r_target = e^0.05, r_base = e^-0.02: 0.1 (1.051271 - 0.980199) = 0.0071072
-    loss = dpo(t(0.05), t(-0.02), t(0.0), t(0.0), beta=0.1, clip=None)
-    assert loss.value.item() == pytest.approx(-math.log(sigmoid(0.0071072426)), rel=1e-9)
-    assert loss.ratio.tolist() == [pytest.approx([1.0512710964, 0.9801986733])]
-    log = dpo(t(0.05), t(-0.02), t(0.0), t(0.0), beta=0.1, form="log_ratio", clip=None)
-    assert log.value.item() == pytest.approx(-math.log(sigmoid(0.1 * 0.07)), rel=1e-12)
+    given = steps([t(0.05), t(-0.02)], [t(0.0), t(0.0)])
+    loss = DPO(beta=0.1, eps=0)(given).loss
+    assert loss.item() == pytest.approx(-math.log(sigmoid(0.0071072426)), rel=1e-9)
+    assert given.ratio.tolist() == [pytest.approx([1.0512710964, 0.9801986733])]
+    log = DPO(beta=0.1, ratio="log_ratio", eps=0)(given).loss
+    assert log.item() == pytest.approx(-math.log(sigmoid(0.1 * 0.07)), rel=1e-12)
 
 
 def test_dpo_clip_by_hand() -> None:
     # r_target = e^0.3 = 1.35 is held at 1.1 and gives no gradient; r_base = e^-0.05 is free.
     target, base = t(0.3).requires_grad_(), t(-0.05).requires_grad_()
-    loss = dpo(target, base, t(0.0), t(0.0), beta=2.0, clip=0.1)
+    loss = DPO(beta=2.0, eps=0.1)(steps([target, base], [t(0.0), t(0.0)]))
     r_base = math.exp(-0.05)
-    assert loss.value.item() == pytest.approx(-math.log(sigmoid(2 * (1.1 - r_base))), rel=1e-12)
-    assert loss.clipped.tolist() == [[True, False]]
-    log = dpo(t(0.3), t(-0.05), t(0.0), t(0.0), beta=2.0, form="log_ratio", clip=0.1)
+    assert loss.loss.item() == pytest.approx(-math.log(sigmoid(2 * (1.1 - r_base))), rel=1e-12)
+    assert loss.clipped is not None and loss.clipped.tolist() == [[True, False]]
+    log = DPO(beta=2.0, ratio="log_ratio")(steps([t(0.3), t(-0.05)], [t(0.0), t(0.0)]))
     expected = -math.log(sigmoid(2 * (math.log(1.1) + 0.05)))
-    assert log.value.item() == pytest.approx(expected, rel=1e-12)
-    loss.value.sum().backward()
+    assert log.loss.item() == pytest.approx(expected, rel=1e-12)
+    loss.loss.sum().backward()
     assert target.grad is not None
     assert base.grad is not None
     assert target.grad.item() == 0
@@ -49,10 +76,11 @@ def test_dpo_clip_by_hand() -> None:
 def test_dpo_at_the_start_of_a_round() -> None:
     """Ratio exactly 1: loss log 2, gradient beta / 2 up on the target and down on the base."""
     target, base = t(-1.234).requires_grad_(), t(-1.5).requires_grad_()
-    loss = dpo(target, base, target.detach(), base.detach(), beta=0.1)
-    assert loss.value.item() == math.log(2)
-    assert loss.ratio.tolist() == [[1.0, 1.0]]
-    loss.value.sum().backward()
+    given = steps([target, base], [target.detach(), base.detach()])
+    loss = DPO(beta=0.1)(given)
+    assert loss.loss.item() == math.log(2)
+    assert given.ratio.tolist() == [[1.0, 1.0]]
+    loss.loss.sum().backward()
     assert target.grad is not None
     assert base.grad is not None
     assert target.grad.item() == pytest.approx(-0.05, rel=1e-12)
@@ -71,30 +99,34 @@ def test_dpo_at_the_start_of_a_round() -> None:
     ],
 )
 def test_ddpo_by_hand(advantage: float, log_ratio: float, value: float, clipped: bool) -> None:
-    loss = ddpo(t(log_ratio), t(0.0), t(advantage))
-    assert loss.value.item() == pytest.approx(value, rel=1e-12)
-    assert loss.clipped.item() is clipped
+    loss = one_side(DDPO(), t(log_ratio), t(0.0), t(advantage))
+    assert loss.loss.item() == pytest.approx(value, rel=1e-12)
+    assert loss.clipped is not None and loss.clipped.tolist() == [[clipped, False]]
 
 
 def test_dpok_by_hand() -> None:
-    loss = dpok(t(0.05), t(0.0), t(2.0), t(0.3))
-    assert loss.value.item() == pytest.approx(0.99 * -2 * math.exp(0.05) + 0.01 * 0.3, rel=1e-12)
+    loss = one_side(DPOK(), t(0.05), t(0.0), t(2.0), t(0.3))
+    assert loss.loss.item() == pytest.approx(0.99 * -2 * math.exp(0.05) + 0.01 * 0.3, rel=1e-12)
 
 
-LOSSES = {
-    "dpo": lambda a, b: dpo(a, b, t(-1.0, -1.2), t(-1.1, -0.9), beta=3.0, clip=None).value,
-    "dpo log": lambda a, b: (
-        dpo(a, b, t(-1.0, -1.2), t(-1.1, -0.9), beta=3.0, form="log_ratio", clip=None).value
-    ),
-    "ddpo": lambda a, b: ddpo(a, t(-1.0, -1.2), t(1.5, -0.5), clip=9.0).value + 0 * b,
-    "dpok": lambda a, b: dpok(a, t(-1.0, -1.2), t(1.5, -0.5), b.square(), clip=9.0).value,
+OLD = [t(-1.0, -1.2), t(-1.1, -0.9)]
+ADVANTAGE = [t(1.5, -0.5), t(-0.7, 0.2)]
+FREE: dict[str, Loss] = {
+    "dpo": DPO(beta=3.0, eps=0),
+    "dpo log": DPO(beta=3.0, ratio="log_ratio", eps=0),
+    "ddpo": DDPO(eps=0),
+    "dpok": DPOK(eps=0),
 }
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", FREE)
 def test_gradients_against_finite_differences(name: str) -> None:
     a, b = t(-1.02, -1.15).requires_grad_(), t(-1.05, -0.97).requires_grad_()
-    assert torch.autograd.gradcheck(LOSSES[name], (a, b), eps=1e-7, atol=1e-8)
+
+    def loss(a: Tensor, b: Tensor) -> Tensor:
+        return FREE[name](steps([a, b], OLD, ADVANTAGE, [a.square(), b.square()])).loss
+
+    assert torch.autograd.gradcheck(loss, (a, b), eps=1e-7, atol=1e-8)
 
 
 def test_policy_gradient_of_a_gaussian() -> None:
@@ -104,7 +136,7 @@ def test_policy_gradient_of_a_gaussian() -> None:
     x = torch.randn(1, 4, 3, 3, generator=rng, dtype=torch.float64)
     std = t(0.4)
     log_prob = DDIM.log_prob(x, mean, std)
-    ddpo(log_prob, log_prob.detach(), t(1.5)).value.sum().backward()
+    one_side(DDPO(), log_prob, log_prob.detach(), t(1.5)).loss.sum().backward()
     free = mean.detach().clone().requires_grad_()
     density = torch.distributions.Normal(free, std).log_prob(x.double()).mean()
     (-1.5 * density).backward()

@@ -3,38 +3,40 @@
 import pytest
 import torch
 
+from dfusion.method.losses import DDPO, DPO, LOSSES, Steps
 from dfusion.method.objective import Objective
 from dfusion.settings.steps import parse_weights
 
 
-def arguments(n: int = 3) -> list[torch.Tensor]:
-    rng = torch.Generator().manual_seed(0)
-    return [torch.randn((n, 2), generator=rng) * 0.1 for _ in range(3)]
+def steps(weight: list[float]) -> Steps:
+    rng, number = torch.Generator().manual_seed(0), torch.arange(len(weight))
+    log_prob, old, advantage = (torch.randn((len(weight), 2), generator=rng) for _ in range(3))
+    kl = torch.zeros_like(old)
+    return Steps(log_prob, old, kl, advantage, torch.tensor(weight), number, number, number)
 
 
-@pytest.mark.parametrize("method", ["dpo", "ddpo", "dpok"])
+@pytest.mark.parametrize("method", LOSSES)
 def test_kl_to_the_initial_model_is_added_for_both_sides(method: str) -> None:
-    log_prob, old, advantage = arguments()
-    zero, far = torch.zeros(3, 2), torch.tensor([[1.0, 2.0], [0.0, 0.5], [3.0, 0.0]])
-    without = Objective(method=method)(log_prob, old, advantage, zero, far)
-    with_it = Objective(method=method, kl_initial=0.25)(log_prob, old, advantage, zero, far)
-    added = with_it.value - without.value
-    assert added.tolist() == pytest.approx([0.75, 0.125, 0.75], abs=1e-6)
+    given, far = steps([1, 1, 0.5]), torch.tensor([[1.0, 2.0], [0.0, 0.5], [3.0, 0.0]])
+    without = Objective(LOSSES[method]())(given, far).loss
+    with_it = Objective(LOSSES[method](), kl_initial=0.25)(given, far).loss
+    assert (with_it - without).tolist() == pytest.approx([0.75, 0.125, 0.375], abs=1e-5)
+    assert without.tolist() == (LOSSES[method]()(given).loss * given.weight).tolist()
 
 
 def test_equal_sides_count_only_where_something_acts_on_one_side() -> None:
     assert Objective().pairwise
     assert not Objective(kl_initial=0.1).pairwise
-    assert not Objective(method="ddpo").pairwise
+    assert not Objective(DDPO()).pairwise
 
 
 @pytest.mark.parametrize(
     ("objective", "needs"),
     [
         (Objective(), False),
-        (Objective(reference="initial"), True),
-        (Objective(method="ddpo", reference="initial"), False),
-        (Objective(method="dpok", kl_initial=0.1), True),
+        (Objective(DPO(reference="initial")), True),
+        (Objective(DDPO()), False),
+        (Objective(LOSSES["dpok"](), kl_initial=0.1), True),
     ],
 )
 def test_the_initial_model_is_asked_only_where_needed(objective: Objective, needs: bool) -> None:
@@ -43,11 +45,8 @@ def test_the_initial_model_is_asked_only_where_needed(objective: Objective, need
 
 def test_only_dpo_compares_with_the_initial_model() -> None:
     """A KL to the initial model needs its transitions as well, but PPO's ratio is to theta_old."""
-    assert Objective(reference="initial").ratio_to_initial
-    assert not Objective(kl_initial=0.1).ratio_to_initial
-    for method in ("ddpo", "dpok"):
-        objective = Objective(method=method, reference="initial", kl_initial=0.1)
-        assert objective.needs_initial and not objective.ratio_to_initial
+    assert DPO(reference="initial").to_initial and not DPO().to_initial
+    assert not any(LOSSES[method]().to_initial for method in ("ddpo", "dpok"))
 
 
 def test_weights_of_steps() -> None:

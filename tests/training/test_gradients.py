@@ -1,6 +1,7 @@
 """Updates on the tiny model: against a plain loop, closed forms and each other."""
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dfusion.errors import UserError
+from dfusion.method.losses import DPO, LOSSES, Loss, Steps, Value
 from dfusion.method.objective import Objective
 from dfusion.models.batching import Fit
 from dfusion.rounds.session import open_session
@@ -83,7 +85,7 @@ def close(a: list[Tensor], b: list[Tensor]) -> bool:
 def test_any_micro_batch_gives_the_same_update(
     trainer: Trainer, method: str, batch_size: int
 ) -> None:
-    objective = Objective(method=method, clip=None)
+    objective = Objective(LOSSES[method](eps=0))
     one, _ = gradients(trainer, objective=objective, moved=True, batch_size=1)
     many, _ = gradients(trainer, objective=objective, moved=True, batch_size=batch_size)
     assert close(many, one)
@@ -116,7 +118,7 @@ def plain_dpo(trainer: Trainer, old: dict, remember: bool) -> Tensor:
 @pytest.mark.parametrize("moved", [False, True])
 def test_update_equals_the_plain_loop(trainer: Trainer, moved: bool) -> None:
     """Also shows that the steps left out, before fusion, have no gradient."""
-    objective = Objective(method="dpo", beta=0.1, clip=None)
+    objective = Objective(DPO(beta=0.1, eps=0))
     assert any(trainer.data(0).fused)
     ours, _ = gradients(trainer, objective=objective, moved=moved, batch_size=4)
     old: dict = {}
@@ -128,6 +130,54 @@ def test_update_equals_the_plain_loop(trainer: Trainer, moved: bool) -> None:
     loss = plain_dpo(trainer, old, remember=False)
     theirs = torch.autograd.grad(loss, trainer.tuning.parameters)
     assert close(ours, list(theirs))
+
+
+@dataclass(frozen=True)
+class TrajectoryDPO(Loss):
+    """Log-ratios are summed over a trajectory inside the sigmoid: no loss of single steps."""
+
+    whole_update = True
+
+    def __call__(self, steps: Steps) -> Value:
+        shift = steps.weight[:, None] * (steps.log_prob - steps.old)
+        sums = torch.zeros(int(steps.pair.max()) + 1, 2).index_add(0, steps.pair, shift)
+        return Value(-torch.nn.functional.logsigmoid(3 * (sums[:, 0] - sums[:, 1])).sum())
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_loss_of_whole_trajectories(trainer: Trainer, moved: bool) -> None:
+    """In micro-batches, the gradient that autograd gives of all steps in one graph."""
+    weights = (1.0, 2.0, 0.5, 3.0)
+    objective = Objective(TrajectoryDPO(), kl_initial=0.1, step_weights=weights)
+    ours, tally = gradients(trainer, objective=objective, moved=moved, batch_size=3, every=True)
+    policy, data = trainer.session.policy(0), trainer.data(0)
+    steps = [Step(p, i) for p in range(4) for i in range(4)]
+    batch = data.read(steps)
+    with torch.no_grad():
+        old = transitions(policy, trainer.network, batch).log_prob
+        with trainer.tuning.initial() as network:
+            initial = transitions(policy, network, batch).mean
+        if moved:
+            for parameter in trainer.tuning.parameters:
+                parameter.mul_(1.3)
+    now = transitions(policy, trainer.network, batch)
+    std = policy.ddim.std[batch.i].reshape(-1, 1, 1, 1, 1)
+    weight = torch.tensor(weights)[batch.i]
+    kl = ((now.mean - initial) / std).square().flatten(2).mean(2).sum(1) / 2
+    sums = (weight[:, None] * (now.log_prob - old)).unflatten(0, (4, 4)).sum(1)
+    loss = -torch.nn.functional.logsigmoid(3 * (sums[:, 0] - sums[:, 1])).sum()
+    loss = loss + 0.1 * (weight * kl).sum()
+    theirs = torch.autograd.grad(loss / 16, trainer.tuning.parameters)
+    assert close(ours, list(theirs))
+    assert float(tally.of("loss").sum()) == pytest.approx(loss.item(), rel=1e-4)
+
+
+def test_margins_and_preferences_by_hand(trainer: Trainer) -> None:
+    """Zero and a half while the network is theta_old; those of the log-probs later."""
+    _, first = gradients(trainer)
+    assert first.figures()["margin"] == 0 and first.figures()["preferred"] == 0.5
+    _, later = gradients(trainer, moved=True)
+    assert later.figures()["margin"] != 0 and later.figures()["preferred"] != 0.5
 
 
 def test_skipped_steps_have_no_gradient(trainer: Trainer) -> None:
@@ -152,7 +202,7 @@ def test_the_ratio_of_ppo_is_to_theta_old_beside_a_kl_to_the_initial_model(
     trainer: Trainer, method: str
 ) -> None:
     """The LoRA is not zero here, so that a ratio to the initial model is not 1."""
-    objective = Objective(method=method, reference="initial", kl_initial=0.1)
+    objective = Objective(LOSSES[method](), kl_initial=0.1)
     _, tally = gradients(trainer, objective=objective)
     assert tally.of("ratio").equal(tally.of("count"))
 
@@ -222,11 +272,11 @@ def test_weights_scale_each_step(trainer: Trainer) -> None:
     """Gradients are linear in the weights."""
     weights = ((1.0, 0.0, 0.0, 2.0), (0.0, 3.0, 1.0, 0.0), (1.0, 3.0, 1.0, 2.0))
     parts = [
-        gradients(trainer, moved=True, objective=Objective(clip=None, step_weights=w))[0]
+        gradients(trainer, moved=True, objective=Objective(DPO(eps=0), step_weights=w))[0]
         for w in weights
     ]
     assert close([a + b for a, b in zip(parts[0], parts[1], strict=True)], parts[2])
-    plain, _ = gradients(trainer, moved=True, objective=Objective(clip=None))
+    plain, _ = gradients(trainer, moved=True, objective=Objective(DPO(eps=0)))
     assert not close(parts[2], plain)
 
 
@@ -235,7 +285,7 @@ def test_the_initial_model_as_reference_and_anchor(trainer: Trainer) -> None:
     policy, data = trainer.session.policy(0), trainer.data(0)
     steps = [Step(p, i) for p in range(4) for i in range(4)]
     updater = trainer.updater(policy, data)
-    updater.objective = Objective(reference="initial", kl_initial=0.5, clip=None)
+    updater.objective = Objective(DPO(reference="initial", eps=0), kl_initial=0.5)
     tally = updater.backward(steps)
     batch = data.read(steps)
     with torch.no_grad():
