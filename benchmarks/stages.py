@@ -84,7 +84,10 @@ def training(trainer: Trainer, unet: nn.Module, time_in_turns: TimeInTurns) -> S
     """All inner epochs of the round, optimiser steps included. unet: stock, with LoRA."""
     session, train = trainer.session, trainer.settings.train
     data, policy = trainer.data(0), session.policy(0)
-    orders = [trainer.order(0, inner, data) for inner in range(train.num_inner_epochs)]
+    orders = [
+        trainer.order(0, inner, data, len(trainer.session.ddim))
+        for inner in range(train.num_inner_epochs)
+    ]
 
     def ours() -> None:
         updater = trainer.updater(policy, data)
@@ -138,7 +141,7 @@ def gradient_difference(trainer: Trainer) -> float:
     data, policy = trainer.data(0), session.policy(0)
     updater = trainer.updater(policy, data)
     updater.boost = trainer.boost
-    (update,) = trainer.order(0, 0, data)
+    (update,) = trainer.order(0, 0, data, len(trainer.session.ddim))
     updater.backward(update.steps)
     ours = [p.grad.clone() for p in parameters if p.grad is not None]
     trainer.optimiser.zero_grad()

@@ -19,7 +19,7 @@ from dfusion.method.objective import Objective
 from dfusion.method.sampling import Policy
 from dfusion.models.batching import Fit
 from dfusion.training.order import Step
-from dfusion.training.pairs import Batch, TrainingRound
+from dfusion.training.pairs import Batch, TrainingPairs
 from dfusion.training.policy_cache import Known
 from dfusion.training.step_metrics import Tally
 from dfusion.training.transfer import to_device
@@ -64,7 +64,7 @@ class Updater:
         self,
         policy: Policy,
         network: nn.Module,
-        data: TrainingRound,
+        data: TrainingPairs,
         objective: Objective,
         initial: Callable[[], AbstractContextManager[nn.Module]],
         fit: Fit,
@@ -294,7 +294,7 @@ class Updater:
 
 @torch.no_grad()
 def sampling_gap(
-    policy: Policy, network: nn.Module, data: TrainingRound, steps: Sequence[Step]
+    policy: Policy, network: nn.Module, data: TrainingPairs, steps: Sequence[Step]
 ) -> float:
     """Largest |log-prob now - log-prob when sampled| over the bases of some steps.
 

@@ -1,5 +1,6 @@
-"""The denoising steps of a round's pairs, as training reads them from disk."""
+"""The denoising steps of a round's pairs: what training reads of them, from disk or from memory."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from dfusion.errors import UserError
 from dfusion.method.advantages import normalised, statistics
+from dfusion.method.pairing import Pair
 from dfusion.storage.experiment import Experiment, Round
 from dfusion.storage.files import REBUILT, read_rows, read_tensors
 from dfusion.training.order import Step
@@ -30,8 +32,51 @@ class Batch:
     advantages: Tensor
 
 
-class TrainingRound:
-    """The pairs of one round, preferred against base.
+class TrainingPairs(ABC):
+    """Pairs of a preferred image and its base.
+
+    pairs: their prompts and bases' numbers. fused: whether the preferred image is a target, whose
+    states are its base's up to step `fused_from`.
+    """
+
+    pairs: Sequence[Pair]
+    fused: Sequence[bool]
+
+    @abstractmethod
+    def first_step(self, p: int) -> int:
+        """The first step at which the two sides differ: Eq. 6 has no gradient before it."""
+
+    @abstractmethod
+    def walked_fused(self, step: Step) -> bool:
+        """Whether the preferred side's step was walked under the fused policy."""
+
+    @abstractmethod
+    def advantages(self, p: int) -> list[float]:
+        """Normalised rewards of the preferred image and the base."""
+
+    @abstractmethod
+    def states_of(self, step: Step, side: int) -> Tensor:
+        """(2, C, h, w): x_t and x_{t-1} of one side."""
+
+    def states(self, steps: Sequence[Step]) -> Tensor:
+        """(B, 2, 2, C, h, w) as stored: by step, side, and x_t before x_{t-1}."""
+        sides = [[self.states_of(s, side) for side in (0, 1)] for s in steps]
+        return torch.stack([torch.stack(pair) for pair in sides])
+
+    def read(self, steps: Sequence[Step]) -> Batch:
+        """Of these steps, on the CPU."""
+        states = self.states(steps).float()
+        return Batch(
+            x=states[:, :, 0],
+            x_next=states[:, :, 1],
+            i=torch.tensor([s.i for s in steps]),
+            texts=[self.pairs[s.pair].prompt for s in steps],
+            advantages=torch.tensor([self.advantages(s.pair) for s in steps]),
+        )
+
+
+class TrainingRound(TrainingPairs):
+    """The pairs of one round on disk, preferred against base.
 
     source: "dfusion" takes the target where it was adopted and the reference where it was not
     (Eq. 7); "naive" always takes the reference; "inversion" is "dfusion" with the states of adopted
@@ -60,14 +105,10 @@ class TrainingRound:
         return [{**asdict(p), "fused": fused, "advantages": a} for p, fused, a in rows]
 
     def first_step(self, p: int) -> int:
-        """The first step at which the two sides differ: Eq. 6 has no gradient before it.
-
-        A target shares its base's states until fusion begins; other trajectories share none.
-        """
+        # A target shares its base's states until fusion begins; other trajectories share none.
         return self._fused_from if self.fused[p] and not self._inverted else 0
 
     def walked_fused(self, step: Step) -> bool:
-        """Whether the preferred side's step was walked under the fused policy."""
         fused = self.fused[step.pair] and not self._inverted
         return fused and step.i >= self._fused_from
 
@@ -90,28 +131,10 @@ class TrainingRound:
             if kept <= KEPT_BYTES:
                 self._kept[path] = latents.clone()  # not the file's own pages
 
-    def read(self, steps: Sequence[Step]) -> Batch:
-        """Of these steps, on the CPU."""
-        states = self.states(steps).float()
-        return Batch(
-            x=states[:, :, 0],
-            x_next=states[:, :, 1],
-            i=torch.tensor([s.i for s in steps]),
-            texts=[self.pairs[s.pair].prompt for s in steps],
-            advantages=torch.tensor([self.advantages(s.pair) for s in steps]),
-        )
-
-    def states(self, steps: Sequence[Step]) -> Tensor:
-        """(B, 2, 2, C, h, w) as stored: by step, side, and x_t before x_{t-1}."""
-        sides = [[self._states(s, side) for side in (0, 1)] for s in steps]
-        return torch.stack([torch.stack(pair) for pair in sides])
-
     def advantages(self, p: int) -> list[float]:
-        """Normalised rewards of the preferred image and the base."""
         return self._advantages[p]
 
-    def _states(self, step: Step, side: int) -> Tensor:
-        """(2, C, h, w): x_t and x_{t-1}."""
+    def states_of(self, step: Step, side: int) -> Tensor:
         path, rows = self._file(step.pair, side), slice(step.i, step.i + 2)
         kept = self._kept.get(path)
         return read_rows(path, "latents", rows) if kept is None else kept[rows]

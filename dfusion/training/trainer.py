@@ -2,19 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dfusion.errors import UserError
 from dfusion.method.inversion import invert
 from dfusion.method.sampling import Policy
-from dfusion.models.batching import Fit
-from dfusion.models.trainable import tune
 from dfusion.progress import Progress
 from dfusion.report import page
 from dfusion.report.contact_sheet import contact_sheet
@@ -24,60 +21,37 @@ from dfusion.settings.check import check_training
 from dfusion.settings.schema import FREE, Settings, flat
 from dfusion.settings.steps import first_fused, fused_indices
 from dfusion.storage.files import write_tensors
-from dfusion.training import metrics, optimiser, tracking
+from dfusion.training import metrics, tracking
 from dfusion.training.checkpoints import Checkpoints
-from dfusion.training.gradients import Updater, sampling_gap
-from dfusion.training.loss_scale import LossScale
+from dfusion.training.gradients import Updater
+from dfusion.training.learner import Learner
 from dfusion.training.model_card import model_card
-from dfusion.training.objective import objective_of
-from dfusion.training.optimiser_step import NotSoundError, Stepper
-from dfusion.training.order import Step, Update, updates_of_pass
+from dfusion.training.optimiser_step import NotSoundError
+from dfusion.training.order import Update
 from dfusion.training.pairs import TrainingRound
 
-# How far a log-prob may be from the one it was sampled with, in nats per dimension.
-GAP = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 CALMER = "try --config.mixed_precision no or a lower --config.train.learning_rate"
 LAYOUT = 2  # of checkpoints within a round: rises when older ones can no longer be gone on from
 COMPARED = 1_000_000  # stands in for a round's number in the noise of comparisons
 
 
-class Trainer:
+class Trainer(Learner):
     """The policy, its optimiser, and the loop over rounds of one experiment."""
 
     def __init__(self, session: Session) -> None:
         self.session, self.settings = session, session.settings
-        train, model = session.settings.train, session.model
-        if train.tune == "full" and model.dtype != torch.float32:
-            raise UserError("--config.train.tune full: needs --config.mixed_precision no")
-        self.objective = objective_of(train)
-        self.accelerator = tracking.accelerator(self.settings, cpu=model.device.type == "cpu")
-        self.tuning = tune(
-            model.unet, train, session.settings.seed, keep_initial=self.objective.needs_initial
-        )
-        if train.gradient_checkpointing:
-            model.unet.enable_gradient_checkpointing()
-        self.optimiser = optimiser.make(self.tuning.parameters, train, model.device)
-        self.network: nn.Module = model.unet
-        self.fit = Fit("train.batch_size", train.batch_size, model.device)
-        self.stepper = Stepper(
-            parameters=self.tuning.parameters,
-            optimiser=self.optimiser,
-            scale=LossScale(model.dtype),
-            max_norm=train.max_grad_norm,
+        on_cpu = session.model.device.type == "cpu"
+        self.accelerator = tracking.accelerator(self.settings, cpu=on_cpu)
+        super().__init__(
+            model=session.model,
+            train=self.settings.train,
+            seed=self.settings.seed,
+            say=session.runner.say,
             processes=self.accelerator.num_processes,
+            rank=session.runner.world.rank,
             add_up=self._sum,
-            say=self.say,
         )
         self.checkpoints = Checkpoints(session.experiment.folder / "checkpoints")
-
-    @property
-    def boost(self) -> float:
-        """What losses are multiplied by on the way back through the network."""
-        return self.stepper.scale.value
-
-    @property
-    def rank(self) -> int:
-        return self.session.runner.world.rank
 
     def run(self) -> None:
         """Train on every round up to the last one asked for, from the latest checkpoint on."""
@@ -166,35 +140,10 @@ class Trainer:
             self.session.experiment, number, self.settings.train.pairs, fused_from=first
         )
 
-    def order(self, number: int, inner: int, data: TrainingRound) -> list[Update]:
-        """The optimiser steps of one pass over a round's pairs, as this process shares in them.
-
-        Denoising steps without any gradient are left out (Algorithm 1 has no others).
-        """
-
-        def steps_of(p: int) -> list[int]:
-            begin = data.first_step(p) if self.objective.pairwise else 0
-            return [i for i in range(begin, len(self.session.ddim)) if self.objective.weighs(i)]
-
-        key = self.settings.seed, number, inner
-        train, world = self.settings.train, self.session.runner.world
-        return updates_of_pass(
-            key,
-            len(data.pairs),
-            train.updates_per_inner_epoch,
-            steps_of,
-            world.rank,
-            world.size,
-            train.timestep_fraction,
-        )
-
-    def say(self, text: str) -> None:
-        self.session.runner.say(text)
-
     def _updates(self, number: int, policy: Policy, data: TrainingRound) -> list[dict[str, Any]]:
         """All optimiser steps of a round; returns their metrics. Goes on where it was stopped."""
-        passes = range(self.settings.train.num_inner_epochs)
-        updates = [(inner, u) for inner in passes for u in self.order(number, inner, data)]
+        passes, total = range(self.settings.train.num_inner_epochs), len(self.session.ddim)
+        updates = [(inner, u) for inner in passes for u in self.order(number, inner, data, total)]
         steps = list(dict.fromkeys(step for _, update in updates for step in update.steps))
         pairs = sorted({step.pair for step in steps})
         data.check(pairs)
@@ -204,7 +153,7 @@ class Trainer:
         rows: list[dict[str, Any]] = []
         if state is None:
             if pairs:  # a process may have none
-                self._check_sampler(policy, data, pairs)
+                self.check_sampler(policy, data, pairs)
             first = set(updates[0][1].steps)  # its own pass gives theta_old's log-probs
             updater.remember([step for step in steps if step not in first])
         else:
@@ -218,48 +167,13 @@ class Trainer:
                 self._save_within(about, updater, rows)
         return rows
 
-    def updater(
-        self, policy: Policy, data: TrainingRound, pairs: Sequence[int] | None = None
-    ) -> Updater:
-        """What walks over the steps of a round. pairs: those it will meet; None for all."""
-        return Updater(
-            policy=policy,
-            network=self.network,
-            data=data,
-            objective=self.objective,
-            initial=self.tuning.initial,
-            fit=self.fit,
-            zero=self.optimiser.zero_grad,
-            pairs=range(len(data.pairs)) if pairs is None else pairs,
-        )
-
     def update(self, number: int, inner: int, updater: Updater, update: Update) -> dict[str, Any]:
-        """One optimiser step; returns its metrics."""
-        if self.rank == 0:
-            name = f"training, inner epoch {inner}"
-            updater.watch = lambda total: Progress(name, total).advance
         try:
-            norm, tally = self.stepper.step(updater, update)
+            return super().update(number, inner, updater, update)
         except NotSoundError as error:
             raise UserError(
                 f"round {number}, training, inner epoch {inner}{error}; {self._intact()}; {CALMER}"
             ) from error
-        scale = self.stepper.scale
-        row = {
-            "kind": "update",
-            "round": number,
-            "inner_epoch": inner,
-            "grad_norm": norm,
-            "skipped": norm == 0,
-            "learning_rate": self.settings.train.learning_rate,
-            **({"loss_scale": scale.value} if scale.adapts else {}),
-            **tally.figures(),
-        }
-        self.say(
-            f"  inner epoch {inner}: loss {row['loss']:.4f}, ratio {row['ratio']:.4f}, "
-            + (f"gradient norm {norm:.2e}" if norm else "no gradient: the step is skipped")
-        )
-        return row
 
     def _load(self, folder: Path) -> None:
         """Go on with a checkpoint's policy, optimiser and loss scale."""
@@ -278,20 +192,6 @@ class Trainer:
     def _sum(self, values: Tensor) -> Tensor:
         """Over all processes."""
         return self.accelerator.reduce(values, reduction="sum")
-
-    def _check_sampler(self, policy: Policy, data: TrainingRound, share: list[int]) -> None:
-        """Stop if the network that trains is not the one that sampled (ratio = 1)."""
-        last = len(policy.ddim) - 1
-        looked_at = enumerate((last, 0, last // 2, min(1, last)))  # t = 1 deviates most
-        steps = list(dict.fromkeys(Step(share[n % len(share)], i) for n, i in looked_at))
-        gap = sampling_gap(policy, self.network, data, steps)
-        limit = max(GAP[self.session.model.dtype], GAP[policy.store_dtype])
-        if not gap <= limit:
-            raise UserError(
-                f"the policy that trains is not the one that sampled this round: log-probs differ "
-                f"by {gap:.2g} (at most {limit:.2g}); was the round sampled with another LoRA, "
-                "precision, guidance or eta? Sample it again under another --config.exp_name"
-            )
 
     def _invert(self, number: int, policy: Policy) -> None:
         """Write the inverted trajectories of this process's adopted targets."""

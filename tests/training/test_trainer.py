@@ -14,7 +14,7 @@ from dfusion.errors import UserError
 from dfusion.rounds.session import open_session
 from dfusion.settings.schema import Settings
 from dfusion.storage.experiment import Experiment
-from dfusion.training import trainer
+from dfusion.training import learner
 from dfusion.training.gradients import transitions
 from dfusion.training.order import Step
 from dfusion.training.trainer import Trainer, train_rounds
@@ -51,10 +51,10 @@ def test_the_sampler_check_looks_at_the_last_step(
 ) -> None:
     """t = 1 deviates most; a process whose share is a single pair looks at it too."""
     seen: list[Step] = []
-    monkeypatch.setattr(trainer, "sampling_gap", lambda *args: seen.extend(args[-1]) or 0.0)
+    monkeypatch.setattr(learner, "sampling_gap", lambda *args: seen.extend(args[-1]) or 0.0)
     checked = Trainer(open_session(small(settings, 1, "check")))
     share = list(range(5, 5 + pairs))
-    checked._check_sampler(checked.session.policy(0), None, share)  # type: ignore[arg-type]
+    checked.check_sampler(checked.session.policy(0), None, share)  # type: ignore[arg-type]
     assert {step.i for step in seen} == {0, 1, 3} and {s.pair for s in seen} <= set(share)
 
 

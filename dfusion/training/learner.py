@@ -1,0 +1,141 @@
+"""The trained part of a policy, its optimiser, and optimiser steps on pairs, wherever these are."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dfusion.errors import UserError
+from dfusion.method.sampling import Policy
+from dfusion.models.batching import Fit
+from dfusion.models.stable_diffusion import DiffusionModel
+from dfusion.models.trainable import tune
+from dfusion.progress import Progress
+from dfusion.settings.schema import Train
+from dfusion.training import optimiser
+from dfusion.training.gradients import Updater, sampling_gap
+from dfusion.training.loss_scale import LossScale
+from dfusion.training.objective import objective_of
+from dfusion.training.optimiser_step import Stepper
+from dfusion.training.order import Step, Update, updates_of_pass
+from dfusion.training.pairs import TrainingPairs
+
+# How far a log-prob may be from the one it was sampled with, in nats per dimension.
+GAP = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+class Learner:
+    """Trains a model on pairs as the settings of `train` say.
+
+    processes, add_up: their number, and what turns a tensor into its sum over them. rank: of this
+    one.
+    """
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        train: Train,
+        seed: int,
+        say: Callable[[str], None] = print,
+        processes: int = 1,
+        rank: int = 0,
+        add_up: Callable[[Tensor], Tensor] = lambda values: values,
+    ) -> None:
+        if train.tune == "full" and model.dtype != torch.float32:
+            raise UserError("--config.train.tune full: needs --config.mixed_precision no")
+        self.model, self.train, self.seed, self.say = model, train, seed, say
+        self.processes, self.rank = processes, rank
+        self.objective = objective_of(train)
+        self.tuning = tune(model.unet, train, seed, keep_initial=self.objective.needs_initial)
+        if train.gradient_checkpointing:
+            model.unet.enable_gradient_checkpointing()
+        self.optimiser = optimiser.make(self.tuning.parameters, train, model.device)
+        self.network: nn.Module = model.unet
+        self.fit = Fit("train.batch_size", train.batch_size, model.device)
+        self.stepper = Stepper(
+            parameters=self.tuning.parameters,
+            optimiser=self.optimiser,
+            scale=LossScale(model.dtype),
+            max_norm=train.max_grad_norm,
+            processes=processes,
+            add_up=add_up,
+            say=say,
+        )
+
+    @property
+    def boost(self) -> float:
+        """What losses are multiplied by on the way back through the network."""
+        return self.stepper.scale.value
+
+    def order(self, number: int, inner: int, data: TrainingPairs, steps: int) -> list[Update]:
+        """The optimiser steps of one pass over a round's pairs, as this process shares in them.
+
+        steps: T. Those without any gradient are left out (Algorithm 1 has no others).
+        """
+
+        def steps_of(p: int) -> list[int]:
+            begin = data.first_step(p) if self.objective.pairwise else 0
+            return [i for i in range(begin, steps) if self.objective.weighs(i)]
+
+        return updates_of_pass(
+            (self.seed, number, inner),
+            len(data.pairs),
+            self.train.updates_per_inner_epoch,
+            steps_of,
+            self.rank,
+            self.processes,
+            self.train.timestep_fraction,
+        )
+
+    def updater(
+        self, policy: Policy, data: TrainingPairs, pairs: Sequence[int] | None = None
+    ) -> Updater:
+        """What walks over the steps of a round. pairs: those it will meet; None for all."""
+        return Updater(
+            policy=policy,
+            network=self.network,
+            data=data,
+            objective=self.objective,
+            initial=self.tuning.initial,
+            fit=self.fit,
+            zero=self.optimiser.zero_grad,
+            pairs=range(len(data.pairs)) if pairs is None else pairs,
+        )
+
+    def update(self, number: int, inner: int, updater: Updater, update: Update) -> dict[str, Any]:
+        """One optimiser step; returns its metrics. Raises NotSoundError for NaN or Inf."""
+        if self.rank == 0:
+            name = f"training, inner epoch {inner}"
+            updater.watch = lambda total: Progress(name, total).advance
+        norm, tally = self.stepper.step(updater, update)
+        scale = self.stepper.scale
+        row = {
+            "kind": "update",
+            "round": number,
+            "inner_epoch": inner,
+            "grad_norm": norm,
+            "skipped": norm == 0,
+            "learning_rate": self.train.learning_rate,
+            **({"loss_scale": scale.value} if scale.adapts else {}),
+            **tally.figures(),
+        }
+        self.say(
+            f"  inner epoch {inner}: loss {row['loss']:.4f}, ratio {row['ratio']:.4f}, "
+            + (f"gradient norm {norm:.2e}" if norm else "no gradient: the step is skipped")
+        )
+        return row
+
+    def check_sampler(self, policy: Policy, data: TrainingPairs, share: Sequence[int]) -> None:
+        """Raise UserError if the network that trains is not the one that sampled (ratio = 1)."""
+        last = len(policy.ddim) - 1
+        looked_at = enumerate((last, 0, last // 2, min(1, last)))  # t = 1 deviates most
+        steps = list(dict.fromkeys(Step(share[n % len(share)], i) for n, i in looked_at))
+        gap = sampling_gap(policy, self.network, data, steps)
+        limit = max(GAP[self.model.dtype], GAP[policy.store_dtype])
+        if not gap <= limit:
+            raise UserError(
+                f"the policy that trains is not the one that sampled this round: log-probs differ "
+                f"by {gap:.2g} (at most {limit:.2g}); was the round sampled with another LoRA, "
+                "precision, guidance or eta? Sample it again under another --config.exp_name"
+            )
