@@ -22,9 +22,11 @@ from dfusion.settings.plain_text import check_text, names_of
 
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
 T = TypeVar("T")
-_FREE = object()
+_FREE, _OR_OWN = object(), object()
 # A setting that changes how a run goes, not what it makes: it may differ when a run is continued.
 Free = Annotated[T, _FREE]
+# A word of the list, or your own function or class, as package.module:name.
+OrOwn = Annotated[T, _OR_OWN]
 
 
 class Several:
@@ -69,7 +71,7 @@ class Setting:
     """What a field's annotation says of it.
 
     kind: its type. words: those it may be; empty for any text. A number may be one of them too.
-    several: whether it may be more than one of them. free: see Free.
+    several: whether it may be more than one of them. free: see Free. or_own: see OrOwn.
     """
 
     kind: type
@@ -77,6 +79,7 @@ class Setting:
     range: Range
     several: bool
     free: bool
+    or_own: bool
 
     @classmethod
     def of(cls, annotation: Any) -> "Setting":
@@ -89,6 +92,7 @@ class Setting:
             range=next((part for part in parts if isinstance(part, Range)), Range()),
             several=several is not None,
             free=_FREE in parts,
+            or_own=_OR_OWN in parts,
         )
 
     @property
@@ -100,7 +104,8 @@ class Setting:
     def values(self) -> str:
         """What it may be: its words, its range or its type."""
         if self.kind is str:
-            listed = ", ".join(self.words) or KINDS[str]
+            words = (*self.words, "module:name") if self.or_own else self.words
+            listed = ", ".join(words) or KINDS[str]
             return f"one or more of {listed}" if self.several else listed
         return ", or ".join([str(self.range) or KINDS[self.kind], *self.words])
 
@@ -124,9 +129,9 @@ class Setting:
             raise UserError(f"{what} {value}: must be {broken}")
 
     def _check_words(self, what: str, text: str) -> None:
-        if not self.words:
+        if not self.words or (self.or_own and ":" in text):
             return
-        listed = ", ".join(self.words)
+        listed = self.values if self.or_own else ", ".join(self.words)
         given = names_of(text) if self.several else [text]
         if not given:
             raise UserError(f"{what}: name at least one of {listed}")

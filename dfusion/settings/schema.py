@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
 
 from dfusion.errors import UserError
-from dfusion.settings.declaration import Free, Range, Several, groups_of, settings_in
+from dfusion.settings.declaration import Free, OrOwn, Range, Several, groups_of, settings_in
 
 AUTO = "auto"
 # What to do about a config.json that cannot be read.
@@ -148,8 +148,9 @@ class Train:
     num_epochs: Free[Count] = 1
     # The first round to run.
     begin_epoch: Free[CountOrNone] = 0
-    # The loss: "dpo" (Eq. 6), "ddpo" (Eq. 8) or "dpok" (Eq. 9).
-    method: Literal["dpo", "ddpo", "dpok"] = "dpo"
+    # The loss: "dpo" (Eq. 6), "ddpo" (Eq. 8), "dpok" (Eq. 9), or a class of your own (see
+    # method/losses.py).
+    method: OrOwn[Literal["dpo", "ddpo", "dpok"]] = "dpo"
     # What is preferred to the base. "dfusion": the target if it was adopted, else the reference.
     # "naive": the reference. "inversion": as dfusion, but with the targets' trajectories guessed by
     # DDIM inversion.

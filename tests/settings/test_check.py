@@ -45,7 +45,11 @@ FLAGS = [
     ("eval.poll_seconds", 0.0, "--config.eval.poll_seconds 0.0"),
     ("train.num_epochs", 0, "--config.train.num_epochs 0"),
     ("train.begin_epoch", 1, "--config.train.num_epochs 1: must be at least 2"),
-    ("train.method", "ppo", "--config.train.method 'ppo': choose from dpo, ddpo, dpok"),
+    (
+        "train.method",
+        "ppo",
+        "--config.train.method 'ppo': choose from dpo, ddpo, dpok, module:name",
+    ),
     ("train.pairs", "fused", "--config.train.pairs 'fused': choose from dfusion, naive, inversion"),
     ("train.ratio", "diff", "--config.train.ratio 'diff'"),
     ("train.reference", "base", "--config.train.reference 'base': choose from round, initial"),
@@ -385,7 +389,7 @@ def test_help_has_every_setting_with_its_comment() -> None:
     assert all(about.values())
     assert about["--config.fusion.batch_size=8"].startswith("Pairs in one UNet call")
     assert about["--config.eval.pretrained=''"].startswith("Weights of the open_clip model")
-    assert about["--config.train.method=dpo"].endswith("Values: dpo, ddpo, dpok")
+    assert about["--config.train.method=dpo"].endswith("Values: dpo, ddpo, dpok, module:name")
     assert about["--config.train.eps=0.1"].endswith("Values: at least 0 and below 1")
     assert about["--config.train.batch_size=8"].endswith("Values: from 1 to 1000000, or auto")
 

@@ -1,7 +1,6 @@
 """Updates on the tiny model: against a plain loop, closed forms and each other."""
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dfusion.errors import UserError
-from dfusion.method.losses import DPO, LOSSES, Loss, Steps, Value
+from dfusion.method.losses import DPO, LOSSES
 from dfusion.method.objective import Objective
 from dfusion.models.batching import Fit
 from dfusion.rounds.session import open_session
@@ -21,6 +20,7 @@ from dfusion.training.pairs import TrainingRound
 from dfusion.training.step_metrics import Tally
 from dfusion.training.trainer import Trainer
 from tests.conftest import REWARD, make_settings
+from tests.losses import TrajectoryDPO
 
 
 @pytest.fixture(scope="module")
@@ -132,23 +132,11 @@ def test_update_equals_the_plain_loop(trainer: Trainer, moved: bool) -> None:
     assert close(ours, list(theirs))
 
 
-@dataclass(frozen=True)
-class TrajectoryDPO(Loss):
-    """Log-ratios are summed over a trajectory inside the sigmoid: no loss of single steps."""
-
-    whole_update = True
-
-    def __call__(self, steps: Steps) -> Value:
-        shift = steps.weight[:, None] * (steps.log_prob - steps.old)
-        sums = torch.zeros(int(steps.pair.max()) + 1, 2).index_add(0, steps.pair, shift)
-        return Value(-torch.nn.functional.logsigmoid(3 * (sums[:, 0] - sums[:, 1])).sum())
-
-
 @pytest.mark.parametrize("moved", [False, True])
 def test_a_loss_of_whole_trajectories(trainer: Trainer, moved: bool) -> None:
     """In micro-batches, the gradient that autograd gives of all steps in one graph."""
     weights = (1.0, 2.0, 0.5, 3.0)
-    objective = Objective(TrajectoryDPO(), kl_initial=0.1, step_weights=weights)
+    objective = Objective(TrajectoryDPO(beta=3.0), kl_initial=0.1, step_weights=weights)
     ours, tally = gradients(trainer, objective=objective, moved=moved, batch_size=3, every=True)
     policy, data = trainer.session.policy(0), trainer.data(0)
     steps = [Step(p, i) for p in range(4) for i in range(4)]

@@ -19,6 +19,7 @@ from dfusion.training.gradients import transitions
 from dfusion.training.order import Step
 from dfusion.training.trainer import Trainer, train_rounds
 from tests.conftest import small
+from tests.losses import TrajectoryDPO
 
 
 def test_several_updates_compare_with_the_policy_that_sampled(settings: Settings) -> None:
@@ -199,3 +200,17 @@ def test_eight_bits_without_a_gpu_are_refused(settings: Settings) -> None:
     chosen.train.adam_8bit = True
     with pytest.raises(UserError, match="adam_8bit"):
         train_rounds(chosen)
+
+
+def test_a_loss_of_ones_own(settings: Settings) -> None:
+    """Its fields are filled from the settings of their names; one that is not there is refused."""
+    chosen = small(settings, 1, "own")
+    chosen.train.method, chosen.train.beta = "tests.losses:TrajectoryDPO", 0.7
+    trainer = Trainer(open_session(chosen))
+    assert trainer.objective.loss == TrajectoryDPO(beta=0.7)
+    trainer.run()
+    assert trainer.checkpoints.latest() == 0
+    chosen = small(settings, 1, "absent")
+    chosen.train.method = "tests.losses:Absent"
+    with pytest.raises(UserError, match="train.method tests.losses:Absent.*no attribute"):
+        Trainer(open_session(chosen))
