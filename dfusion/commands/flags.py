@@ -114,6 +114,8 @@ def _plain(text: str) -> str:
     if "Failed loading config file" in text:
         last = text.strip().splitlines()[-1].strip()
         return f"--config: {last}; give a file, or one of the presets {', '.join(PRESETS)}"
+    if "before a value for --config" in text:
+        return "--config NAME: must come before the settings that change it, --config.exp_name …"
     bad = re.match(r"flag --config\.([\w.]+)=(.*?): ", text, re.DOTALL)
     if bad and bad[1] in SETTINGS:
         return f"--config.{bad[1]} {bad[2]}: must be {SETTINGS[bad[1]].type_in_words}"

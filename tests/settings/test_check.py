@@ -334,6 +334,7 @@ def test_missing_gpu_is_named() -> None:
         (["--config", "nofile.py"], "--config: [Errno 2] No such file or directory: 'nofile.py'"),
         (["--config", "nofile.py", "--config.seed=3"], "No such file or directory: 'nofile.py'"),
         (["--config.exp_name", "a", "extra"], "'extra' is not a flag"),
+        (["--config.exp_name", "a", "--config", "testbed"], "--config NAME: must come before"),
         (["--config.exp_name", "a", "--config.fusion.steps", "99-1"], "--config.fusion.steps"),
         (["--config.exp_name", "a", "--config.prompt_file", "p.json"], "cannot be read"),
     ],
