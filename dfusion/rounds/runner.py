@@ -382,7 +382,7 @@ class RoundRunner:
 
 
 def _pictures(policy: Policy, results: Sequence[Trajectory | Target], names: list[str]) -> Tensor:
-    """Decoded images, uint8 (B, H, W, 3). Raises UserError where a state is NaN or infinite."""
+    """Decoded images, uint8 (B, H, W, 3). Raises UserError if a state is NaN or infinite."""
     for result, name in zip(results, names, strict=True):
         good = result.latents.isfinite().flatten(1).all(1)
         if not good.all():

@@ -41,7 +41,7 @@ class Scorer:
         self._failed: dict[str, tuple[float, str]] = {}  # when to try again, and the error
 
     def prepare(self, settings: Settings) -> None:
-        """Load the reward of these settings now. Raises UserError where that fails."""
+        """Load the reward of these settings now. Raises UserError if that fails."""
         self._rewards[reward_name(settings.eval)] = self.load(settings)
 
     def watch(self, poll_seconds: float, once: bool) -> int:
