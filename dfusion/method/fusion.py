@@ -9,7 +9,7 @@ from torch import Tensor
 from dfusion.method.masks import elsewhere, fusion_mask
 from dfusion.method.noise import generator
 from dfusion.method.prompts import Prompt
-from dfusion.method.sampling import Policy, Trajectory, denoise
+from dfusion.method.sampling import OnStep, Policy, Trajectory, denoise
 from diffusers_patched import AttentionControl
 from diffusers_patched import Fusion as AttentionFusion
 
@@ -55,7 +55,12 @@ class Target:
 
 
 @torch.no_grad()
-def fuse(policy: Policy, plan: FusionPlan, pairs: Sequence[Source]) -> list[Target]:
+def fuse(
+    policy: Policy,
+    plan: FusionPlan,
+    pairs: Sequence[Source],
+    on_step: OnStep = lambda i, x: None,
+) -> list[Target]:
     """Fuse one batch of pairs; prompts may differ.
 
     Each fused step is one UNet call on [references, targets] (doubled by guidance), the references'
@@ -85,7 +90,9 @@ def fuse(policy: Policy, plan: FusionPlan, pairs: Sequence[Source]) -> list[Targ
 
     states = list(bases.unbind(1))
     walk = denoise(policy, states[-1], z, cond, steps=range(first, total), predict=predict)
-    states += [state for state, _ in walk]
+    for i, (state, _) in enumerate(walk, first):
+        on_step(i, state)
+        states.append(state)
     latents = torch.stack(states, 1).to(policy.store_dtype).cpu()
     return [Target(latents[p], masks[p]) for p in range(len(pairs))]
 

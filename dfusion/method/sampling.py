@@ -44,14 +44,13 @@ class Policy:
 
     def noise(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """x_T (B, C, h, w), already rounded, and step noises (B, T, C, h, w), on the device."""
-        steps, shape = len(self.ddim), self.model.latent_shape
-        drawn = [noises(self.seed, self.round, i, steps, shape) for i in indices]
+        drawn = [self.drawn(i) for i in indices]
         x_T, z = (torch.stack(part).to(self.model.device) for part in zip(*drawn, strict=True))
         return self.rounded(x_T), z
 
-    def step_noise(self, index: int) -> Tensor:
-        """(T, C, h, w) noises of one sample, on the CPU."""
-        return noises(self.seed, self.round, index, len(self.ddim), self.model.latent_shape)[1]
+    def drawn(self, index: int) -> tuple[Tensor, Tensor]:
+        """x_T (C, h, w) and step noises (T, C, h, w) of one sample, on the CPU."""
+        return noises(self.seed, self.round, index, len(self.ddim), self.model.latent_shape)
 
     def identity(self) -> dict[str, object]:
         """What a sample depends on, besides its prompt and index."""
@@ -69,6 +68,23 @@ class Policy:
     def rounded(self, x: Tensor) -> Tensor:
         """The state that is stored, hence walked on from: log-probs are taken of this one."""
         return x.to(self.store_dtype).float()
+
+
+@dataclass(frozen=True)
+class GivenNoise(Policy):
+    """A policy whose samples have noises of their own, instead of those of (seed, round, index).
+
+    given: x_T (C, h, w) and step noises (T, C, h, w) of sample 0, 1, …
+    """
+
+    given: tuple[tuple[Tensor, Tensor], ...] = ()
+
+    def drawn(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.given[index]
+
+
+# Told the index of a denoising step and the states after it, (B, C, h, w).
+OnStep = Callable[[int, Tensor], None]
 
 
 def denoise(
@@ -102,6 +118,7 @@ def sample(
     indices: Sequence[int],
     prompts: Sequence[Prompt],
     mask_layers: frozenset[int],
+    on_step: OnStep = lambda i, x: None,
 ) -> list[Trajectory]:
     """Denoise one batch; prompts may differ. indices: the samples' numbers in the round."""
     model = policy.model
@@ -115,8 +132,10 @@ def sample(
     x, z = policy.noise(indices)
     cond = model.encode([prompt.text for prompt in prompts])
     states, maps = [x], []
-    for state, step_maps in denoise(policy, x, z, cond, AttentionControl(record=record)):
+    walk = denoise(policy, x, z, cond, AttentionControl(record=record))
+    for i, (state, step_maps) in enumerate(walk):
         assert step_maps is not None  # a recording control returns maps
+        on_step(i, state)
         states.append(state)
         maps.append(step_maps)
     latents = torch.stack(states, 1).to(policy.store_dtype).cpu()

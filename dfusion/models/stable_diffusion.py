@@ -1,5 +1,6 @@
 """Stable Diffusion as a Denoiser: loading, prompts, layers, guided prediction, decoding."""
 
+import copy
 import hashlib
 import logging
 import warnings
@@ -41,21 +42,25 @@ MOST_GRAPHS = 64  # of a transformer block: by width, with and without control a
 class DiffusionModel:
     """A UNet text-to-image model of the Stable Diffusion family.
 
-    The UNet runs in `dtype`, and so does the VAE where it can: in bf16, and in fp16 if its config
-    does not ask for float32 (force_upcast). Text encoder, states and sampler maths are float32.
+    device, dtype: where the pipeline's modules are moved, and the UNet's precision. The VAE has it
+    too where it can: in bf16, and in fp16 if its config does not ask for float32 (force_upcast).
+    Text encoder, states and sampler maths are float32. Without a dtype the pipeline is somebody
+    else's and stays as it is: weights are shared with it, and its modules are not touched.
     """
 
     def __init__(
-        self, pipe: StableDiffusionPipeline, device: torch.device | str, dtype: torch.dtype
+        self,
+        pipe: StableDiffusionPipeline,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        self.pipe, self.device, self.dtype = pipe, torch.device(device), dtype
-        if not isinstance(pipe.unet, UNet2DConditionModel):
-            pipe.unet = UNet2DConditionModel.of(pipe.unet)
-        for module in (pipe.unet, pipe.vae, pipe.text_encoder):
-            module.to(device=self.device, dtype=torch.float32).requires_grad_(False).eval()
-        pipe.unet.to(dtype=dtype)
-        if dtype == torch.bfloat16 or not pipe.vae.config.force_upcast:
-            pipe.vae.to(dtype=dtype)
+        self.pipe = copy.copy(pipe)
+        self.pipe.unet = patched(pipe.unet)
+        if dtype is not None:
+            _place(self.pipe, torch.device(device or "cpu"), dtype)
+        self.unet.requires_grad_(False).eval()
+        self.device, self.dtype = self.unet.device, self.unet.dtype
+        self.negative_prompt = ""  # what guidance leads away from
         once = AUTO if self.device.type == "cuda" else DECODED_AT_ONCE
         self._decoding = Fit("sample.images_per_call", once, self.device, say=lambda text: None)
         self._embeddings: dict[str, Tensor] = {}
@@ -183,7 +188,7 @@ class DiffusionModel:
             return out.sample.float(), getattr(out, "maps", None)
         rows = torch.cat([x, x]).to(self.dtype)
         timestep = torch.cat([timestep, timestep]) if timestep.ndim else timestep
-        null = self.encode([""]).expand(len(x), -1, -1)
+        null = self.encode([self.negative_prompt]).expand(len(x), -1, -1)
         out = unet(rows, timestep, torch.cat([null, cond]), control=control)
         uncond, text = out.sample.float().chunk(2)
         return uncond + guidance * (text - uncond), getattr(out, "maps", None)
@@ -205,6 +210,28 @@ class DiffusionModel:
             raise NotFiniteError(int(good.long().argmin()))
         pixels = ((images / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         return pixels.permute(0, 2, 3, 1).cpu()
+
+
+def patched(unet: nn.Module) -> UNet2DConditionModel:
+    """The UNet's weights, shared, under our forward. Raises UserError for one with an adapter."""
+    if isinstance(unet, UNet2DConditionModel):
+        return unet
+    try:
+        return UNet2DConditionModel.of(unet)
+    except ValueError as error:
+        raise UserError(
+            "the pipeline's UNet carries an adapter: call fuse_lora() and unload_lora_weights() "
+            "first, or give the LoRA as --config.pretrained.lora"
+        ) from error
+
+
+def _place(pipe: StableDiffusionPipeline, device: torch.device, dtype: torch.dtype) -> None:
+    """Move a pipeline's modules, and set their precisions."""
+    for module in (pipe.unet, pipe.vae, pipe.text_encoder):
+        module.to(device=device, dtype=torch.float32).requires_grad_(False).eval()
+    pipe.unet.to(dtype=dtype)
+    if dtype == torch.bfloat16 or not pipe.vae.config.force_upcast:
+        pipe.vae.to(dtype=dtype)
 
 
 def pick_device(device: str, dev_id: int) -> torch.device:

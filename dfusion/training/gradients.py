@@ -257,7 +257,7 @@ class Updater:
     def _noise(self, step: Step) -> Tensor:
         """(C, h, w) noise that made the base's x_{t-1}; steps of a pair come one after another."""
         if self._drawn is None or self._drawn[0] != step.pair:
-            self._drawn = step.pair, self.policy.step_noise(self.data.pairs[step.pair].base)
+            self._drawn = step.pair, self.policy.drawn(self.data.pairs[step.pair].base)[1]
         return self._drawn[1][step.i]
 
     @torch.no_grad()
