@@ -93,7 +93,6 @@ MUTANTS = [
     ("dfusion/training/order.py", "fraction + rng.random())", "fraction)", "training/test_order"),
     ("dfusion/training/order.py", "default_rng(key)", "default_rng((*key, rank))", "training/test_processes"),
     ("dfusion/training/order.py", "np.sort(part)[rank::size]", "np.sort(part)[0::size]", "training/test_processes"),
-    ("dfusion/training/trainer.py", "updater.remember(", "len(", "training/test_trainer"),
     ("dfusion/training/trainer.py", "self.checkpoints.load_known(", "len(", "training/test_checkpoints"),
     ("dfusion/training/gradients.py", "        self.zero()\n", "", "training/test_checkpoints"),
     ("dfusion/training/optimiser.py", "rows.setdefault(places[name], {})", "rows.setdefault(0, {})",
@@ -125,6 +124,12 @@ MUTANTS = [
     ("dfusion/view/duels.py", "float(better == a)", "float(better == b)", "view/test_two"),
     ("dfusion/view/duels.py", "digest(data, round_, kind, index) == seen", "True", "view/test_two"),
     ("dfusion/settings/presets.py", 'settings.mask.merge = "or"', 'settings.mask.merge = "xor"', "method/test_released"),
+    ("dfusion/api/pipeline.py", "(base.latents[0].float(), base.noise) for base, _ in", "(base.latents[0].float(), base.noise) for _, base in", "test_api"),
+    ("dfusion/api/trainer.py", "latents = preference.base.latents if side", "latents = preference.base.latents if not side", "test_api"),
+    ("dfusion/api/samples.py", "(samples[p.base], samples[p.reference])", "(samples[p.reference], samples[p.base])", "test_api"),
+    ("dfusion/models/stable_diffusion.py", "self.pipe = copy.copy(pipe)", "self.pipe = pipe", "test_api"),
+    ("dfusion/models/stable_diffusion.py", "self.encode([self.negative_prompt])", 'self.encode([""])', "test_api"),
+    ("dfusion/training/learner.py", "updater.remember([step", "len([step", "test_api"),
 ]  # fmt: skip
 
 

@@ -60,6 +60,19 @@ def load_reward(settings: Eval, device: torch.device) -> Reward:
         ) from error
 
 
+def as_numbers(values: object, count: int, name: str) -> list[float]:
+    """What a reward returned (tensor, array or list) as plain numbers."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().float().cpu()
+    try:
+        numbers = np.asarray(values, dtype=float).reshape(-1)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"--config.eval.reward {name}: gave no numbers ({error})") from error
+    if len(numbers) != count:
+        raise UserError(f"--config.eval.reward {name}: gave {len(numbers)} scores for {count}")
+    return numbers.tolist()
+
+
 def clip_reward(settings: Eval, device: torch.device) -> Reward:
     """CLIPScore without its scale: the cosine of image and text features (raw, -1 … 1).
 

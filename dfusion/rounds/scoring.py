@@ -11,13 +11,11 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
-import numpy as np
-import torch
 from PIL import Image
 
 from dfusion.errors import UserError
 from dfusion.progress import Progress
-from dfusion.rewards.registry import HUMAN, Reward
+from dfusion.rewards.registry import HUMAN, Reward, as_numbers
 from dfusion.settings.schema import Settings
 from dfusion.storage.experiment import Round
 from dfusion.storage.files import load_json, read_png, stamp, write_bytes
@@ -59,7 +57,7 @@ def score_missing(
         paths = [round_.image(kind, i) for i in batch]
         seen = _stamps(paths)
         images = [Image.fromarray(read_png(path)) for path in paths]
-        values = _numbers(reward(images, [texts[i] for i in batch]), len(batch), name)
+        values = as_numbers(reward(images, [texts[i] for i in batch]), len(batch), name)
         for i, value in zip(batch, values, strict=True):
             if not math.isfinite(value):
                 raise UserError(f"{round_.image(kind, i)}: the reward {name} gave {value}")
@@ -80,19 +78,6 @@ def _stamps(paths: list[Path]) -> list[tuple[int, int, int]] | None:
     with suppress(FileNotFoundError):
         return [stamp(path) for path in paths]
     return None
-
-
-def _numbers(values: object, count: int, name: str) -> list[float]:
-    """What a reward returned (tensor, array or list) as plain numbers."""
-    if isinstance(values, torch.Tensor):
-        values = values.detach().float().cpu()
-    try:
-        numbers = np.asarray(values, dtype=float).reshape(-1)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"--config.eval.reward {name}: gave no numbers ({error})") from error
-    if len(numbers) != count:
-        raise UserError(f"--config.eval.reward {name}: gave {len(numbers)} scores for {count}")
-    return numbers.tolist()
 
 
 def scorer_lock(folder: Path) -> Lock:

@@ -28,8 +28,8 @@ GAP = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 class Learner:
     """Trains a model on pairs as the settings of `train` say.
 
-    processes, add_up: their number, and what turns a tensor into its sum over them. rank: of this
-    one.
+    shows: whether to show progress. processes, add_up: their number, and what turns a tensor into
+    its sum over them. rank: of this one.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class Learner:
         train: Train,
         seed: int,
         say: Callable[[str], None] = print,
+        shows: bool = True,
         processes: int = 1,
         rank: int = 0,
         add_up: Callable[[Tensor], Tensor] = lambda values: values,
@@ -45,7 +46,7 @@ class Learner:
         if train.tune == "full" and model.dtype != torch.float32:
             raise UserError("--config.train.tune full: needs --config.mixed_precision no")
         self.model, self.train, self.seed, self.say = model, train, seed, say
-        self.processes, self.rank = processes, rank
+        self.processes, self.rank, self.shows = processes, rank, shows and rank == 0
         self.objective = objective_of(train)
         self.tuning = tune(model.unet, train, seed, keep_initial=self.objective.needs_initial)
         if train.gradient_checkpointing:
@@ -103,9 +104,23 @@ class Learner:
             pairs=range(len(data.pairs)) if pairs is None else pairs,
         )
 
+    def begin(
+        self, updater: Updater, policy: Policy, data: TrainingPairs, updates: Sequence[Update]
+    ) -> None:
+        """Before the first optimiser step of a round: the policy is still theta_old.
+
+        Keeps theta_old's log-probs of the steps that later optimiser steps take; the first one's
+        own pass gives the others. Raises UserError if another network sampled.
+        """
+        steps = list(dict.fromkeys(step for update in updates for step in update.steps))
+        if steps:  # a process may have none
+            self.check_sampler(policy, data, sorted({step.pair for step in steps}))
+        first = set(updates[0].steps)
+        updater.remember([step for step in steps if step not in first])
+
     def update(self, number: int, inner: int, updater: Updater, update: Update) -> dict[str, Any]:
         """One optimiser step; returns its metrics. Raises NotSoundError for NaN or Inf."""
-        if self.rank == 0:
+        if self.shows:
             name = f"training, inner epoch {inner}"
             updater.watch = lambda total: Progress(name, total).advance
         norm, tally = self.stepper.step(updater, update)

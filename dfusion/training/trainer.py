@@ -152,10 +152,7 @@ class Trainer(Learner):
         state = self.checkpoints.state_within(about)
         rows: list[dict[str, Any]] = []
         if state is None:
-            if pairs:  # a process may have none
-                self.check_sampler(policy, data, pairs)
-            first = set(updates[0][1].steps)  # its own pass gives theta_old's log-probs
-            updater.remember([step for step in steps if step not in first])
+            self.begin(updater, policy, data, [update for _, update in updates])
         else:
             self._load(self.checkpoints.within)
             self.checkpoints.load_known(self.rank, updater)

@@ -1,0 +1,283 @@
+"""DFusionPipeline: samples and fused pairs around a diffusers pipeline, without files."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from torch import Tensor
+
+from dfusion.api.samples import FusedPair, Sample, Sampling
+from dfusion.api.trainer import DFusionTrainer, policy_of
+from dfusion.errors import UserError
+from dfusion.method.fusion import FusionPlan, Source, fuse
+from dfusion.method.noise import noises
+from dfusion.method.prompts import Prompt, join
+from dfusion.method.sampling import GivenNoise, OnStep, Trajectory, sample
+from dfusion.models.plan import layers_of
+from dfusion.models.stable_diffusion import DiffusionModel
+from dfusion.settings.plain_text import names_of
+from dfusion.settings.schema import Pretrained
+from dfusion.settings.steps import parse_steps
+
+Seed = int | torch.Generator
+# Called as diffusers calls it: (pipeline, step, timestep, {"latents": (B, C, h, w)}). What it
+# returns is not used: training needs trajectories that nothing but the policy has walked.
+Callback = Callable[["DFusionPipeline", int, Tensor, dict[str, Any]], Any]
+Noise = tuple[Tensor, Tensor]  # x_T (C, h, w) and step noises (T, C, h, w)
+
+
+class DFusionPipeline:
+    """Samples, fuses and trains with a Stable Diffusion model (SD1.x, SD2.x).
+
+    Arguments are named as the commands' flags: num_steps is --config.sample.num_steps, mask_layers
+    is --config.mask.layers, and so on; docs/settings.md describes them. Raises UserError for
+    whatever a flag would be refused for.
+    """
+
+    def __init__(self, model: DiffusionModel) -> None:
+        self.model = model
+
+    @classmethod
+    def from_pipe(cls, pipe: StableDiffusionPipeline) -> "DFusionPipeline":
+        """Around a diffusers pipeline, on its device and in its precision.
+
+        The pipeline stays as it is and may be used beside this one: weights are shared, modules are
+        not changed, and LoRA that is trained here acts here only.
+        """
+        return cls(DiffusionModel(pipe))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str,
+        *,
+        lora: str = "",
+        device: str | torch.device = "cpu",
+        torch_dtype: torch.dtype = torch.float32,
+    ) -> "DFusionPipeline":
+        """From a local diffusers folder, a .safetensors file or a Hub id, with LoRA merged in."""
+        return cls(DiffusionModel.load(Pretrained(model=model, lora=lora), device, torch_dtype))
+
+    def trainer(self, **settings: Any) -> DFusionTrainer:
+        """What trains this pipeline's model. settings: those of --config.train, by their names."""
+        return DFusionTrainer(self.model, **settings)
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        items: Sequence,
+        *,
+        base_seed: Seed | Sequence[Seed],
+        reference_seed: Seed | Sequence[Seed],
+        base_latents: Tensor | None = None,
+        reference_latents: Tensor | None = None,
+        num_steps: int = 20,
+        eta: float = 1.0,
+        guidance_scale: float | None = 5.0,
+        negative_prompt: str = "",
+        mask_layers: str = "first_up",
+        mask_thr: float | Sequence[float | None] | None = None,
+        batch_size: int = 4,
+        callback_on_step_end: Callback | None = None,
+        **fusion: Any,
+    ) -> FusedPair | list[FusedPair]:
+        """The fused pair of a prompt, or of each of several prompts.
+
+        items: the words whose region is fused; for several prompts, such a list for each.
+        base_seed, reference_seed: a number or generator, or one for each prompt. With eta 1, a seed
+        gives the image that diffusers' DDIM draws from it. base_latents, reference_latents:
+        (C, h, w), or (B, C, h, w) for several prompts: x_T instead of the seed's. fusion: as for
+        `fuse`. The other arguments are those of `sample`.
+        """
+        sides = [
+            self.sample(
+                prompt,
+                items,
+                seed,
+                latents=latents,
+                num_steps=num_steps,
+                eta=eta,
+                guidance_scale=guidance_scale,
+                negative_prompt=negative_prompt,
+                mask_layers=mask_layers,
+                mask_thr=mask_thr,
+                batch_size=batch_size,
+                callback_on_step_end=callback_on_step_end,
+            )
+            for seed, latents in ((base_seed, base_latents), (reference_seed, reference_latents))
+        ]
+        pairs = self.fuse(
+            list(zip(*sides, strict=True)),
+            batch_size=batch_size,
+            callback_on_step_end=callback_on_step_end,
+            **fusion,
+        )
+        return pairs[0] if isinstance(prompt, str) else pairs
+
+    def sample(
+        self,
+        prompt: str | Sequence[str],
+        items: Sequence | Mapping[str, Sequence],
+        seed: Seed | Sequence[Seed] = 42,
+        *,
+        images_per_prompt: int | None = None,
+        round: int = 0,
+        latents: Tensor | None = None,
+        num_steps: int = 20,
+        eta: float = 1.0,
+        guidance_scale: float | None = 5.0,
+        negative_prompt: str = "",
+        mask_layers: str = "first_up",
+        mask_thr: float | Sequence[float | None] | None = None,
+        batch_size: int = 4,
+        callback_on_step_end: Callback | None = None,
+    ) -> list[Sample]:
+        """Images of the prompts, with their trajectories and item maps.
+
+        items: the item words of a prompt; for several prompts a list for each, or a mapping by the
+        prompt's text. seed: one for all, or one for each prompt. images_per_prompt: so many samples
+        of each prompt, from the noise that `dfusion sample` draws for (seed, round, index).
+        latents: (B, C, h, w), x_T of each sample. mask_thr: the threshold of Eq. 4, for all items
+        or one for each; None stands for Otsu's. guidance_scale: None for no guidance.
+        """
+        prompts = _prompts(prompt, items, mask_thr)
+        sampling = Sampling(num_steps, eta, guidance_scale, negative_prompt)
+        policy = policy_of(self.model, sampling, [])
+        if images_per_prompt is None:
+            given = _each(seed, len(prompts))
+            noise = [_drawn(s, num_steps, self.model.latent_shape) for s in given]
+        else:
+            prompts = [p for p in prompts for _ in range(images_per_prompt)]
+            if not isinstance(seed, int):
+                raise UserError("seed: images_per_prompt needs a whole number")
+            shape = self.model.latent_shape
+            noise = [noises(seed, round, i, num_steps, shape) for i in range(len(prompts))]
+        if latents is not None:
+            starts = latents.reshape(-1, *self.model.latent_shape).float().cpu()
+            noise = [(x, z) for x, (_, z) in zip(starts, noise, strict=True)]
+        layers = layers_of("mask_layers", mask_layers, self.model.layers)
+        on_step = self._on_step(callback_on_step_end, policy)
+        found = []
+        for start in range(0, len(prompts), batch_size):
+            texts, drawn = prompts[start : start + batch_size], noise[start : start + batch_size]
+            policy = policy_of(self.model, sampling, drawn)
+            walked = sample(policy, range(len(texts)), texts, layers, on_step)
+            images = self._images([t.latents[-1] for t in walked])
+            found += [
+                Sample(text, image, t.latents, t.maps, z, sampling)
+                for text, image, t, (_, z) in zip(texts, images, walked, drawn, strict=True)
+            ]
+        return found
+
+    def fuse(
+        self,
+        pairs: Sequence[tuple[Sample, Sample]],
+        *,
+        fusion_layers: str = "mid,up",
+        fusion_steps: str | None = None,
+        fusion_parts: str = "self_k,self_v",
+        fusion_masked: bool = True,
+        mask_merge: str = "xor",
+        mask_place: str = "items",
+        batch_size: int = 2,
+        callback_on_step_end: Callback | None = None,
+    ) -> list[FusedPair]:
+        """Denoise each base again with its reference's self-attention inside the mask (Eq. 5).
+
+        pairs: (base, reference), of one way of sampling, from `sample`. fusion_steps: as the flag,
+        "18-1"; None for all but the first two steps, as in the paper.
+        """
+        if not pairs:
+            return []
+        sampling = pairs[0][0].sampling
+        if any(sample.sampling != sampling for both in pairs for sample in both):
+            raise UserError("pairs: bases and references must be sampled alike (num_steps, eta, …)")
+        total = sampling.num_steps
+        plan = FusionPlan(
+            layers=layers_of("fusion_layers", fusion_layers, self.model.layers),
+            steps=_steps(fusion_steps, total),
+            parts=frozenset(names_of(fusion_parts)),
+            masked=fusion_masked,
+            merge=mask_merge,
+            place=mask_place,
+            grids=frozenset(self.model.layers.grids),
+        )
+        first = total - max(plan.steps, default=0)
+        on_step = self._on_step(callback_on_step_end, policy_of(self.model, sampling, []))
+        found = []
+        for start in range(0, len(pairs), batch_size):
+            part = pairs[start : start + batch_size]
+            noise = [(base.latents[0].float(), base.noise) for base, _ in part]
+            policy = policy_of(self.model, sampling, noise)
+            sources = [
+                Source(n, base.prompt, _trajectory(base), _trajectory(reference))
+                for n, (base, reference) in enumerate(part)
+            ]
+            targets = fuse(policy, plan, sources, on_step)
+            images = self._images([target.latents[-1] for target in targets])
+            found += [
+                FusedPair(base, reference, image, target.latents, target.masks, first)
+                for (base, reference), image, target in zip(part, images, targets, strict=True)
+            ]
+        return found
+
+    def _images(self, states: list[Tensor]) -> list[Image.Image]:
+        pixels = self.model.decode(torch.stack(states))
+        return [Image.fromarray(picture.numpy()) for picture in pixels]
+
+    def _on_step(self, callback: Callback | None, policy: GivenNoise) -> OnStep:
+        def told(i: int, x: Tensor) -> None:
+            if callback is not None:
+                callback(self, i, policy.ddim.timesteps[i], {"latents": x})
+
+        return told
+
+
+def _prompts(
+    prompt: str | Sequence[str],
+    items: Sequence | Mapping[str, Sequence],
+    thresholds: float | Sequence[float | None] | None,
+) -> list[Prompt]:
+    """Prompts with their items. Raises UserError for one without, or an item it lacks."""
+    texts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not isinstance(items, Mapping):
+        lists = [items] if isinstance(prompt, str) else items
+        if len(lists) != len(texts):
+            raise UserError(
+                f"items: {len(lists)} lists for {len(texts)} prompts; give one for each"
+            )
+        items = dict(zip(texts, lists, strict=True))
+    each = dict.fromkeys(texts, thresholds) if isinstance(thresholds, Sequence) else thresholds
+    return list(join(texts, items, each, "items"))
+
+
+def _each(seed: Seed | Sequence[Seed], count: int) -> list[Seed]:
+    """A seed for each of `count` samples; a generator goes on from one sample to the next."""
+    if isinstance(seed, int | torch.Generator):
+        return [seed] * count
+    if len(seed) != count:
+        raise UserError(f"seed: {len(seed)} for {count} prompts; give one for each, or one for all")
+    return list(seed)
+
+
+def _drawn(seed: Seed, steps: int, shape: tuple[int, ...]) -> Noise:
+    """The noise that diffusers' pipelines draw from a generator: x_T, then each step's."""
+    rng = torch.Generator().manual_seed(seed) if isinstance(seed, int) else seed
+    x_T = torch.randn(shape, generator=rng, device=rng.device)
+    z = torch.stack([torch.randn(shape, generator=rng, device=rng.device) for _ in range(steps)])
+    return x_T.cpu(), z.cpu()
+
+
+def _steps(text: str | None, total: int) -> frozenset[int]:
+    if text is None:
+        return frozenset(range(1, total - 1))
+    try:
+        return parse_steps(text, total)
+    except ValueError as error:
+        raise UserError(f"fusion_steps: {error}") from error
+
+
+def _trajectory(sample: Sample) -> Trajectory:
+    return Trajectory(sample.latents, sample.item_maps)

@@ -1,0 +1,159 @@
+"""What the Python API hands around: samples, fused pairs and preferences, each with its score."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, TypeVar
+
+from PIL import Image
+from torch import Tensor
+
+from dfusion.errors import UserError
+from dfusion.method import pairing
+from dfusion.method.prompts import Prompt
+from dfusion.rewards.registry import Reward, as_numbers
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a sample was denoised. guidance_scale: None for no guidance."""
+
+    num_steps: int = 20
+    eta: float = 1.0
+    guidance_scale: float | None = 5.0
+    negative_prompt: str = ""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A generated image with everything that D-Fusion and training need of it.
+
+    latents: (T+1, C, h, w), x_T … x_0. item_maps: (T, I, gh, gw), the cross-attention of the items
+    at each step. noise: (T, C, h, w), of the steps. score: its reward, once `score` gave one.
+    """
+
+    prompt: Prompt
+    image: Image.Image
+    latents: Tensor
+    item_maps: Tensor
+    noise: Tensor
+    sampling: Sampling
+    score: float | None = None
+
+
+class Trajectories(NamedTuple):
+    """Denoising states x_T … x_0, (T+1, C, h, w) each."""
+
+    base: Tensor
+    reference: Tensor
+    target: Tensor
+
+
+@dataclass(frozen=True)
+class FusedPair:
+    """A base, a reference, and the target: the base with the reference's items fused into it.
+
+    target_latents: (T+1, C, h, w). masks: (T, gh, gw) bool, where each step was fused. first: index
+    of the first fused step. score: the target's reward, once `score` gave one.
+    """
+
+    base_sample: Sample
+    reference_sample: Sample
+    target: Image.Image
+    target_latents: Tensor
+    masks: Tensor
+    first: int
+    score: float | None = None
+
+    @property
+    def base(self) -> Image.Image:
+        return self.base_sample.image
+
+    @property
+    def reference(self) -> Image.Image:
+        return self.reference_sample.image
+
+    @property
+    def prompt(self) -> Prompt:
+        return self.base_sample.prompt
+
+    @property
+    def item_maps(self) -> Tensor:
+        """(T, I, gh, gw): the reference's, from which the masks are made."""
+        return self.reference_sample.item_maps
+
+    @property
+    def trajectories(self) -> Trajectories:
+        base, reference = self.base_sample.latents, self.reference_sample.latents
+        return Trajectories(base, reference, self.target_latents)
+
+
+@dataclass(frozen=True)
+class Preference:
+    """A pair to train on: `latents`, (T+1, C, h, w), are preferred to those of `base`.
+
+    score: of the preferred image. reference_score: of the plain sample it comes from. first: index
+    of the first step at which the two differ; fused: whether the preferred image is a target.
+    """
+
+    base: Sample
+    latents: Tensor
+    score: float
+    reference_score: float
+    fused: bool
+    first: int = 0
+
+
+Scored = TypeVar("Scored", Sample, FusedPair)
+
+
+def score(samples: Sequence[Scored], reward: Reward, batch_size: int = 16) -> list[Scored]:
+    """The samples, or fused pairs, with their score: the reward of the image, or of the target.
+
+    reward: a function of images and prompts, as those of dfusion.rewards.
+    """
+    found: list[Scored] = []
+    for start in range(0, len(samples), batch_size):
+        part = samples[start : start + batch_size]
+        images = [s.target if isinstance(s, FusedPair) else s.image for s in part]
+        values = as_numbers(reward(images, [s.prompt.text for s in part]), len(part), "function")
+        found += [replace(s, score=v) for s, v in zip(part, values, strict=True)]
+    return found
+
+
+def pair(samples: Sequence[Sample], rule: str = "halves") -> list[tuple[Sample, Sample]]:
+    """Bases and references of each prompt, by score (Algorithm 1). rule: see pairing.pair."""
+    texts = [sample.prompt.text for sample in samples]
+    found = pairing.pair(texts, [_score(sample) for sample in samples], rule)
+    return [(samples[p.base], samples[p.reference]) for p in found]
+
+
+def naive(pairs: Sequence[tuple[Sample, Sample]]) -> list[Preference]:
+    """References preferred to bases, without fusion: what D-Fusion is compared with."""
+    return [_reference_preferred(base, reference) for base, reference in pairs]
+
+
+def adopt(pairs: Sequence[FusedPair], threshold: float = 1.0) -> list[Preference]:
+    """Targets preferred to bases where Eq. 7 adopts them, references elsewhere."""
+    found = []
+    for fused in pairs:
+        base, reference = fused.base_sample, fused.reference_sample
+        scores = _score(fused), _score(base), _score(reference)
+        if pairing.adopted(*scores, threshold):
+            preference = Preference(
+                base, fused.target_latents, scores[0], scores[2], True, fused.first
+            )
+        else:
+            preference = _reference_preferred(base, reference)
+        found.append(preference)
+    return found
+
+
+def _reference_preferred(base: Sample, reference: Sample) -> Preference:
+    value = _score(reference)
+    return Preference(base, reference.latents, value, value, fused=False)
+
+
+def _score(scored: Sample | FusedPair) -> float:
+    if scored.score is None:
+        raise UserError(f"'{scored.prompt.text}': has no score yet; call score(…) first")
+    return scored.score

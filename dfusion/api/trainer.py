@@ -1,0 +1,117 @@
+"""DFusionTrainer: trains a pipeline's model on preferences, without files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from dfusion.api.samples import Preference, Sampling
+from dfusion.errors import UserError
+from dfusion.method.advantages import normalised, statistics
+from dfusion.method.pairing import Pair
+from dfusion.method.sampling import GivenNoise
+from dfusion.models.stable_diffusion import DiffusionModel
+from dfusion.settings.schema import SETTINGS, Train
+from dfusion.training.learner import Learner
+from dfusion.training.order import Step
+from dfusion.training.pairs import TrainingPairs
+
+
+class DFusionTrainer(Learner):
+    """Trains LoRA, or all weights, by DPO, DDPO, DPOK or a loss of your own.
+
+    settings: those of --config.train, by their names (learning_rate, method, beta, eps, …; see
+    docs/settings.md). seed: of LoRA's initial values and of the order of pairs. progress: whether
+    to print. Raises UserError for whatever a flag would be refused for.
+    """
+
+    def __init__(
+        self, model: DiffusionModel, *, seed: int = 42, progress: bool = False, **settings: Any
+    ) -> None:
+        for name, value in settings.items():
+            if f"train.{name}" not in SETTINGS:
+                raise UserError(f"{name}: there is no such setting of --config.train")
+            SETTINGS[f"train.{name}"].check(name, value)
+        say = print if progress else lambda text: None
+        super().__init__(model, Train(**settings), seed, say=say, shows=progress)
+        self.rounds = 0
+        self._scores: dict[str, list[float]] = {}
+
+    def train_on(self, preferences: Sequence[Preference]) -> list[dict[str, Any]]:
+        """One round of training, on preferences that the model as it is now has sampled.
+
+        Returns the metrics of each optimiser step. DDPO and DPOK normalise a score by those of all
+        plain samples of its prompt in this and earlier rounds.
+        """
+        if not preferences:
+            return []
+        sampling = preferences[0].base.sampling
+        if any(p.base.sampling != sampling for p in preferences):
+            raise UserError(
+                "preferences: must be sampled alike (num_steps, eta, guidance_scale, …)"
+            )
+        for p in preferences:
+            assert p.base.score is not None
+            known = self._scores.setdefault(p.base.prompt.text, [])
+            known += [p.reference_score, p.base.score]
+        pairs = _Preferences(preferences, self._scores)
+        given = [(p.base.latents[0].float(), p.base.noise) for p in preferences]
+        policy = policy_of(self.model, sampling, given)
+        passes = range(self.train.num_inner_epochs)
+        updates = [
+            (inner, update)
+            for inner in passes
+            for update in self.order(self.rounds, inner, pairs, sampling.num_steps)
+        ]
+        updater = self.updater(policy, pairs)
+        self.begin(updater, policy, pairs, [update for _, update in updates])
+        rows = [self.update(self.rounds, inner, updater, update) for inner, update in updates]
+        self.rounds += 1
+        return rows
+
+    def save(self, folder: str | Path) -> None:
+        """Write the weights as diffusers loads them: pipe.load_lora_weights(folder)."""
+        self.tuning.save(Path(folder))
+
+
+class _Preferences(TrainingPairs):
+    """Preferences as training walks over them; scores: of the plain samples, by prompt."""
+
+    def __init__(self, preferences: Sequence[Preference], scores: dict[str, list[float]]) -> None:
+        self.preferences = preferences
+        self.pairs = [Pair(p.base.prompt.text, n, n) for n, p in enumerate(preferences)]
+        self.fused = [p.fused for p in preferences]
+        self._statistics = statistics(scores)
+
+    def first_step(self, p: int) -> int:
+        return self.preferences[p].first
+
+    def walked_fused(self, step: Step) -> bool:
+        return self.fused[step.pair] and step.i >= self.preferences[step.pair].first
+
+    def advantages(self, p: int) -> list[float]:
+        preference = self.preferences[p]
+        about = self._statistics[preference.base.prompt.text]
+        assert preference.base.score is not None
+        return [normalised(s, *about) for s in (preference.score, preference.base.score)]
+
+    def states_of(self, step: Step, side: int) -> Tensor:
+        preference = self.preferences[step.pair]
+        latents = preference.base.latents if side else preference.latents
+        return latents[step.i : step.i + 2]
+
+
+def policy_of(
+    model: DiffusionModel, sampling: Sampling, given: Sequence[tuple[Tensor, Tensor]]
+) -> GivenNoise:
+    """The policy that samples so, with the noise of each of its samples."""
+    model.negative_prompt = sampling.negative_prompt
+    return GivenNoise(
+        model=model,
+        ddim=model.sampler(sampling.num_steps, sampling.eta),
+        guidance=sampling.guidance_scale,
+        seed=0,
+        round=0,
+        given=tuple(given),
+    )

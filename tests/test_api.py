@@ -1,0 +1,198 @@
+"""The Python API: it makes what diffusers and the commands make, and changes no pipeline."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+import dfusion
+from dfusion import DFusionPipeline, FusedPair, UserError, adopt, algorithm_1, naive, pair, score
+from dfusion.rounds.session import sample_rounds
+from dfusion.settings.schema import Settings
+from dfusion.storage.experiment import Experiment
+from dfusion.training import metrics
+from dfusion.training.trainer import train_rounds
+from tests.conftest import PROMPTS, make_pipeline, small
+from tests.rewards import redness
+
+ITEMS = {PROMPTS[0]: ["cat", 3], PROMPTS[1]: [1]}
+HOW: dict[str, Any] = {"num_steps": 4}
+
+
+@pytest.fixture
+def stock(tmp_path: Path) -> StableDiffusionPipeline:
+    pipe = make_pipeline(tmp_path)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def pipe(pipeline_folder: Path) -> DFusionPipeline:
+    return DFusionPipeline.from_pretrained(str(pipeline_folder))
+
+
+def one(pipe: DFusionPipeline, **how: Any) -> FusedPair:
+    found = pipe("the dog", ["dog"], base_seed=3, reference_seed=7, **{**HOW, **how})
+    assert isinstance(found, FusedPair)
+    return found
+
+
+def far(a: object, b: object) -> int:
+    """Largest difference of two images' values."""
+    return int(np.abs(np.asarray(a, int) - np.asarray(b, int)).max())
+
+
+def test_a_seed_gives_the_image_of_diffusers_ddim(stock: StableDiffusionPipeline) -> None:
+    made = one(DFusionPipeline.from_pipe(stock), negative_prompt="a cat", guidance_scale=3.0)
+    for seed, image in ((3, made.base), (7, made.reference)):
+        theirs = stock(
+            "the dog", negative_prompt="a cat", guidance_scale=3.0, num_inference_steps=4, eta=1.0,
+            generator=torch.Generator().manual_seed(seed),
+        ).images[0]  # fmt: skip
+        assert far(theirs, image) <= 1
+
+
+def test_a_pipeline_stays_as_it_is(stock: StableDiffusionPipeline) -> None:
+    """Sampled, fused and trained around, it draws to the bit what it drew before."""
+
+    def drawn() -> np.ndarray:
+        rng = torch.Generator().manual_seed(0)
+        return stock("the dog", num_inference_steps=2, generator=rng, output_type="np").images
+
+    parts = dict(stock.components)
+    wanted = [p.requires_grad for p in stock.unet.parameters()]
+    before = drawn()
+    pipe = DFusionPipeline.from_pipe(stock)
+    made = one(pipe)
+    plain = score([made.base_sample, made.reference_sample], redness)
+    pipe.trainer(learning_rate=1e-2).train_on(naive(pair(plain)))
+    assert pipe.model.unet is not stock.unet
+    assert all(stock.components[name] is part for name, part in parts.items())
+    assert [p.requires_grad for p in stock.unet.parameters()] == wanted
+    assert (drawn() == before).all()
+    assert not one(pipe).trajectories.base.equal(made.trajectories.base)
+
+
+def test_shapes_and_identities(pipe: DFusionPipeline) -> None:
+    lists = [ITEMS[text] for text in PROMPTS]
+    made = pipe(PROMPTS, lists, base_seed=3, reference_seed=[7, 8], **HOW)
+    assert isinstance(made, list)
+    first, second = made
+    assert isinstance(first.target, Image.Image) and first.target.size == first.base.size
+    assert first.masks.shape == (4, 4, 4) and first.masks.dtype == torch.bool
+    assert first.item_maps.shape == (4, 2, 4, 4) and second.item_maps.shape == (4, 1, 4, 4)
+    assert all(states.shape == (5, 4, 8, 8) for states in first.trajectories)
+    assert first.first == 2  # all but the first two steps are fused
+    assert first.trajectories.target[:3].equal(first.trajectories.base[:3])
+
+    alone = one(pipe, mask_thr=1.0)  # nothing is in the mask
+    assert alone.trajectories.target.allclose(alone.trajectories.base, atol=1e-5)
+    (itself,) = pipe.fuse([(alone.base_sample, alone.base_sample)], fusion_masked=False)
+    assert itself.trajectories.target.allclose(alone.trajectories.base, atol=1e-5)
+    other = one(pipe, base_latents=alone.trajectories.reference[0])
+    assert other.trajectories.base[0].equal(alone.trajectories.reference[0])
+    rng = torch.Generator().manual_seed(3)
+    drawn = pipe.sample(["the dog"] * 2, [["dog"]] * 2, rng, **HOW)
+    assert drawn[0].latents.allclose(alone.trajectories.base, atol=1e-5)
+    assert not drawn[1].latents[0].equal(drawn[0].latents[0])
+
+
+def test_it_makes_what_the_commands_make(pipe: DFusionPipeline, settings: Settings) -> None:
+    """A round: the same pairs, targets, scores and adoption, whatever the size of batches."""
+    settings.pair.adoption_threshold = 0.2
+    round_ = Experiment(sample_rounds(settings)).round(0)
+    plain = pipe.sample(PROMPTS, ITEMS, 5, images_per_prompt=4, batch_size=3, **HOW)
+    samples = score(plain, redness)
+    known = round_.scores("images")
+    assert [s.score for s in samples] == pytest.approx([known[i] for i in range(8)], abs=0.003)
+    pairs = pair(samples)
+    place = {id(sample): i for i, sample in enumerate(samples)}
+    numbers = [(place[id(base)], place[id(reference)]) for base, reference in pairs]
+    assert numbers == [(p.base, p.reference) for p in round_.pairs() or ()]
+    targets = score(pipe.fuse(pairs, fusion_steps="3-1"), redness)
+    rows = round_.adoption() or []
+    for p, (fused, row) in enumerate(zip(targets, rows, strict=True)):
+        assert far(Image.open(round_.image("target_images", p)), fused.target) <= 1
+        assert fused.score == pytest.approx(row["target"], abs=0.003)
+    assert [p.fused for p in adopt(targets, 0.2)] == [row["adopted"] for row in rows]
+
+
+@pytest.mark.parametrize("method", ["dpo", "ddpo"])
+def test_algorithm_1_trains_as_the_command_does(
+    pipe: DFusionPipeline, settings: Settings, method: str
+) -> None:
+    """Two rounds: losses and gradient norms of every optimiser step."""
+    chosen = small(settings, 2, method)
+    chosen.train.method, chosen.train.compare_images = method, 0
+    chosen.train.updates_per_inner_epoch = 2
+    rows = metrics.read(train_rounds(chosen) / "metrics.jsonl")
+    theirs = [row for row in rows if row["kind"] == "update"]
+    trainer = pipe.trainer(
+        seed=5, method=method, learning_rate=1e-2, batch_size=8, updates_per_inner_epoch=2
+    )
+    rounds = algorithm_1(
+        pipe, trainer, PROMPTS, ITEMS, redness,
+        rounds=2, images_per_prompt=4, seed=5, sampling=HOW, fusion={"fusion_steps": "3-1"},
+    )  # fmt: skip
+    ours = [row for round_ in rounds for row in round_.updates]
+    assert len(ours) == len(theirs) == 8
+    for key in ("loss", "grad_norm"):
+        assert [r[key] for r in ours] == pytest.approx([r[key] for r in theirs], rel=0.02, abs=1e-6)
+
+
+def test_weights_are_saved_for_diffusers(pipe: DFusionPipeline, tmp_path: Path) -> None:
+    made = one(pipe)
+    trainer = pipe.trainer(learning_rate=1e-2)
+    trainer.train_on(naive(pair(score([made.base_sample, made.reference_sample], redness))))
+    trainer.save(tmp_path / "lora")
+    stock = make_pipeline(tmp_path / "stock")
+    x, cond = torch.randn(1, 4, 8, 8), pipe.model.encode(["the dog"])
+    with torch.no_grad():
+        ours, plain = pipe.model.unet(x, 500, cond).sample, stock.unet(x, 500, cond).sample
+        stock.load_lora_weights(tmp_path / "lora")
+        theirs = stock.unet(x, 500, cond).sample
+    assert torch.allclose(ours, theirs, atol=1e-5) and not torch.allclose(ours, plain, atol=1e-4)
+
+
+def test_a_callback_sees_every_step(pipe: DFusionPipeline) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def look(given: DFusionPipeline, i: int, t: torch.Tensor, kwargs: dict[str, Any]) -> None:
+        assert given is pipe and kwargs["latents"].shape == (1, 4, 8, 8)
+        seen.append((i, int(t)))
+
+    one(pipe, callback_on_step_end=look)
+    assert [i for i, _ in seen] == [0, 1, 2, 3, 0, 1, 2, 3, 2, 3]  # base, reference, fused steps
+    assert len({t for _, t in seen}) == 4
+
+
+WRONG: list[tuple[Callable[[DFusionPipeline], object], str]] = [
+    (lambda p: one(p, fusion_steps="9-1"), "fusion_steps: '9-1' is out of range"),
+    (lambda p: one(p, mask_layers="0,1"), "mask_layers '0,1': must be layers of one grid"),
+    (lambda p: one(p, fusion_layers="7"), "fusion_layers: "),
+    (lambda p: p.sample("the dog", ["cat"], 1, **HOW), "item 'cat' is not in the prompt"),
+    (lambda p: p.sample(["the dog"], [["dog"], ["cat"]], 1, **HOW), "items: 2 lists for 1 prompts"),
+    (lambda p: p.sample(["the dog"], [["dog"]], [1, 2], **HOW), "seed: 2 for 1 prompts"),
+    (lambda p: pair(p.sample("the dog", ["dog"], 1, **HOW)), "has no score yet"),
+    (lambda p: p.trainer(learning_rat=1.0), "learning_rat: there is no such setting"),
+    (lambda p: p.trainer(eps=2.0), "eps 2.0: must be below 1"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), WRONG, ids=[m for _, m in WRONG])
+def test_bad_arguments(pipe: DFusionPipeline, call: Callable, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        call(pipe)
+    assert message in str(error.value)
+
+
+def test_what_the_package_exports() -> None:
+    for name in dfusion.__all__:
+        assert getattr(dfusion, name) is not None and name in dir(dfusion)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        dfusion.nothing  # noqa: B018
