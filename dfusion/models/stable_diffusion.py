@@ -227,11 +227,12 @@ def patched(unet: nn.Module) -> UNet2DConditionModel:
 
 def _place(pipe: StableDiffusionPipeline, device: torch.device, dtype: torch.dtype) -> None:
     """Move a pipeline's modules, and set their precisions."""
-    for module in (pipe.unet, pipe.vae, pipe.text_encoder):
-        module.to(device=device, dtype=torch.float32).requires_grad_(False).eval()
-    pipe.unet.to(dtype=dtype)
-    if dtype == torch.bfloat16 or not pipe.vae.config.force_upcast:
-        pipe.vae.to(dtype=dtype)
+    half = dtype == torch.bfloat16 or not pipe.vae.config.force_upcast
+    precisions = {"unet": dtype, "vae": dtype if half else torch.float32}
+    for name in ("unet", "vae", "text_encoder"):
+        module = getattr(pipe, name).requires_grad_(False).eval()
+        # Not diffusers' own `to`, which warns whatever it is asked.
+        nn.Module.to(module, device=device, dtype=precisions.get(name, torch.float32))
 
 
 def pick_device(device: str, dev_id: int) -> torch.device:
