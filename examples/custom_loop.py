@@ -28,13 +28,17 @@ def main(rounds: int = 2, images: int = 6) -> None:
         targets = score(pipe.fuse(pair(samples), fusion_steps="20-1"), reward)
         preferences = adopt(targets, threshold=0.8)
         updates = trainer.train_on(preferences)
-        print(json.dumps({
-            "round": round_,
-            "mean reward": round(sum(s.score for s in samples) / len(samples), 3),
-            "adopted": sum(p.fused for p in preferences),
-            "pairs": len(preferences),
-            "gradient norm": round(updates[-1]["grad_norm"], 5),
-        }))
+        print(
+            json.dumps(
+                {
+                    "round": round_,
+                    "mean reward": round(sum(s.score for s in samples) / len(samples), 3),
+                    "adopted": sum(p.fused for p in preferences),
+                    "pairs": len(preferences),
+                    "gradient norm": round(updates[-1]["grad_norm"], 5),
+                }
+            )
+        )
     trainer.save("data/custom_loop")
     print("LoRA for pipe.load_lora_weights is in data/custom_loop")
 

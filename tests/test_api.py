@@ -179,6 +179,12 @@ WRONG: list[tuple[Callable[[DFusionPipeline], object], str]] = [
     (lambda p: p.sample(["the dog"], [["dog"], ["cat"]], 1, **HOW), "items: 2 lists for 1 prompts"),
     (lambda p: p.sample(["the dog"], [["dog"]], [1, 2], **HOW), "seed: 2 for 1 prompts"),
     (lambda p: pair(p.sample("the dog", ["dog"], 1, **HOW)), "has no score yet"),
+    (
+        lambda p: p.trainer(updates_per_inner_epoch=2).train_on(
+            naive(pair(score(p.sample(["the dog"] * 2, [["dog"]] * 2, [1, 2], **HOW), redness)))
+        ),
+        "updates_per_inner_epoch 2: more than 1 pairs",
+    ),
     (lambda p: p.trainer(learning_rat=1.0), "learning_rat: there is no such setting"),
     (lambda p: p.trainer(eps=2.0), "eps 2.0: must be below 1"),
 ]
