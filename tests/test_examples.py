@@ -32,6 +32,6 @@ def test_the_loop_runs(
     custom_loop.main(rounds=1, images=4)
     assert (
         json.loads(next(x for x in capsys.readouterr().out.splitlines() if '"round"' in x))["pairs"]
-        == 3
+        == 6
     )
     assert (tmp_path / "data/custom_loop/pytorch_lora_weights.safetensors").exists()
