@@ -15,7 +15,7 @@ _EXPORTS = {
     "UserError": "dfusion.errors",
     "adopt": "dfusion.api.samples",
     "algorithm_1": "dfusion.api.algorithm",
-    "clip_reward": "dfusion.rewards.registry",
+    "clip_reward": "dfusion.rewards.clip",
     "naive": "dfusion.api.samples",
     "pair": "dfusion.api.samples",
     "score": "dfusion.api.samples",

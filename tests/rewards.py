@@ -3,9 +3,20 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from PIL import Image
 
 
 def redness(images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
     """Mean of the red channel, 0 … 1."""
     return np.array([np.asarray(image)[..., 0].mean() / 255 for image in images])
+
+
+class Redness:
+    """As a class, which is made with the device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+        return redness(images, prompts)

@@ -183,7 +183,7 @@ WRONG: list[tuple[Callable[[DFusionPipeline], object], str]] = [
         lambda p: p.trainer(updates_per_inner_epoch=2).train_on(
             naive(pair(score(p.sample(["the dog"] * 2, [["dog"]] * 2, [1, 2], **HOW), redness)))
         ),
-        "updates_per_inner_epoch 2: more than 1 pairs",
+        "updates_per_inner_epoch 2: more optimiser steps than pairs, which are 1",
     ),
     (lambda p: p.trainer(learning_rat=1.0), "learning_rat: there is no such setting"),
     (lambda p: p.trainer(eps=2.0), "eps 2.0: must be below 1"),

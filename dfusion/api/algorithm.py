@@ -7,7 +7,7 @@ from typing import Any
 from dfusion.api.pipeline import DFusionPipeline
 from dfusion.api.samples import FusedPair, Sample, adopt, pair, score
 from dfusion.api.trainer import DFusionTrainer
-from dfusion.rewards.registry import Reward
+from dfusion.rewards.contract import Reward
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from torch import Tensor
 from dfusion.errors import UserError
 from dfusion.method import pairing
 from dfusion.method.prompts import Prompt
-from dfusion.rewards.registry import Reward, as_numbers
+from dfusion.rewards.contract import Reward
+from dfusion.rewards.registry import as_numbers
 
 
 @dataclass(frozen=True)
@@ -120,10 +121,13 @@ def score(samples: Sequence[Scored], reward: Reward, batch_size: int = 16) -> li
     return found
 
 
-def pair(samples: Sequence[Sample], rule: str = "halves") -> list[tuple[Sample, Sample]]:
-    """Bases and references of each prompt, by score (Algorithm 1). rule: see pairing.pair."""
+def pair(
+    samples: Sequence[Sample], rule: pairing.Rule = pairing.halves
+) -> list[tuple[Sample, Sample]]:
+    """Bases and references of each prompt, by score (Algorithm 1). rule: see method/pairing.py."""
     texts = [sample.prompt.text for sample in samples]
-    found = pairing.pair(texts, [_score(sample) for sample in samples], rule)
+    scores = [_score(sample) for sample in samples]
+    found = pairing.pair(texts, scores, rule, lambda i: samples[i].image)
     return [(samples[p.base], samples[p.reference]) for p in found]
 
 

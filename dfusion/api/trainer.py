@@ -51,8 +51,6 @@ class DFusionTrainer(Learner):
             raise UserError(
                 "preferences: must be sampled alike (num_steps, eta, guidance_scale, …)"
             )
-        if len(preferences) < (each := self.train.updates_per_inner_epoch):
-            raise UserError(f"updates_per_inner_epoch {each}: more than {len(preferences)} pairs")
         for p in preferences:
             assert p.base.score is not None
             known = self._scores.setdefault(p.base.prompt.text, [])

@@ -128,10 +128,8 @@ def _round(round_: Round, settings: Settings) -> Iterator[str]:
         yield f"{round_.scores_file('images')}: no score of image {missing[0]}; run the scorer"
         return
     texts = round_.texts_to_score("images")
-    again = pairing.pair(
-        texts, [scores[i] for i in range(count)], round_.made_with("pairs.json")["rule"]
-    )
-    if again != pairs:
+    rule = pairing.RULES.get(round_.made_with("pairs.json")["rule"])
+    if rule and pairing.pair(texts, [scores[i] for i in range(count)], rule) != pairs:
         yield f"{round_.folder}/pairs.json: not the pairs of these scores; scores or pairs changed"
         return
     yield from _targets(round_)

@@ -1,10 +1,8 @@
 """Who is fused with whom (Algorithm 1), and which targets are kept (Eq. 7)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-RULES = ("halves", "quarter")
-ADOPTIONS = ("eq7", "all")
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -16,34 +14,65 @@ class Pair:
     base: int
 
 
-def pair(prompts: Sequence[str], scores: Sequence[float], rule: str = "halves") -> tuple[Pair, ...]:
+@dataclass(frozen=True)
+class Group:
+    """The samples of one prompt in a round. scores: of each; image(n): the n-th one's image."""
+
+    prompt: str
+    scores: Sequence[float]
+    image: Callable[[int], Any]
+
+    @property
+    def ranked(self) -> list[int]:
+        """Places in the group, best first; ties keep their order."""
+        return sorted(range(len(self.scores)), key=lambda n: -self.scores[n])
+
+
+# A pairing rule: (reference, base), as places in the group. To add one, put it into RULES, or name
+# it as --config.pair.rule module:name.
+Rule = Callable[[Group], list[tuple[int, int]]]
+
+
+def halves(group: Group) -> list[tuple[int, int]]:
+    """Algorithm 1: zip(top half, bottom half); an odd one in the middle is left out."""
+    half = len(group.scores) // 2
+    bases = group.ranked[len(group.scores) - half :]
+    return list(zip(group.ranked[:half], bases, strict=True))
+
+
+def quarter(group: Group) -> list[tuple[int, int]]:
+    """The released code: the top quarter, each twice, against the bottom half."""
+    half = len(group.scores) // 2
+    bases = group.ranked[len(group.scores) - half :]
+    references = [n for n in group.ranked[: -(-half // 2)] for _ in range(2)][:half]
+    return list(zip(references, bases, strict=True))
+
+
+RULES: dict[str, Rule] = {"halves": halves, "quarter": quarter}
+
+
+def pair(
+    prompts: Sequence[str],
+    scores: Sequence[float],
+    rule: Rule = halves,
+    image: Callable[[int], Any] = lambda index: None,
+) -> tuple[Pair, ...]:
     """Pairs of a round, grouped by prompt in order of first appearance.
 
-    prompts, scores: per sample. Samples of a prompt are sorted by score, best first; ties keep
-    their order. "halves" (Algorithm 1): zip(top half, bottom half); an odd one in the middle is
-    left out.
-    "quarter" (released code): the top quarter, each twice, against the bottom half.
+    prompts, scores: per sample. image(i): sample i's image, for rules that look at them.
     """
-    groups: dict[str, list[int]] = {}
+    members: dict[str, list[int]] = {}
     for index, prompt in enumerate(prompts):
-        groups.setdefault(prompt, []).append(index)
+        members.setdefault(prompt, []).append(index)
     pairs: list[Pair] = []
-    for prompt, members in groups.items():
-        ranked = sorted(members, key=lambda i: -scores[i])
-        half = len(ranked) // 2
-        bases = ranked[len(ranked) - half :]
-        if rule == "halves":
-            references = ranked[:half]
-        elif rule == "quarter":
-            references = [i for i in ranked[: -(-half // 2)] for _ in range(2)][:half]
-        else:
-            raise ValueError(f"unknown pairing rule '{rule}'; choose from {RULES}")
-        pairs += [Pair(prompt, r, b) for r, b in zip(references, bases, strict=True)]
+    for prompt, places in members.items():
+        group = Group(prompt, [scores[i] for i in places], lambda n, at=places: image(at[n]))  # type: ignore[misc]
+        pairs += [Pair(prompt, places[reference], places[base]) for reference, base in rule(group)]
     return tuple(pairs)
 
 
 def per_prompt(images: int) -> int:
-    """How many pairs so many samples of a prompt make, by either rule."""
+    """How many pairs so many samples of a prompt make, by the rules here."""
     return images // 2
 
 

@@ -16,7 +16,8 @@ from huggingface_hub import hf_hub_download
 from PIL import Image
 
 from dfusion.models.stable_diffusion import pick_device
-from dfusion.rewards.registry import Reward, load_reward
+from dfusion.rewards.contract import Reward
+from dfusion.rewards.registry import load_reward
 from dfusion.settings.schema import Eval
 
 MODEL = "ViT-H-14"

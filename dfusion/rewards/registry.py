@@ -1,28 +1,17 @@
 """Rewards by name: functions from images and prompts to scores."""
 
-import importlib
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
 
-from dfusion.errors import UserError, reason
-from dfusion.models.hub import asked_once
+from dfusion.errors import UserError
+from dfusion.rewards.clip import clip_reward
+from dfusion.rewards.contract import Reward
+from dfusion.settings.own import own
 from dfusion.settings.schema import Eval
 
-FLAG = "--config.eval.model"
-LOCAL = (
-    "give a local weights file as --config.eval.pretrained, or local-dir:path/to/folder as "
-    "--config.eval.model"
-)
 HUMAN = "human"  # scores that people give in the browser: dfusion.view
-
-Scores = Tensor | np.ndarray | Sequence[float]
-# (images, prompts) -> one number each; higher is better.
-Reward = Callable[[Sequence[Image.Image], Sequence[str]], Scores]
 
 
 def reward_name(settings: Eval) -> str:
@@ -39,9 +28,10 @@ def asked_for(settings: Eval) -> str | None:
 
 
 def load_reward(settings: Eval, device: torch.device) -> Reward:
-    """The reward a flag names: one of REWARDS, or your own as "package.module:function".
+    """The reward that a flag names: one of REWARDS, or your own as "package.module:name".
 
-    Your function takes (images, prompts) and returns one score each. Raises UserError.
+    Yours takes (images, prompts) and returns one score each; a class is made with the device first.
+    Raises UserError.
     """
     if settings.reward == HUMAN:
         raise UserError(
@@ -50,14 +40,8 @@ def load_reward(settings: Eval, device: torch.device) -> Reward:
         )
     if settings.reward in REWARDS:
         return REWARDS[settings.reward](settings, device)
-    module_name, _, function_name = settings.reward.partition(":")
-    try:
-        return getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        known = ", ".join(REWARDS)
-        raise UserError(
-            f"--config.eval.reward '{settings.reward}': {error}; use {known} or module:function"
-        ) from error
+    found = own("eval.reward", settings.reward, [*REWARDS, HUMAN])
+    return found(device) if isinstance(found, type) else found
 
 
 def as_numbers(values: object, count: int, name: str) -> list[float]:
@@ -71,49 +55,6 @@ def as_numbers(values: object, count: int, name: str) -> list[float]:
     if len(numbers) != count:
         raise UserError(f"--config.eval.reward {name}: gave {len(numbers)} scores for {count}")
     return numbers.tolist()
-
-
-def clip_reward(settings: Eval, device: torch.device) -> Reward:
-    """CLIPScore without its scale: the cosine of image and text features (raw, -1 … 1).
-
-    Text features are computed once for every prompt.
-    """
-    import open_clip
-
-    name = settings.model
-    if name.startswith("local-dir:"):
-        folder = Path(name.removeprefix("local-dir:"))
-        if not (folder / "open_clip_config.json").is_file():
-            raise UserError(
-                f"{FLAG}: {folder} has no open_clip_config.json; give an open_clip "
-                "folder or a model name such as ViT-H-14"
-            )
-    weights = settings.pretrained
-    local = name.startswith("local-dir:") or Path(weights).is_file()
-    try:
-        with asked_once(f"{FLAG} '{name}' with '{weights}'", LOCAL, local):
-            model, _, preprocess = open_clip.create_model_and_transforms(
-                name, pretrained=weights or None, device=device
-            )
-            tokenizer = open_clip.get_tokenizer(name)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"{FLAG}: '{name}' with '{weights}' could not be loaded ({reason(error)}); {LOCAL}"
-        ) from error
-    model.eval().requires_grad_(False)
-    texts: dict[str, Tensor] = {}
-
-    @torch.no_grad()
-    def reward(images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
-        new = sorted(set(prompts) - texts.keys())
-        if new:
-            features = model.encode_text(tokenizer(new).to(device), normalize=True)
-            texts.update(zip(new, features, strict=True))
-        pixels = torch.stack([preprocess(image.convert("RGB")) for image in images]).to(device)
-        features = model.encode_image(pixels, normalize=True)
-        return (features * torch.stack([texts[p] for p in prompts])).sum(-1).float().cpu()
-
-    return reward
 
 
 REWARDS: dict[str, Callable[[Eval, torch.device], Reward]] = {"clip": clip_reward}

@@ -22,15 +22,17 @@ from dfusion.method.prompts import Prompt
 from dfusion.method.sampling import Policy, Trajectory, sample
 from dfusion.models.batching import Fit, unfinished
 from dfusion.progress import Progress, Stopwatch, clock
-from dfusion.rewards.registry import HUMAN, Reward, reward_name
+from dfusion.rewards.contract import Reward
+from dfusion.rewards.registry import HUMAN, reward_name
 from dfusion.rounds.acceptance import GO_BACK_OR_PAIR, check_pairs, check_samples
 from dfusion.rounds.degenerate import equal_scores, odd_masks
 from dfusion.rounds.scoring import score_missing, scorer_alive, scorer_command, scorer_lock
 from dfusion.rounds.sharing import Lender
+from dfusion.settings.own import own
 from dfusion.settings.schema import Settings
 from dfusion.settings.steps import fused_indices
 from dfusion.storage.experiment import DROPPED, PAIRED, SCORED, Experiment, Round, manifest_of
-from dfusion.storage.files import Writer, read_rows
+from dfusion.storage.files import Writer, read_png, read_rows
 from dfusion.storage.lock import Lock, run_lock
 from dfusion.storage.round_files import read_source, write_sample, write_target
 
@@ -69,6 +71,8 @@ class RoundRunner:
         self.settings, self.experiment, self.prompts = settings, experiment, prompts
         self.plan, self.mask_layers, self.world = plan, mask_layers, world
         self.reward, self.reward_name = reward, reward_name(settings.eval)
+        name, rules = settings.pair.rule, pairing.RULES
+        self.rule = rules.get(name) or own("pair.rule", name, rules)
         self.lender = Lender.of(settings)
         self.stopwatch = Stopwatch()
         self._fits: dict[str, Fit] = {}
@@ -279,7 +283,10 @@ class RoundRunner:
     def _pairs(self, round_: Round, scores: dict[int, float]) -> tuple[pairing.Pair, ...]:
         made_with = self._fused_with()
         texts = round_.texts_to_score("images")
-        pairs = pairing.pair(texts, [scores[i] for i in range(len(texts))], self.settings.pair.rule)
+        listed = [scores[i] for i in range(len(texts))]
+        pairs = pairing.pair(
+            texts, listed, self.rule, lambda i: read_png(round_.image("images", i))
+        )
         if round_.pairs() is None and self.world.rank == 0:
             round_.write_pairs(pairs, made_with)
         self._wait(lambda: int(round_.pairs() is not None), 1, "the pairs")

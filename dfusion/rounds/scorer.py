@@ -9,7 +9,8 @@ from PIL import Image
 
 from dfusion.errors import UserError
 from dfusion.models.numerics import set_numerics
-from dfusion.rewards.registry import HUMAN, Reward, Scores, reward_name
+from dfusion.rewards.contract import Reward, Scores
+from dfusion.rewards.registry import HUMAN, reward_name
 from dfusion.rounds.scoring import score_missing, scorer_lock
 from dfusion.settings.schema import RENEW, Settings, settings_of
 from dfusion.storage.experiment import SCORED, Experiment, Round

@@ -15,7 +15,8 @@ from PIL import Image
 
 from dfusion.errors import UserError
 from dfusion.progress import Progress
-from dfusion.rewards.registry import HUMAN, Reward, as_numbers
+from dfusion.rewards.contract import Reward
+from dfusion.rewards.registry import HUMAN, as_numbers
 from dfusion.settings.schema import Settings
 from dfusion.storage.experiment import Round
 from dfusion.storage.files import load_json, read_png, stamp, write_bytes

@@ -18,7 +18,8 @@ from dfusion.models.numerics import set_numerics
 from dfusion.models.plan import plan_of
 from dfusion.models.stable_diffusion import DiffusionModel, pick_device, pick_dtype, quiet_libraries
 from dfusion.report import page
-from dfusion.rewards.registry import Reward, asked_for, load_reward
+from dfusion.rewards.contract import Reward
+from dfusion.rewards.registry import asked_for, load_reward
 from dfusion.rounds import sharing
 from dfusion.rounds.runner import RoundRunner, World
 from dfusion.rounds.scorer import Scorer

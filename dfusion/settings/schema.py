@@ -110,7 +110,7 @@ class Pair:
 
     # Which reference is fused with which base: the better with the worse "halves" (Algorithm 1), or
     # the best "quarter", each used twice, with the worse half (released code).
-    rule: Literal["halves", "quarter"] = "halves"
+    rule: OrOwn[Literal["halves", "quarter"]] = "halves"
     # Which targets are kept: those that pass Eq. 7, or "all" (released code).
     adoption: Literal["eq7", "all"] = "eq7"
     # Threshold of Eq. 7, usually between 0 and 1.

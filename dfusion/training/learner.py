@@ -75,6 +75,13 @@ class Learner:
         steps: T. Those without any gradient are left out (Algorithm 1 has no others).
         """
 
+        updates = self.train.updates_per_inner_epoch
+        if len(data.pairs) < updates:
+            raise UserError(
+                f"--config.train.updates_per_inner_epoch {updates}: more optimiser steps than "
+                f"pairs, which are {len(data.pairs)}"
+            )
+
         def steps_of(p: int) -> list[int]:
             begin = data.first_step(p) if self.objective.pairwise else 0
             return [i for i in range(begin, steps) if self.objective.weighs(i)]
@@ -82,7 +89,7 @@ class Learner:
         return updates_of_pass(
             (self.seed, number, inner),
             len(data.pairs),
-            self.train.updates_per_inner_epoch,
+            updates,
             steps_of,
             self.rank,
             self.processes,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dfusion.method.pairing import Pair, adopted, pair
+from dfusion.method.pairing import RULES, Group, Pair, adopted, pair
 
 
 def test_halves_by_hand() -> None:
@@ -18,18 +18,33 @@ def test_quarter_uses_the_top_quarter_twice() -> None:
     scores = [0.1, 0.8, 0.3, 0.6, 0.5, 0.4, 0.7, 0.2]
     # order: 1 6 3 4 | 5 2 7 0; the top quarter is 1, 6
     expected = [(1, 5), (1, 2), (6, 7), (6, 0)]
-    assert [(p.reference, p.base) for p in pair(["p"] * 8, scores, "quarter")] == expected
+    assert [(p.reference, p.base) for p in pair(["p"] * 8, scores, RULES["quarter"])] == expected
 
 
 @pytest.mark.parametrize("rule", ["halves", "quarter"])
 def test_odd_one_is_left_out_and_ties_keep_their_order(rule: str) -> None:
-    assert [(p.reference, p.base) for p in pair(["p"] * 3, [0.5, 0.5, 0.5], rule)] == [(0, 2)]
-    assert pair(["p"], [1.0], rule) == ()
+    assert [(p.reference, p.base) for p in pair(["p"] * 3, [0.5, 0.5, 0.5], RULES[rule])] == [
+        (0, 2)
+    ]
+    assert pair(["p"], [1.0], RULES[rule]) == ()
+
+
+def test_a_rule_of_ones_own_sees_prompts_scores_and_images() -> None:
+    """Here: the image that is darkest is the base of all others."""
+    brightness = [3, 1, 2, 9, 8, 7]
+
+    def darkest(group: Group) -> list[tuple[int, int]]:
+        values = [group.image(n) for n in range(len(group.scores))]
+        base = values.index(min(values))
+        return [(n, base) for n in range(len(values)) if n != base and group.prompt == "p"]
+
+    found = pair(["p", "q"] * 3, [0.0] * 6, darkest, brightness.__getitem__)
+    assert found == (Pair("p", 0, 2), Pair("p", 4, 2))
 
 
 def test_reference_always_scores_at_least_as_well() -> None:
     scores = [((i * 37) % 11) / 11 for i in range(40)]
-    for rule in ("halves", "quarter"):
+    for rule in RULES.values():
         for p in pair(["p", "q"] * 20, scores, rule):
             assert scores[p.reference] >= scores[p.base]
 

@@ -15,10 +15,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load, load_file
 
+from dfusion.commands.verify import verify
 from dfusion.errors import UserError
 from dfusion.method.fusion import FusionPlan
 from dfusion.progress import Stopwatch
-from dfusion.rewards.registry import REWARDS, Reward, reward_name
+from dfusion.rewards.contract import Reward
+from dfusion.rewards.registry import REWARDS, reward_name
 from dfusion.rounds import session
 from dfusion.rounds.runner import RoundRunner, World
 from dfusion.rounds.scoring import heartbeat, score_missing, scorer_alive, scorer_lock
@@ -338,3 +340,19 @@ def test_reward_names() -> None:
     assert reward_name(settings) == "clip:ViT-H-14:laion2b_s32b_b79k"
     settings.model, settings.pretrained = "local-dir:x", ""
     assert reward_name(settings) == "clip:local-dir:x"
+
+
+def test_a_pairing_rule_of_ones_own(settings: Settings) -> None:
+    """It sees the images; and a round so paired verifies."""
+    settings.pair.rule = "tests.rules:reddest"
+    folder = session.sample_rounds(settings)
+    round_ = Experiment(folder).round(0)
+    scores = round_.scores("images")  # redness, too
+    pairs = round_.pairs() or ()
+    assert len(pairs) == 6 and verify(folder) == []
+    for pair in pairs:
+        same = [p.base for p in pairs if p.prompt == pair.prompt]
+        assert scores[pair.reference] >= max(scores[i] for i in same)
+    settings.pair.rule, settings.exp_name = "tests.rules:absent", "other"
+    with pytest.raises(UserError, match="pair.rule 'tests.rules:absent'.*give halves, quarter or"):
+        session.sample_rounds(settings)

@@ -13,14 +13,15 @@ import torch
 from PIL import Image
 
 from dfusion.errors import UserError
-from dfusion.rewards.registry import Reward, asked_for, load_reward, reward_name
+from dfusion.rewards.contract import Reward
+from dfusion.rewards.registry import asked_for, load_reward, reward_name
 from dfusion.rounds.scorer import Scorer
 from dfusion.rounds.scoring import score_missing, scorer_lock
 from dfusion.rounds.session import score
 from dfusion.settings.schema import Eval, Settings
 from dfusion.storage.files import write_json, write_png
 from tests.conftest import grey_round
-from tests.rewards import redness
+from tests.rewards import Redness, redness
 
 SCORER = Path(__file__).parents[2] / "testbed" / "weights" / "scorer"
 
@@ -193,6 +194,8 @@ def test_scores_of_images_that_are_gone_are_not_written(tmp_path: Path, made_ane
 
 def test_a_reward_by_name(tmp_path: Path) -> None:
     assert load_reward(Eval(reward="tests.rewards:redness"), torch.device("cpu")) is redness
+    made = load_reward(Eval(reward="tests.rewards:Redness"), torch.device("cpu"))
+    assert isinstance(made, Redness) and made.device.type == "cpu"
     for name in ("tests.rewards:absent", "no.such.module:f", "nonsense"):
         with pytest.raises(UserError, match="--config.eval.reward"):
             load_reward(Eval(reward=name), torch.device("cpu"))

@@ -11,7 +11,8 @@ import pytest
 from dfusion.commands import settings_table
 from dfusion.commands.config import get_config
 from dfusion.errors import UserError
-from dfusion.method.pairing import ADOPTIONS, RULES
+from dfusion.method.losses import LOSSES
+from dfusion.method.pairing import RULES
 from dfusion.method.prompts import Item
 from dfusion.method.sampling import STORE_DTYPES
 from dfusion.models.stable_diffusion import DiffusionModel, pick_device
@@ -403,7 +404,7 @@ def test_choices_are_those_of_the_modules_that_take_them() -> None:
     assert set(SETTINGS["fusion.parts"].words) == set(PARTS)
     assert set(SETTINGS["sample.store_dtype"].words) == set(STORE_DTYPES)
     assert set(SETTINGS["pair.rule"].words) == set(RULES)
-    assert set(SETTINGS["pair.adoption"].words) == set(ADOPTIONS)
+    assert set(SETTINGS["train.method"].words) == set(LOSSES)
 
 
 def test_a_folder_that_cannot_be_written_ends_in_one_line(

@@ -212,5 +212,5 @@ def test_a_loss_of_ones_own(settings: Settings) -> None:
     assert trainer.checkpoints.latest() == 0
     chosen = small(settings, 1, "absent")
     chosen.train.method = "tests.losses:Absent"
-    with pytest.raises(UserError, match="train.method tests.losses:Absent.*no attribute"):
+    with pytest.raises(UserError, match="train.method 'tests.losses:Absent'.*no attribute"):
         Trainer(open_session(chosen))
