@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dfusion.rewards.registry import Reward, load_reward
+from dfusion.rewards.contract import Reward
+from dfusion.rewards.registry import load_reward
 from dfusion.settings.schema import Eval
 from experiments.measures.similarity import ssim
 from testbed.models.judge import Judge

@@ -24,7 +24,8 @@ from dfusion.method.sampling import Policy, sample
 from dfusion.models.numerics import set_numerics
 from dfusion.models.plan import plan_of
 from dfusion.models.stable_diffusion import DiffusionModel, pick_device, pick_dtype, quiet_libraries
-from dfusion.rewards.registry import Reward, load_reward
+from dfusion.rewards.contract import Reward
+from dfusion.rewards.registry import load_reward
 from dfusion.rounds.session import policy_of
 from dfusion.settings.check import check
 from dfusion.settings.presets import PRESETS

@@ -14,7 +14,8 @@ from dfusion.method.fusion import FusionPlan, Source, Target, fuse
 from dfusion.method.masks import fusion_mask
 from dfusion.method.pairing import adopted
 from dfusion.method.prompts import Prompt
-from dfusion.rewards.registry import Reward, load_reward
+from dfusion.rewards.contract import Reward
+from dfusion.rewards.registry import load_reward
 from dfusion.rounds.session import Session, open_session
 from dfusion.settings.presets import PRESETS
 from dfusion.settings.schema import Settings
