@@ -35,8 +35,15 @@ from experiments.runs.shared_start import source_of
 
 RESULTS = Path(__file__).parent.parent / "results"
 DATA = Path("data")
-SIZES: dict[str, dict[str, int]] = {
-    "testbed": {"prompts": 18, "images": 8, "rounds": 18, "compare": 16, "compare_every": 3},
+SIZES: dict[str, dict[str, Any]] = {
+    "testbed": {
+        "prompts": 18,
+        "images": 8,
+        "rounds": 18,
+        "compare": 16,
+        "compare_every": 3,
+        "precision": "bf16",
+    },
     "paper": {"rounds": 40, "compare": 4, "compare_every": 5},
 }
 
@@ -57,7 +64,7 @@ def name_of(args: argparse.Namespace) -> str:
 
 
 def prompts_file(preset: str, template: int, kind: str) -> Path:
-    """kind: train or test prompts, item words or mask thresholds of a template."""
+    """kind: train, test or held-out prompts, item words or mask thresholds of a template."""
     family = "testbed" if preset == "testbed" else "template"
     return Path("config/prompt") / f"{family}{template}_{kind}.json"
 
@@ -66,7 +73,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
     """The preset with this run's method, on a template's training prompts."""
     settings, data = PRESETS[args.preset](), runs_of(args.preset)
     train, items, thresholds = (
-        prompts_file(args.preset, args.template, kind) for kind in ("train", "item", "mask")
+        prompts_file(args.preset, args.template, kind)
+        for kind in ("held" if args.held_out else "train", "item", "mask")
     )
     settings.prompt_file = str(_prompts(args, train, data))
     settings.item_idx_file, settings.mask_thr_file = str(items), str(thresholds)
@@ -75,6 +83,8 @@ def settings_of(args: argparse.Namespace) -> Settings:
     settings.eval.in_process, settings.device = True, args.device
     if args.images:
         settings.sample.batch_size, settings.sample.num_batches_per_epoch = args.images, 1
+    if args.precision:
+        settings.mixed_precision = args.precision
     given = {
         "method": args.method,
         "pairs": args.pairs,
@@ -111,7 +121,7 @@ def _prompts(args: argparse.Namespace, listed: Path, data: Path) -> Path:
         return listed
     texts = json.loads(listed.read_text())
     chosen = texts[: args.prompts]
-    path = data / f"template{args.template}_{args.prompts}.json"
+    path = data / f"{listed.stem}_{args.prompts}.json"
     write_bytes(path, json.dumps(chosen).encode())
     return path
 
@@ -224,14 +234,23 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pairs", default="dfusion", choices=SETTINGS["train.pairs"].words)
     parser.add_argument("--template", type=int, default=1, choices=(1, 2, 3))
     parser.add_argument(
+        "--held-out", action="store_true", help="prompts that no comparison uses (testbed)"
+    )
+    parser.add_argument("--precision", choices=("no", "bf16", "fp16"), help="testbed: bf16")
+    parser.add_argument(
         "--prompts", type=int, help="the first of the list; testbed: 18, paper: all"
     )
     parser.add_argument("--images", type=int, help="of each prompt and round; testbed: 8")
     parser.add_argument("--rounds", type=int, help="testbed: 18, paper: 40")
     parser.add_argument("--compare", type=int, help="images of each prompt; testbed: 16, paper: 4")
     parser.add_argument("--compare-every", type=int, help="rounds; testbed: 3, paper: 5")
-    parser.add_argument("--set", action="append", default=[], metavar="train.beta=1.0",
-                        help="any other setting; may be given several times")  # fmt: skip
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="train.beta=1.0",
+        help="any other setting; may be given several times",
+    )
     parser.add_argument("--second", help="a scorer that training never sees: module:function")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--device", default="auto")

@@ -21,10 +21,12 @@ from testbed.world.words import (
     all_claims,
     item_positions,
     mistaken_for,
+    parse,
 )
 
 FOLDER = Path(__file__).parents[2] / "config" / "prompt"
 COUNT = {1: 24, 2: 36, 3: 32}  # prompts in each of train and test
+HELD_OUT = 12  # at most
 SEED = 7
 
 
@@ -66,6 +68,21 @@ def split(template: int) -> tuple[list[str], list[str]]:
     return [c.prompt for c in lists[0]], [c.prompt for c in lists[1]]
 
 
+def held_out(template: int) -> list[str]:
+    """Whole cycles that are in neither list, one of each kind in turn: to choose settings on."""
+    used = {parse(prompt).canonical for part in split(template) for prompt in part}
+    free = [c for c in _cycles(template) if not used & {claim.canonical for claim in c}]
+    kinds: dict[str, list[tuple[Claim, ...]]] = {}
+    for cycle in free:
+        kinds.setdefault(cycle[0].activity, []).append(cycle)
+    turns = [cycle for turn in zip_longest(*kinds.values()) for cycle in turn if cycle]
+    taken: list[Claim] = []
+    for cycle in turns:
+        if len(taken) + len(cycle) <= HELD_OUT:
+            taken.extend(cycle)
+    return [claim.prompt for claim in taken]
+
+
 def write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=1) + "\n")
 
@@ -77,6 +94,7 @@ def write(folder: Path = FOLDER) -> None:
         train, test = split(template)
         write_json(folder / f"testbed{template}_train.json", train)
         write_json(folder / f"testbed{template}_test.json", test)
+        write_json(folder / f"testbed{template}_held.json", held_out(template))
         prompts = [c.prompt for c in all_claims(template)]
         write_json(folder / f"testbed{template}_item.json", {p: item_positions(p) for p in prompts})
 

@@ -12,7 +12,6 @@ from diffusers import UNet2DConditionModel
 from dfusion.errors import UserError
 from dfusion.models.plan import plan_of
 from dfusion.rounds.session import resolved
-from dfusion.settings.presets import PRESETS
 from dfusion.settings.schema import Settings, flat
 from dfusion.storage.experiment import DROPPED, Experiment
 from dfusion.storage.files import write_json
@@ -101,7 +100,7 @@ def test_every_training_run_has_a_name_of_its_own(
     full = every.stages(every.arguments([f"--preset={preset}", "--seeds", "1", "2", "--full"]))
     runs = [[s.result for s in of if s.settings] for of in (stages, full)]
     both = 2 if preset == "testbed" else len(every.CURVES)  # curves that every seed has
-    tried = 3 * (len(rates.RATES["testbed"]) - 1) if preset == "testbed" else 0  # templates
+    tried = 2 * len(rates.RATES["testbed"]) if preset == "testbed" else 0  # naive and fused
     once = len(ablations.CHOICES) - 1 + tried  # the preset itself is a curve
     assert len(set(runs[0])) == len(runs[0]) == len(every.CURVES) + both + once
     assert len(set(runs[1])) == len(runs[1]) == 2 * len(every.CURVES) + once
@@ -269,16 +268,25 @@ def test_runs_that_are_missing_are_made_once(
         side_by_side.make(runs, 1)
 
 
-def test_rates_are_compared_with_the_curve_at_the_presets_own(
+def test_rates_are_chosen_for_every_method_alike_on_prompts_that_nothing_else_uses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(alignment, "DATA", tmp_path)
     args = rates.arguments([])
     runs = [alignment.arguments(flags) for flags in rates.runs_of(args).values()]
     settings = [alignment.settings_of(run) for run in runs]
-    assert {run.train.learning_rate for run in settings} == set(args.rates)
-    assert {run.train.pairs for run in settings} == {"naive"}
-    usual = PRESETS["testbed"]().train.learning_rate
-    curves = {f"dpo_naive_t{template}_s42" for template in (1, 2, 3)}  # experiments.all's
-    assert {run.exp_name for run in settings if run.train.learning_rate == usual} == curves
-    assert len({run.exp_name for run in settings}) == len(runs) == 3 * len(args.rates)
+    tried = {(run.train.pairs, run.train.learning_rate) for run in settings}
+    assert tried == {(pairs, rate) for pairs in ("naive", "dfusion") for rate in args.rates}
+    assert len({run.exp_name for run in settings}) == len(runs) == 2 * len(args.rates)
+    (held,) = {run.prompt_file for run in settings}
+    listed = alignment.prompts_file("testbed", 1, "held")
+    assert json.loads(Path(held).read_text()) == json.loads(listed.read_text())
+
+
+@pytest.mark.parametrize("template", [1, 2, 3])
+def test_held_out_prompts_say_what_no_other_list_says(template: int) -> None:
+    kinds = ("held", "train", "test")
+    lists = [json.loads(alignment.prompts_file("testbed", template, k).read_text()) for k in kinds]
+    held, train, test = ({parse(text).canonical for text in part} for part in lists)
+    assert len(held) >= 6 and not held & (train | test)
+    assert {mistaken_for(parse(text)).prompt for text in lists[0]} == set(lists[0])
