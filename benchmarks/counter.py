@@ -31,7 +31,7 @@ def counting(unet: nn.Module, guided: bool = True) -> Iterator[Count]:
     count = Count()
     rows_each = 2 if guided else 1
 
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
+    def hook(module: nn.Module, args: object, output: Any) -> None:
         sample: Tensor = output[0]
         evaluations = len(sample) / rows_each
         if not sample.requires_grad:

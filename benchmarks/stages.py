@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import open_clip
 import torch
@@ -27,6 +27,7 @@ from dfusion.storage.files import read_tensors
 from dfusion.storage.round_files import read_source, read_trajectory
 from dfusion.training.trainer import Trainer
 
+T = TypeVar("T")
 TimeInTurns = Callable[[Mapping[str, Work]], Race]
 
 
@@ -228,5 +229,5 @@ def _tower(
     return model.encode_image, list(pixels.to(device).split(settings.batch_size))
 
 
-def _chunks(items: Sequence, size: int) -> list[list]:
+def _chunks(items: Sequence[T], size: int) -> list[list[T]]:
     return [list(items[i : i + size]) for i in range(0, len(items), size)]

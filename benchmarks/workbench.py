@@ -96,6 +96,6 @@ def size_of(session: Session) -> RoundSize:
     )
 
 
-def quiet() -> contextlib.AbstractContextManager:
+def quiet() -> contextlib.AbstractContextManager[object]:
     """Nothing is printed in the block."""
     return contextlib.redirect_stdout(io.StringIO())

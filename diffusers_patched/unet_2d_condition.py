@@ -67,10 +67,10 @@ class UNet2DConditionModel(StockUNet2DConditionModel):
         encoder_hidden_states: Tensor,  # (N, L, E)
         *args: Any,
         control: AttentionControl | None = None,
-        cross_attention_kwargs: dict | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
         **kwargs: Any,
-    ) -> UNet2DConditionOutput | tuple:
+    ) -> UNet2DConditionOutput | tuple[Any, ...]:
         """As upstream; with a control, returns UNetControlOutput."""
         if control is None:
             return super().forward(
@@ -101,7 +101,9 @@ class UNet2DConditionModel(StockUNet2DConditionModel):
         return UNetControlOutput(sample=out.sample, maps=mean_map)
 
 
-def _instruct(layer: int, module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+def _instruct(
+    layer: int, module: object, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Before a layer's module runs: what the call's control has it do, which `used` collects.
 
     Outside of the blocks that are compiled, to which layers and steps are all the same.

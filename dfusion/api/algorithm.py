@@ -24,7 +24,7 @@ def algorithm_1(
     pipe: DFusionPipeline,
     trainer: DFusionTrainer,
     prompts: Sequence[str],
-    items: Mapping[str, Sequence],
+    items: Mapping[str, Sequence[str | int]],
     reward: Reward,
     *,
     rounds: int,

@@ -1,7 +1,7 @@
 """DFusionPipeline: samples and fused pairs around a diffusers pipeline, without files."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers import StableDiffusionPipeline
@@ -22,6 +22,8 @@ from dfusion.settings.schema import Pretrained
 from dfusion.settings.steps import parse_steps
 
 Seed = int | torch.Generator
+Names = Sequence[str | int]  # item words of one prompt, or their positions
+Items = Names | Sequence[Names] | Mapping[str, Names]  # of one prompt; of each; by prompt
 # Called as diffusers calls it: (pipeline, step, timestep, {"latents": (B, C, h, w)}). What it
 # returns is not used: training needs trajectories that nothing but the policy has walked.
 Callback = Callable[["DFusionPipeline", int, Tensor, dict[str, Any]], Any]
@@ -67,7 +69,7 @@ class DFusionPipeline:
     def __call__(
         self,
         prompt: str | Sequence[str],
-        items: Sequence,
+        items: Items,
         *,
         base_seed: Seed | Sequence[Seed],
         reference_seed: Seed | Sequence[Seed],
@@ -119,7 +121,7 @@ class DFusionPipeline:
     def sample(
         self,
         prompt: str | Sequence[str],
-        items: Sequence | Mapping[str, Sequence],
+        items: Items,
         seed: Seed | Sequence[Seed] = 42,
         *,
         images_per_prompt: int | None = None,
@@ -237,13 +239,13 @@ class DFusionPipeline:
 
 def _prompts(
     prompt: str | Sequence[str],
-    items: Sequence | Mapping[str, Sequence],
+    items: Items,
     thresholds: float | Sequence[float | None] | None,
 ) -> list[Prompt]:
     """Prompts with their items. Raises UserError for one without, or an item it lacks."""
     texts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not isinstance(items, Mapping):
-        lists = [items] if isinstance(prompt, str) else items
+        lists = cast("list[Names]", [items] if isinstance(prompt, str) else items)
         if len(lists) != len(texts):
             raise UserError(
                 f"items: {len(lists)} lists for {len(texts)} prompts; give one for each"

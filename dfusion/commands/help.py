@@ -24,7 +24,7 @@ def help_text(about: str, values: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _entry(name: str, value: Any, comment: str, setting: Setting) -> str:
+def _entry(name: str, value: object, comment: str, setting: Setting) -> str:
     flag = f"  --config.{name}={shlex.quote(str(value))}"
     lines = [flag, *textwrap.wrap(comment, WIDTH - len(INDENT))]
     if setting.words or str(setting.range):

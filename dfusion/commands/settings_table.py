@@ -3,7 +3,6 @@
 import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from dfusion.settings.declaration import comments_in, groups_of
 from dfusion.settings.presets import PRESETS
@@ -56,7 +55,7 @@ def _table(rows: Iterable[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _code(value: Any) -> str:
+def _code(value: object) -> str:
     return f"`{shlex.quote(str(value))}`"
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from dfusion.errors import UserError
-from dfusion.storage.files import load_json
+from dfusion.storage.strict_json import load_json
 
 FLAG = "--config.pretrained.model"
 HELP = (

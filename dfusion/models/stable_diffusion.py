@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
@@ -76,7 +77,7 @@ class DiffusionModel:
             _merge_lora(pipe, lora)
         return cls(pipe, device, dtype)
 
-    def compile(self, backend: str | Callable = "inductor") -> None:
+    def compile(self, backend: str | Callable[..., Any] = "inductor") -> None:
         """Compile the UNet's transformer blocks, and keep convolutions' weights channels_last.
 
         Identical blocks share graphs across layers, steps and controls.

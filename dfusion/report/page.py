@@ -39,7 +39,7 @@ def write(folder: Path) -> list[Path]:
     return [page, sheet]
 
 
-def inline_json(value: Any) -> str:
+def inline_json(value: object) -> str:
     """JSON that is safe inside a script element: no <, > or & whatever the prompts say."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

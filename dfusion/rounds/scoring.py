@@ -19,8 +19,9 @@ from dfusion.rewards.contract import Reward
 from dfusion.rewards.registry import HUMAN, as_numbers
 from dfusion.settings.schema import Settings
 from dfusion.storage.experiment import Round
-from dfusion.storage.files import load_json, read_png, stamp, write_bytes
+from dfusion.storage.files import read_png, stamp, write_bytes
 from dfusion.storage.lock import Lock
+from dfusion.storage.strict_json import load_json
 
 BEAT_SECONDS = 5.0
 ALIVE_SECONDS = 30.0

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import PartialState
@@ -278,7 +278,7 @@ def _check_same(settings: Settings, experiment: Experiment) -> None:
         )
 
 
-def _what_matters(settings: dict, experiment: Experiment) -> dict[str, object]:
+def _what_matters(settings: dict[str, Any], experiment: Experiment) -> dict[str, object]:
     """The settings that the experiment's files depend on; train.* only once it was trained."""
     flags = flat(settings)
     # Batches may be cut differently as long as each prompt gets as many images.

@@ -109,7 +109,7 @@ class Setting:
             return f"one or more of {listed}" if self.several else listed
         return ", or ".join([str(self.range) or KINDS[self.kind], *self.words])
 
-    def check_type(self, what: str, value: Any) -> None:
+    def check_type(self, what: str, value: object) -> None:
         """Refuse a value of another type. what: the flag or file. Raises UserError.
 
         A whole number may stand for a fraction.

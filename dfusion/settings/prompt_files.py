@@ -102,7 +102,7 @@ def _prompt_list(path: str) -> list[str]:
     return texts
 
 
-def _by_prompt(flag: str, path: str, kinds: tuple[type, ...]) -> dict[str, list]:
+def _by_prompt(flag: str, path: str, kinds: tuple[type, ...]) -> dict[str, list[Any]]:
     value = _read(flag, path)
     if not isinstance(value, dict):
         raise UserError(f"{flag}: must be a JSON object {{prompt: [...]}}")

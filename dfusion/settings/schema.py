@@ -283,12 +283,12 @@ class Settings:
     eval: Eval = field(default_factory=Eval)
     train: Train = field(default_factory=Train)
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """Nested plain dictionary, for JSON and flags."""
         return asdict(self)
 
     @classmethod
-    def of(cls, values: dict) -> "Settings":
+    def of(cls, values: dict[str, Any]) -> "Settings":
         """The inverse of to_dict. Raises TypeError for an unknown name."""
         groups = groups_of(cls)
         return cls(**{k: groups[k](**v) if k in groups else v for k, v in values.items()})
@@ -303,7 +303,7 @@ SETTINGS = settings_in(Settings)  # by flag name
 FREE = frozenset(name for name, setting in SETTINGS.items() if setting.free)
 
 
-def flat(settings: dict) -> dict[str, Any]:
+def flat(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings.to_dict() by flag name: "sample.eta" for the field eta of the group sample."""
     flags: dict[str, Any] = {}
     for name, value in settings.items():
@@ -314,7 +314,7 @@ def flat(settings: dict) -> dict[str, Any]:
     return flags
 
 
-def as_flags(values: dict) -> dict:
+def as_flags(values: dict[str, Any]) -> dict[str, Any]:
     """Settings.to_dict() with text where "auto" may stand too: a flag has the type of its value."""
     for name in _may_be_auto():
         group, key = name.split(".")
@@ -322,7 +322,7 @@ def as_flags(values: dict) -> dict:
     return values
 
 
-def _without_text(values: dict) -> dict:
+def _without_text(values: dict[str, Any]) -> dict[str, Any]:
     """The inverse of `as_flags`."""
     values = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
     for name in _may_be_auto():

@@ -43,8 +43,8 @@ class Writer:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(WRITERS)
-        self._before: list[Future] = []
-        self._now: list[Future] = []
+        self._before: list[Future[None]] = []
+        self._now: list[Future[None]] = []
 
     def put(self, write: Callable[..., None], *args: Any) -> None:
         """Write in the background; the arguments must not be changed afterwards."""

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from dfusion.storage.files import load_json, write_bytes
+from dfusion.storage.files import write_bytes
+from dfusion.storage.strict_json import load_json
 
 
 class Lock:

@@ -12,10 +12,10 @@ from torch import Tensor
 from dfusion.errors import UserError
 from dfusion.method.inversion import invert
 from dfusion.method.sampling import Policy
+from dfusion.models.batching import unfinished
 from dfusion.progress import Progress
 from dfusion.report import page
 from dfusion.report.contact_sheet import contact_sheet
-from dfusion.rounds.runner import unfinished
 from dfusion.rounds.session import Session, begun, load_session
 from dfusion.settings.check import check_training
 from dfusion.settings.schema import FREE, Settings, flat

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -20,6 +20,7 @@ from dfusion.view.folders import Data, NotThereError
 from dfusion.view.guard import Guard
 from dfusion.view.ratings import rater_name
 
+T = TypeVar("T")
 STATIC = Path(__file__).with_name("static")
 FRESH = {"Cache-Control": "no-cache"}  # cached, but revalidated each time
 NEVER = {"Cache-Control": "no-store"}
@@ -140,7 +141,7 @@ class Body:
             raise UserError(f"{name}: a list of names is needed")
         return values
 
-    def _of(self, name: str, kind: type) -> Any:
+    def _of(self, name: str, kind: type[T]) -> T:
         value = self.value.get(name)
         if not isinstance(value, kind) or isinstance(value, bool):
             raise UserError(f"the body lacks {name}, or it is of another type")

@@ -78,7 +78,7 @@ def _adopted(data: Data, rounds: dict[int, Round]) -> Points:
     return rates
 
 
-def _judge(rows: Any, x: str) -> Points:
+def _judge(rows: object, x: str) -> Points:
     rows = rows if isinstance(rows, list) else []
     return _points((row.get(x), row.get("judge")) for row in rows if isinstance(row, dict))
 

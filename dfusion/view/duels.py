@@ -6,11 +6,11 @@ sides depend only on the round and the rater; answers are written to disk at onc
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import Any, TypeVar
 
 from dfusion.errors import UserError
 from dfusion.storage.experiment import SCORED, Round
@@ -19,9 +19,11 @@ from dfusion.view.folders import Data, NotThereError, present
 from dfusion.view.human import check_open, digest, texts_of, write
 from dfusion.view.strengths import Outcome, between, joined, strengths
 
+T = TypeVar("T")
 NEIGHBOURS = (1, 2)  # a prompt's images form a circle; distances on it
 Shown = tuple[str, int]  # kind and index of an image
-Answers = dict[tuple[str, frozenset], Shown | None]  # (rater, the two): the better, None for a tie
+# (rater, the two): the better, None for a tie
+Answers = dict[tuple[str, frozenset[Shown]], Shown | None]
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,16 @@ def meetings(data: Data, name: str, which: str, kind: str, rater: str) -> list[M
     for prompt in _shuffled(dict.fromkeys(texts), mix):
         members = _shuffled([i for i, text in enumerate(texts) if text == prompt], mix)
         pairs = _targets(round_, members) if kind == "target_images" else _circle(members)
-        found += [Meeting(prompt, tuple(_shuffled(p, mix))) for p in _shuffled(pairs, mix)]
+        for pair in _shuffled(pairs, mix):
+            left, right = _shuffled(pair, mix)
+            found.append(Meeting(prompt, (left, right)))
     return found
 
 
-def _shuffled(values: Any, mix: random.Random) -> list[Any]:
-    values = list(values)
-    mix.shuffle(values)
-    return values
+def _shuffled(values: Iterable[T], mix: random.Random) -> list[T]:
+    mixed = list(values)
+    mix.shuffle(mixed)
+    return mixed
 
 
 def _circle(members: list[int]) -> list[tuple[Shown, Shown]]:

@@ -3,13 +3,14 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dfusion.errors import UserError
 from dfusion.settings.schema import Settings
 from dfusion.storage.experiment import Experiment, Round
 from dfusion.storage.files import read_json, stamp
 
+T = TypeVar("T")
 KINDS = ("images", "base_images", "reference_images", "target_images", "masks")
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*(/[A-Za-z0-9][\w.+-]*)?")
 _ROUND = re.compile(r"(compare/)?epoch(\d{1,9})")
@@ -78,7 +79,7 @@ class Data:
             raise NotThereError(f"{path.name}: a link that leads out of {self.root}")
         return path
 
-    def read(self, path: Path, read: Callable[[Path], Any]) -> Any:
+    def read(self, path: Path, read: Callable[[Path], T]) -> T:
         """read(path), remembered until the file changes. Files here are replaced, never edited."""
         self.inside(path)
         now = stamp(path)

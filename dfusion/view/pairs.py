@@ -90,7 +90,7 @@ def comparisons(data: Data, chosen: list[tuple[str, str]]) -> dict[str, Any]:
     A row is one (seed, round of the noise, index, prompt); columns without it have null.
     """
     columns: list[dict[str, Any]] = []
-    rows: dict[tuple, dict[str, Any]] = {}
+    rows: dict[tuple[object, ...], dict[str, Any]] = {}
     for c, (name, which) in enumerate(chosen):
         round_ = data.round(name, which)
         made = (round_.manifest() or {"made_with": {}})["made_with"]

@@ -50,7 +50,9 @@ def maps_of(round_: Round, text: str) -> Maps:
 
 
 @lru_cache(maxsize=16)
-def _read(folder: Path, prompt: Prompt, indices: tuple[int, ...], files: tuple) -> Maps:
+def _read(
+    folder: Path, prompt: Prompt, indices: tuple[int, ...], files: tuple[object, ...]
+) -> Maps:
     """files: stamps, so that replaced files are read again."""
     round_ = Round(folder)
     values = [read_tensors(round_.trajectory(i))["maps"].float() for i in indices]

@@ -143,7 +143,7 @@ def decoder(round_: Round) -> Decoder:
 
 
 @lru_cache(maxsize=8)
-def _fitted(folder: Path, indices: tuple[int, ...], files: tuple) -> Decoder:
+def _fitted(folder: Path, indices: tuple[int, ...], files: tuple[object, ...]) -> Decoder:
     """files: stamps, so that replaced files are read again."""
     round_ = Round(folder)
     latents, pictures = [], []

@@ -35,7 +35,7 @@ class Meters:
             second=load_reward(chosen, cpu) if chosen else None,
         )
 
-    def read(self, images: np.ndarray, texts: Sequence[str]) -> dict[str, list]:
+    def read(self, images: np.ndarray, texts: Sequence[str]) -> dict[str, list[float]]:
         """right: 0 or 1, and second: a score, of every image, or nothing. uint8 (N, H, W, 3)."""
         pictures = [Image.fromarray(image) for image in images]
         second = [] if self.second is None else self.second(pictures, list(texts))

@@ -33,6 +33,7 @@ from testbed.models.judge import Judge as TestbedJudge
 
 RESULTS = Path(__file__).parent.parent / "results" / "testbed"
 TEMPLATES = (1, 2, 3)
+Figures = dict[str, dict[str, Any]]  # template -> what was measured
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,9 @@ def load_judge() -> Judge:
     return lambda images, prompts: np.asarray(judge.satisfied(images, list(prompts)))
 
 
-def run(cells: list[Cell], split: str, prompts: int, images: int, data: Path, out: Path) -> dict:
+def run(
+    cells: list[Cell], split: str, prompts: int, images: int, data: Path, out: Path
+) -> dict[str, Figures]:
     """Measure cells on every template; returns {cell: {template: figures}}, saved as it grows."""
     about = {"split": split, "prompts per template": prompts, "images per prompt": images}
     saved: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {**about, "cells": {}}
@@ -119,7 +122,7 @@ def run(cells: list[Cell], split: str, prompts: int, images: int, data: Path, ou
     return done
 
 
-def line(name: str, figures: dict) -> str:
+def line(name: str, figures: Figures) -> str:
     """One cell as text: over templates, right base/reference/target, adopted, SSIM, coverage."""
     values = {k: [f[k] for f in figures.values() if f[k] is not None] for k in figures["1"]}
     mean = {k: np.mean(v) if v else np.nan for k, v in values.items()}

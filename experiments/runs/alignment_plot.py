@@ -14,6 +14,7 @@ import argparse
 import json
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -42,7 +43,9 @@ MEASURES = {
     "second": "mean score of a second scorer",
 }
 EACH = {"scorer": "scores", "judge": "right", "second": "second_scores"}  # of every image
-Runs = dict[int, dict[str, list[dict]]]  # template -> method_pairs -> one run a seed
+Run = dict[str, Any]  # what a run's JSON holds
+Pair = tuple[Run, Run]  # with fused pairs, with naive pairs; equal seeds
+Runs = dict[int, dict[str, list[Run]]]  # template -> method_pairs -> one run a seed
 
 
 def load(folder: Path) -> Runs:
@@ -55,17 +58,17 @@ def load(folder: Path) -> Runs:
     return runs
 
 
-def at(run: dict) -> dict[int, dict]:
+def at(run: Run) -> dict[int, Run]:
     """The comparisons of a run, by the rounds of training before them."""
     return {row["rounds"]: row for row in run["same_noise"]}
 
 
-def compared(seeds: list[dict]) -> list[int]:
+def compared(seeds: list[Run]) -> list[int]:
     """After how many rounds some seed has a comparison."""
     return sorted({rounds for run in seeds for rounds in at(run)})
 
 
-def curves(seeds: list[dict], measure: str) -> tuple[np.ndarray, np.ndarray]:
+def curves(seeds: list[Run], measure: str) -> tuple[np.ndarray, np.ndarray]:
     """Images used up to each comparison, and the measure there, NaN where a seed has none: (C,),
     (seeds, C)."""
     each, rounds = seeds[0]["rounds"][0]["images"], compared(seeds)
@@ -73,20 +76,20 @@ def curves(seeds: list[dict], measure: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array(rounds) * each, np.array(values, float)
 
 
-def paired(seeds: list[dict], key: str, rounds: int) -> tuple[np.ndarray, np.ndarray]:
+def paired(seeds: list[Run], key: str, rounds: int) -> tuple[np.ndarray, np.ndarray]:
     """A measure of all seeds' images after so many rounds, and of the same noise before."""
     before, after = (np.concatenate([at(run)[k][key] for run in seeds]) for k in (0, rounds))
     return after, before
 
 
-def half_width(seeds: list[dict], key: str, rounds: int) -> float:
+def half_width(seeds: list[Run], key: str, rounds: int) -> float:
     """Of the gain's 95 % interval: over seeds where there are several, else over images."""
     if len(seeds) > 1:
         return over_seeds(gains(seeds, key, rounds))[1]
     return gain(*paired(seeds, key, rounds))[1]
 
 
-def draw(axes: Axes, runs: dict[str, list[dict]], measure: str) -> None:
+def draw(axes: Axes, runs: dict[str, list[Run]], measure: str) -> None:
     for place, kind in enumerate(kind for kind in STYLES if kind in runs):
         label, colour, marker, style = STYLES[kind]
         used, values = curves(runs[kind], measure)
@@ -106,7 +109,7 @@ def draw(axes: Axes, runs: dict[str, list[dict]], measure: str) -> None:
     axes.grid(alpha=0.3)
 
 
-def summary(kind: str, every: list[dict]) -> list[str]:
+def summary(kind: str, every: list[Run]) -> list[str]:
     """Every comparison against the first, images of all seeds that have it paired by noise."""
     lines = []
     for rounds in compared(every)[1:]:
@@ -123,18 +126,18 @@ def summary(kind: str, every: list[dict]) -> list[str]:
     return lines
 
 
-def keys_of(runs: list[dict]) -> list[str]:
+def keys_of(runs: list[Run]) -> list[str]:
     """What all of them measured of every image: the judge's answer, say, on the testbed only."""
     rows = [row for run in runs for row in run["same_noise"]]
     return [key for key in EACH.values() if all(row.get(key) for row in rows)]
 
 
-def gains(seeds: list[dict], key: str, rounds: int) -> np.ndarray:
+def gains(seeds: list[Run], key: str, rounds: int) -> np.ndarray:
     """What each seed's mean gained up to the comparison after so many rounds."""
     return np.array([np.mean(at(run)[rounds][key]) - np.mean(at(run)[0][key]) for run in seeds])
 
 
-def liked_but_wrong(run: dict, rounds: int) -> float:
+def liked_but_wrong(run: Run, rounds: int) -> float:
     """Of the images that score above the median of those before training, the share that the judge
     rejects: it grows where training pleases the scorer without meeting the prompt."""
     median = np.median(at(run)[0]["scores"])
@@ -148,7 +151,7 @@ def _spread(values: np.ndarray, words: str = "") -> str:
     return f"{words} ± {over_seeds(values)[1]:.3f}" if len(values) > 1 else ""
 
 
-def pairs_of(kinds: dict[str, list[dict]], method: str) -> dict[int, tuple[dict, dict]]:
+def pairs_of(kinds: dict[str, list[Run]], method: str) -> dict[int, Pair]:
     """By seed, a method's runs with fused and with naive pairs."""
     fused, naive = (
         {run["settings"]["seed"]: run for run in kinds.get(f"{method}_{pairs}", ())}
@@ -157,7 +160,7 @@ def pairs_of(kinds: dict[str, list[dict]], method: str) -> dict[int, tuple[dict,
     return {seed: (fused[seed], naive[seed]) for seed in sorted(fused.keys() & naive.keys())}
 
 
-def against_naive(pairs: dict[int, tuple[dict, dict]]) -> list[str]:
+def against_naive(pairs: dict[int, Pair]) -> list[str]:
     """What D-Fusion gains over naive pairs, paired by seed; of one seed, by image."""
     texts = []
     for rounds in compared([run for pair in pairs.values() for run in pair])[1:]:
@@ -170,7 +173,7 @@ def against_naive(pairs: dict[int, tuple[dict, dict]]) -> list[str]:
     return texts
 
 
-def over_images(first: dict, second: dict, key: str, rounds: int) -> str:
+def over_images(first: Run, second: Run, key: str, rounds: int) -> str:
     """Half of the interval of how much more the first run gained, images paired by noise."""
     more, less = (
         np.subtract(at(run)[rounds][key], at(run)[0][key], dtype=float) for run in (first, second)
@@ -178,7 +181,7 @@ def over_images(first: dict, second: dict, key: str, rounds: int) -> str:
     return f" ± {gain(more, less)[1]:.3f} over images"
 
 
-def leads(pairs: list[tuple[dict, dict]], key: str, rounds: int) -> np.ndarray:
+def leads(pairs: list[Pair], key: str, rounds: int) -> np.ndarray:
     """Gain of each pair's first run less that of its second."""
     first, second = ([pair[n] for pair in pairs] for n in (0, 1))
     return gains(first, key, rounds) - gains(second, key, rounds)
@@ -190,7 +193,7 @@ def _lead(rounds: int, key: str, names: list[int], more: np.ndarray) -> str:
     return f"after {rounds} rounds, {key}: {more.mean():+.3f}{_spread(more)} ({each})"
 
 
-def over_templates(every: dict[int, dict[int, tuple[dict, dict]]]) -> list[str]:
+def over_templates(every: dict[int, dict[int, Pair]]) -> list[str]:
     """What D-Fusion gains over naive pairs: means of each template's seeds, then over templates,
     as seeds of one template share their prompts. After as many rounds as all runs have."""
     runs = [run for pairs in every.values() for pair in pairs.values() for run in pair]

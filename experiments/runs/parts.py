@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -25,7 +26,7 @@ from matplotlib.axes import Axes
 from experiments.measures.intervals import over_seeds
 from experiments.pairs import mask_quality
 from experiments.runs.alignment import RESULTS
-from experiments.runs.alignment_plot import STYLES, Runs, load, pairs_of
+from experiments.runs.alignment_plot import STYLES, Run, Runs, load, pairs_of
 
 # Okabe and Ito's colours, markers and lines.
 MASKS = {
@@ -40,7 +41,7 @@ RUNS = {  # (template, method_pairs)
     (3, "dpo_dfusion"): ("#CC79A7", "D", "-."),
     (1, "dpo_naive"): ("#E69F00", "s", ":"),
 }
-Kinds = dict[tuple[int, str], list[dict]]  # (template, method_pairs) -> one run a seed
+Kinds = dict[tuple[int, str], list[Run]]  # (template, method_pairs) -> one run a seed
 
 
 def chosen(runs: Runs) -> Kinds:
@@ -52,7 +53,7 @@ def label(key: tuple[int, str]) -> str:
     return f"{STYLES[key[1]][0]}, template {key[0]}"
 
 
-def by_step(runs: Sequence[dict], key: str) -> np.ndarray:
+def by_step(runs: Sequence[Run], key: str) -> np.ndarray:
     """Mean over updates, then over seeds, of a list over steps t = T … 1; NaN where never known."""
     means = [
         _known_mean(np.array([update[key] for update in run["updates"]], dtype=float))
@@ -68,7 +69,7 @@ def _known_mean(rows: np.ndarray) -> np.ndarray:
     return np.where(known.any(0), total / known.sum(0).clip(min=1), np.nan)
 
 
-def unseen(run: dict) -> float:
+def unseen(run: Run) -> float:
     """How far below log 2, Eq. 6 of a model that knows nothing, the loss on unseen pairs lies.
 
     Those of a round's first pass, after its first update: the network has not trained on them.
@@ -100,7 +101,7 @@ def unseen_lines(runs: Runs) -> list[str]:
     return [f"loss on pairs not yet seen, below log 2, {len(found)} runs: {', '.join(said)}"]
 
 
-def draw_masks(axes: Axes, figures: dict) -> None:
+def draw_masks(axes: Axes, figures: dict[str, Any]) -> None:
     """Overlap of masks and items over the steps, means over templates."""
     for name, (colour, marker, line) in MASKS.items():
         rows = [[row["overlap"] for row in template[name]] for template in figures.values()]
@@ -153,7 +154,7 @@ def draw_steps(axes: Axes, kinds: Kinds, key: str, title: str, ylabel: str) -> N
     _steps(axes, steps)
 
 
-def draw(kinds: Kinds, masks: dict | None, path: Path) -> None:
+def draw(kinds: Kinds, masks: dict[str, Any] | None, path: Path) -> None:
     panels: list[Callable[[Axes], None]] = [
         lambda axes: draw_adopted(axes, kinds),
         lambda axes: draw_steps(axes, kinds, "gradient_share",
@@ -177,7 +178,7 @@ def draw(kinds: Kinds, masks: dict | None, path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def table(runs: Runs, masks: dict | None) -> str:
+def table(runs: Runs, masks: dict[str, Any] | None) -> str:
     kinds = chosen(runs)
     lines = mask_quality.lines(masks or {})
     for key, seeds in kinds.items():

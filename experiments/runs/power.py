@@ -17,7 +17,7 @@ from scipy import stats
 from dfusion.errors import UserError, ends_in_one_line
 from dfusion.storage.files import write_json
 from experiments.runs.alignment import RESULTS
-from experiments.runs.alignment_plot import EACH, at, load
+from experiments.runs.alignment_plot import EACH, Run, at, load
 
 SEEDS, IMAGES = (3, 4, 5, 6, 8, 10), (256, 512, 1024)
 LEVEL, ENOUGH = 0.05, 0.9
@@ -38,7 +38,7 @@ def power(lead: float, seeds: int, images: int, over_seeds: float, over_images: 
     return float(away.sf(limit) + away.cdf(-limit))
 
 
-def leads(a: list[dict], b: list[dict], key: str, rounds: int) -> np.ndarray:
+def leads(a: list[Run], b: list[Run], key: str, rounds: int) -> np.ndarray:
     """(S, N) of run a over run b, image by image, of the seeds that both have."""
     by_seed = [
         {run["settings"]["seed"]: run for run in runs if rounds in at(run)} for runs in (a, b)

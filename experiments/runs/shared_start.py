@@ -4,6 +4,7 @@ The library refuses what is not the same; here a run is looked for whose setting
 """
 
 from pathlib import Path
+from typing import Any
 
 from dfusion.rounds.session import resolved
 from dfusion.settings.schema import FREE, Settings, flat
@@ -16,7 +17,7 @@ OWN = ("train.", "fusion.", "pair.", "mask.merge", "mask_thr")
 FUSION = ("fusion.", "mask.", "mask_thr", "pair.rule")
 
 
-def beginning(settings: dict) -> dict[str, object]:
+def beginning(settings: dict[str, Any]) -> dict[str, object]:
     """The settings that samples before any training depend on; those not given are the defaults."""
     flags = {**flat(Settings().to_dict()), **flat(settings)}
     return {
@@ -26,7 +27,7 @@ def beginning(settings: dict) -> dict[str, object]:
     }
 
 
-def fused_alike(one: dict, other: dict) -> bool:
+def fused_alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether two runs that begin alike fuse alike, and both fuse."""
     a, b = (
         {k: v for k, v in flat(s).items() if k.startswith(FUSION) and k not in FREE}

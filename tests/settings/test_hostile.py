@@ -273,10 +273,9 @@ def test_pages_and_sheets_of_foreign_folders(tmp_path: Path, text: str) -> None:
     html, sheet = page.write(experiment.folder)
     data = page.inline_json(page.collect(experiment.folder))
     assert not set("<>&\n\x1b\x00\u202e") & set(data) and data in html.read_text()
-    assert (
-        Image.open(sheet).size
-        == contact_sheet(experiment.folder, page.collect(experiment.folder)).size
-    )
+    drawn = contact_sheet(experiment.folder, page.collect(experiment.folder))
+    with Image.open(sheet) as written:
+        assert written.size == drawn.size
 
 
 def test_model_cards_hold_no_markup() -> None:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from dfusion.storage.lock import Lock
 from dfusion.training.trainer import train_rounds
 from tests.rewards import redness
 
+Process = subprocess.Popen[str]
 HOLDER = """
 import sys, time
 from pathlib import Path
@@ -31,37 +33,39 @@ time.sleep(100)
 """
 
 
-def hold(path: Path) -> subprocess.Popen:
+@contextmanager
+def holding(path: Path) -> Iterator[Process]:
     """Another process that holds the lock."""
     command = [sys.executable, "-c", HOLDER, str(path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout and process.stdout.readline() == "held\n"
-    return process
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "held\n"
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.fixture
-def other(settings: Settings) -> Iterator[subprocess.Popen]:
-    process = hold(Path(settings.save_path) / settings.exp_name / ".run.lock")
-    yield process
-    process.kill()
-    process.wait()
+def other(settings: Settings) -> Iterator[Process]:
+    with holding(Path(settings.save_path) / settings.exp_name / ".run.lock") as process:
+        yield process
 
 
-def test_a_second_run_names_the_owner(settings: Settings, other: subprocess.Popen) -> None:
+def test_a_second_run_names_the_owner(settings: Settings, other: Process) -> None:
     for verb in (sample_rounds, train_rounds):
         with pytest.raises(UserError, match=f"process {other.pid} on .*, since 20"):
             verb(settings)
     assert not (Path(settings.save_path) / settings.exp_name / "config.json").exists()
 
 
-def test_a_killed_owner_leaves_nothing_behind(settings: Settings, other: subprocess.Popen) -> None:
+def test_a_killed_owner_leaves_nothing_behind(settings: Settings, other: Process) -> None:
     other.send_signal(signal.SIGKILL)
     other.wait()
     sample_rounds(settings)
     assert (Path(settings.save_path) / settings.exp_name / "index.html").exists()
 
 
-def test_other_processes_of_a_run_do_not_ask(settings: Settings, other: subprocess.Popen) -> None:
+def test_other_processes_of_a_run_do_not_ask(settings: Settings, other: Process) -> None:
     with claimed(Experiment(Path(settings.save_path) / settings.exp_name), rank=1):
         pass
 
@@ -77,12 +81,10 @@ def test_a_second_scorer_leaves_the_experiment_alone(
     scores = folder / "epoch0" / "eval" / "images.json"
     before = scores.read_text()
     scores.unlink()
-    process = hold(scorer_lock(folder).path)
-    with pytest.raises(UserError, match=f"scored by process {process.pid}"):
-        look(folder.parent)
-    assert not scores.exists()
-    process.kill()
-    process.wait()
+    with holding(scorer_lock(folder).path) as process:
+        with pytest.raises(UserError, match=f"scored by process {process.pid}"):
+            look(folder.parent)
+        assert not scores.exists()
     assert look(folder.parent) == 8
     assert json.loads(scores.read_text()) == json.loads(before)
 
