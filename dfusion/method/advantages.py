@@ -11,7 +11,7 @@ def statistics(history: Mapping[str, Sequence[float]]) -> dict[str, tuple[float,
     """Mean and (population) standard deviation of the plain samples' scores of each prompt.
 
     history: prompt -> scores of all plain samples of this and earlier rounds. Targets are
-    normalised by the same statistics and do not enter them.
+    normalised with the same statistics but do not contribute to them.
     """
     return {
         prompt: (float(np.mean(scores)), float(np.std(scores)))
@@ -20,5 +20,5 @@ def statistics(history: Mapping[str, Sequence[float]]) -> dict[str, tuple[float,
 
 
 def normalised(score: float, mean: float, std: float) -> float:
-    """(R - mean) / (std + 1e-6); 0 for all where every score of a prompt is the same."""
+    """(R - mean) / (std + 1e-6); 0 for every sample of a prompt whose scores are all equal."""
     return (score - mean) / (std + FLOOR)

@@ -18,12 +18,12 @@ LOG_2PI = 1.8378770664093453
 class DDIM:
     """The transition, its log-probability and KL, for a fixed schedule of T steps.
 
-    alphas_cumprod: (S,) of the S training steps.
-    timesteps: (T,) long, descending: the network's timestep input of each step.
+    alphas_cumprod: (S,), one value per training timestep.
+    timesteps: (T,) long, descending: the timestep that the network is given at each step.
     final_alpha_cumprod: a_prev of a step whose previous timestep would be negative.
     eta: 0 is deterministic, 1 is DDPM's posterior variance.
 
-    Raises ValueError where eta asks for more variance than a step has.
+    Raises ValueError if eta asks for more variance than a step can have.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class DDIM:
     ) -> None:
         alphas = alphas_cumprod.double().cpu()
         timesteps = timesteps.cpu()
-        previous = timesteps - len(alphas) // len(timesteps)  # as diffusers, whatever the spacing
+        previous = timesteps - len(alphas) // len(timesteps)  # as in diffusers, for any spacing
         final = torch.tensor(final_alpha_cumprod, dtype=torch.float64)
         a_t = alphas[timesteps]
         a_prev = torch.where(previous >= 0, alphas[previous.clamp(min=0)], final)
@@ -45,7 +45,7 @@ class DDIM:
         # mean = x_scale x_t + eps_scale eps
         self.x_scale = (a_prev / a_t).sqrt().float()
         self.eps_scale = (direction - (a_prev / a_t * (1 - a_t)).sqrt()).float()
-        # The same without noise (eta = 0), for inversion.
+        # eps_scale of a noise-free step (eta = 0), for inversion.
         self.quiet_scale = ((1 - a_prev).sqrt() - (a_prev / a_t * (1 - a_t)).sqrt()).float()
 
     def __len__(self) -> int:
@@ -74,7 +74,7 @@ class DDIM:
         return mean, std
 
     def invert(self, x_next: Tensor, eps: Tensor, i: int) -> Tensor:
-        """x_t, (B, C, h, w), from which the step without noise leads to x_next, for noise eps."""
+        """The x_t, (B, C, h, w), that a noise-free step with prediction eps takes to x_next."""
         return (x_next.float() - self.quiet_scale[i] * eps.float()) / self.x_scale[i]
 
     @staticmethod

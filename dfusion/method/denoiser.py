@@ -26,7 +26,7 @@ class Denoiser(Protocol):
 
     @property
     def layers(self) -> LayerTable:
-        """The layers as flags number them."""
+        """The attention layers, numbered as in the flags."""
         ...
 
     def fingerprint(self) -> str:
@@ -50,7 +50,7 @@ class Denoiser(Protocol):
         control: AttentionControl | None = None,
         network: nn.Module | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Guided noise, (B, C, h, w) float32, and the maps that `control` records."""
+        """Guided noise prediction, (B, C, h, w) float32, and the maps that `control` records."""
         ...
 
     def decode(self, x0: Tensor) -> Tensor:

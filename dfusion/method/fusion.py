@@ -19,8 +19,8 @@ class FusionPlan:
     """What is fused, where and when.
 
     layers: layer numbers. steps: the paper's t, T … 1. parts: see diffusers_patched.PARTS.
-    masked: False fuses everywhere. merge: "xor" or "or" (Eq. 4). place: "items", or as a control
-    "random". grids: (height, width) of layers.
+    masked: False fuses everywhere, not only inside the mask. merge: "xor" (Eq. 4) or "or". place:
+    "items", or "random" as a control. grids: the layers' (height, width).
     """
 
     layers: frozenset[int]
@@ -34,7 +34,7 @@ class FusionPlan:
 
 @dataclass(frozen=True)
 class Source:
-    """One pair to fuse: the base's sample number, its prompt, both trajectories."""
+    """One pair to fuse: the base's sample number, the prompt, and both trajectories."""
 
     base_index: int
     prompt: Prompt
@@ -46,8 +46,8 @@ class Source:
 class Target:
     """The fused sample.
 
-    latents: (T+1, C, h, w) in the stored dtype. masks: (T, gh, gw) bool, what was fused where; all
-    False at steps without fusion.
+    latents: (T+1, C, h, w) in the stored dtype. masks: (T, gh, gw) bool, the cells fused at
+    each step; all False at unfused steps.
     """
 
     latents: Tensor
@@ -63,8 +63,9 @@ def fuse(
 ) -> list[Target]:
     """Fuse one batch of pairs; prompts may differ.
 
-    Each fused step is one UNet call on [references, targets] (doubled by guidance), the references'
-    states read from their trajectories. Steps before the first fused one are the base's own.
+    Each fused step is one UNet call on [references, targets] (doubled by guidance). The references'
+    states are read from their trajectories. Steps before the first fused one are copied from the
+    base.
     """
     masks = torch.stack([_masks(policy, pair, plan) for pair in pairs])  # (P, T, gh, gw)
     total = len(policy.ddim)
@@ -100,7 +101,7 @@ def fuse(
 def fusion_control(plan: FusionPlan, mask: Tensor, guided: bool) -> AttentionControl:
     """The control of one call on [references, targets], doubled by guidance.
 
-    mask: (P, gh, gw) bool. Row r + P of either half takes from row r.
+    mask: (P, gh, gw) bool. In either half, row r + P (a target) takes from row r (its reference).
     """
     pairs = len(mask)
     half = torch.arange(pairs, device=mask.device).repeat(2)  # (2 P,)

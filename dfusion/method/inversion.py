@@ -1,8 +1,8 @@
 """DDIM inversion: a denoising trajectory guessed from a clean image (the paper's Section 4.4).
 
-From x_0 upwards, the noise at x_t is taken to be what the network predicts at x_{t-1} (Song et al.
-2020). The guess is known to be rough; the paper trains on it to show that targets need their own
-trajectories.
+Going up from x_0, the noise at x_t is approximated by the network's prediction at x_{t-1} (Song et
+al. 2020). The guess is known to be rough; the paper trains on it to show that targets need their
+own trajectories.
 """
 
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ from dfusion.method.sampling import Policy
 
 @torch.no_grad()
 def invert(policy: Policy, x0: Tensor, texts: Sequence[str]) -> Tensor:
-    """Guessed states x_T … x_0, (B, T+1, C, h, w), rounded as stored ones are.
+    """Guessed states x_T … x_0, (B, T+1, C, h, w), rounded as stored states are.
 
-    x0: (B, C, h, w) clean latents. Predicted with the prompt and without guidance, as is usual:
-    guidance makes the guess diverge (Mokady et al. 2022).
+    x0: (B, C, h, w) clean latents. The network predicts with the prompt but, as is usual, without
+    guidance, which would make the guess diverge (Mokady et al. 2022).
     """
     model, ddim = policy.model, policy.ddim
     cond = model.encode(list(texts))

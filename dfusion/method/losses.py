@@ -1,10 +1,10 @@
 """The training losses: Eq. 6 (DPO), 8 (DDPO) and 9 (DPOK), and the contract for others.
 
-A loss is a frozen dataclass whose fields are named as the settings that fill them. To add one,
-derive it from `Loss` and put it into LOSSES, or name it as --config.train.method module:Name.
+A loss is a frozen dataclass. Its fields have the names of the settings that fill them. To add one,
+derive it from `Loss` and add it to LOSSES, or pass it as --config.train.method module:Name.
 
-Log-probs are those of DDIM.log_prob: means over the latent's dimensions. What the paper writes as a
-ratio p_theta / p_theta_old is therefore the ratio per dimension, exp(log_prob - old).
+Log-probs come from DDIM.log_prob and are means over the latent's dimensions. The paper's ratio
+p_theta / p_theta_old is therefore a ratio per dimension here: exp(log_prob - old).
 """
 
 from abc import ABC, abstractmethod
@@ -18,14 +18,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Steps:
-    """N denoising steps, each of both images of a pair: side 0 is preferred, side 1 is the base.
+    """N denoising steps of both images of a pair: side 0 is the preferred image, side 1 the base.
 
-    log_prob: (N, 2), of the transitions that were walked, under the policy that is trained.
-    old: (N, 2), the same under theta_old, or under the initial model where `Loss.to_initial`.
+    log_prob: (N, 2), of the sampled transitions, under the policy being trained.
+    old: (N, 2), the same under theta_old, or under the initial model if `Loss.to_initial`.
     kl: (N, 2), KL(p_theta || p_theta_old) per dimension; zeros unless `Loss.needs_means`.
     advantage: (N, 2), rewards of the two images, normalised per prompt.
-    weight: (N,), of the step's loss. i: (N,) long, 0 is the step from x_T.
-    pair, prompt: (N,) long, numbers of the step's pair and prompt in the round.
+    weight: (N,), the weight of each step's loss. i: (N,) long, the step's index from x_T.
+    pair, prompt: (N,) long, the numbers of the step's pair and prompt within the round.
     """
 
     log_prob: Tensor
@@ -39,29 +39,29 @@ class Steps:
 
     @property
     def ratio(self) -> Tensor:
-        """(N, 2): p_theta / p_theta_old per dimension; exactly 1 where the two are one number."""
+        """(N, 2): p_theta / p_theta_old per dimension; exactly 1 where the log-probs are equal."""
         return torch.exp(self.log_prob - self.old)
 
 
 @dataclass(frozen=True)
 class Value:
-    """loss: (N,) by step, or () where the steps cannot be told apart. clipped: (N, 2) bool, the
-    entries of the ratio whose gradient the clip range cuts off; None without a clip range."""
+    """loss: (N,), one per step, or () for a loss that is no sum over steps. clipped: (N, 2) bool,
+    whether clipping removes the gradient of a ratio; None without clipping."""
 
     loss: Tensor
     clipped: Tensor | None = None
 
 
 class Loss(ABC):
-    """A loss of denoising steps; gradients flow through `Steps.log_prob` and `Steps.kl` only.
+    """A loss on denoising steps. Gradients flow only through `Steps.log_prob` and `Steps.kl`.
 
-    pairwise: there is no gradient at steps at which both images have the same states.
-    needs_means: `Steps.kl` is needed.
-    whole_update: the loss does not fall apart into steps (it is, say, a function of a trajectory's
-        sum, or of all samples of a prompt): it is called once with all the steps of an optimiser
-        step, multiplies by `Steps.weight` itself, and costs a forward pass more. All steps of a
-        pair are there, unless train.timestep_fraction leaves some out; all pairs of a prompt are
-        only with one process and train.updates_per_inner_epoch 1.
+    pairwise: the gradient is zero at steps where both images have the same states.
+    needs_means: the loss reads `Steps.kl`.
+    whole_update: the loss is no sum over steps: it may depend on the sum over a trajectory, or on
+        all samples of a prompt. It is called once with all denoising steps of an optimiser step,
+        applies `Steps.weight` itself, and costs one more forward pass. It sees all steps of a
+        pair, unless train.timestep_fraction leaves some out. It sees all pairs of a prompt only
+        with one process and train.updates_per_inner_epoch 1.
     """
 
     pairwise: ClassVar[bool] = False
@@ -70,7 +70,7 @@ class Loss(ABC):
 
     @property
     def to_initial(self) -> bool:
-        """Whether `Steps.old` is the initial model's instead of theta_old's."""
+        """Whether `Steps.old` is taken from the initial model instead of theta_old."""
         return False
 
     @abstractmethod
@@ -81,9 +81,9 @@ class Loss(ABC):
 class DPO(Loss):
     """Eq. 6: -log sigmoid(beta r_target - beta r_base).
 
-    ratio: "log_ratio" puts log r in place of r (D3PO, Yang et al. 2024). eps: r is clamped to
-    1 - eps … 1 + eps first (D3PO's code); 0 for no clamp. reference: theta_old is that of the
-    "round", or the "initial" model.
+    ratio: "log_ratio" uses log r in place of r (D3PO, Yang et al. 2024). eps: r is first clamped to
+    1 - eps … 1 + eps (as in D3PO's code); 0 disables this. reference: whether r compares with the
+    policy at the start of the "round" or with the "initial" model.
     """
 
     beta: float = 0.1
@@ -108,7 +108,8 @@ class DPO(Loss):
 class DDPO(Loss):
     """Eq. 8 as PPO's clipped surrogate, for both images: max(-A r, -A clamp(r, 1 - eps, 1 + eps)).
 
-    At r = 1 its gradient is Eq. 8's. eps: 0 for no clip. adv_clip_max: A is clamped to that first.
+    At r = 1 its gradient is that of Eq. 8. eps: 0 disables clipping. adv_clip_max: A is first
+    clamped to ± this value.
     """
 
     eps: float = 0.1

@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def item_maps(token_maps: Tensor, items: Sequence[Sequence[Sequence[int]]]) -> Tensor:
-    """Maps of items from maps of tokens.
+    """Combine the maps of tokens into maps of items.
 
-    token_maps: (..., J, gh, gw). items: for each item its occurrences in the prompt, for each
-    occurrence the indices into J of its tokens. A word split into several tokens takes their mean,
-    so that thresholds keep their scale; a word that occurs twice takes the larger value of the two.
-    Returns (..., I, gh, gw).
+    token_maps: (..., J, gh, gw). items: for each item, its occurrences in the prompt; for each
+    occurrence, the indices of its tokens into J. The tokens of an occurrence are averaged, so that
+    thresholds keep their scale; of several occurrences, the largest value is taken. Returns
+    (..., I, gh, gw).
     """
     return torch.stack(
         [
@@ -26,8 +26,8 @@ def item_maps(token_maps: Tensor, items: Sequence[Sequence[Sequence[int]]]) -> T
 def otsu(maps: Tensor) -> Tensor:
     """Otsu's threshold of each map (Otsu 1979): the split with the largest between-class variance.
 
-    maps: (..., gh, gw). Returns (..., 1, 1): the smallest value of the upper class; no histogram.
-    A constant map gets its own value: all of it passes.
+    maps: (..., gh, gw). Returns (..., 1, 1): the smallest value of the upper class, found without a
+    histogram. For a constant map this is its value, so that every cell passes.
     """
     values = maps.flatten(-2).double().sort(-1).values
     cells = values.shape[-1]
@@ -58,7 +58,7 @@ def binarise(maps: Tensor, thresholds: Sequence[float | None]) -> Tensor:
 def merge(binary: Tensor, rule: str) -> Tensor:
     """One mask from the items' masks: (..., I, gh, gw) bool -> (..., gh, gw) bool.
 
-    "xor" is Eq. 4: a cell claimed by an even number of items is left out. "or": the released code.
+    "xor" is Eq. 4: a cell claimed by an even number of items is left out. "or": released code.
     """
     if rule == "xor":
         return binary.sum(-3) % 2 == 1
@@ -68,7 +68,7 @@ def merge(binary: Tensor, rule: str) -> Tensor:
 
 
 def elsewhere(masks: Tensor, rng: torch.Generator) -> Tensor:
-    """The same masks at a random other place, (..., gh, gw), rolled around the grid's edges."""
+    """The masks, (..., gh, gw), shifted to a random other place; they wrap around at the edges."""
     height, width = masks.shape[-2:]
     shift = int(torch.randint(1, height * width, (), generator=rng))
     return masks.roll(divmod(shift, width), (-2, -1))

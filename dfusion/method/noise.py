@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def generator(seed: int, round_: int, index: int) -> torch.Generator:
-    """CPU generator of sample `index` of a round; unrelated streams for any two triples."""
+    """CPU generator for one sample; different (seed, round, index) give unrelated streams."""
     state = np.random.SeedSequence((seed, round_, index)).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
 
@@ -16,8 +16,8 @@ def noises(
 ) -> tuple[Tensor, Tensor]:
     """All the randomness of one sample: x_T, `shape`, and the step noises, (steps, *shape).
 
-    Float32 on the CPU whatever the device, so that a seed means the same image everywhere. A target
-    is denoised with the noises of its base.
+    Always float32 on the CPU, so that a seed gives the same image on every device. A target is
+    denoised with the noises of its base.
     """
     rng = generator(seed, round_, index)
     x_T = torch.randn(shape, generator=rng)

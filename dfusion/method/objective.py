@@ -1,4 +1,4 @@
-"""A loss, with what any may have: weights of the denoising steps, a KL to the initial model."""
+"""A loss with the options that every loss has: step weights and a KL to the initial model."""
 
 from dataclasses import dataclass, field
 
@@ -12,8 +12,8 @@ from dfusion.method.losses import DPO, Loss, Steps, Value
 class Objective:
     """What training minimises.
 
-    kl_initial: weight of the KL to the initial model. step_weights: T numbers from t = T to 1;
-    empty for all 1.
+    kl_initial: weight of the KL to the initial model. step_weights: T numbers, for t = T to
+    1; empty if all are 1.
     """
 
     loss: Loss = field(default_factory=DPO)
@@ -22,7 +22,7 @@ class Objective:
 
     @property
     def pairwise(self) -> bool:
-        """Whether steps at which both images have the same states have no gradient."""
+        """Whether the gradient is zero at steps where both images have the same states."""
         return self.loss.pairwise and self.kl_initial == 0
 
     @property
@@ -39,9 +39,9 @@ class Objective:
         return not self.step_weights or self.step_weights[i] > 0
 
     def __call__(self, steps: Steps, kl_initial: Tensor) -> Value:
-        """kl_initial: (N, 2), KL to the initial model per dimension; zeros where it has no weight.
+        """kl_initial: (N, 2), KL to the initial model per dimension; zeros if its weight is 0.
 
-        The value's loss is weighted: its sum is what is minimised.
+        The returned loss is weighted. Training minimises its sum.
         """
         value = self.loss(steps)
         added = self.kl_initial * kl_initial.sum(-1) * steps.weight

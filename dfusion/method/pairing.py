@@ -16,7 +16,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Group:
-    """The samples of one prompt in a round. scores: of each; image(n): the n-th one's image."""
+    """The samples of one prompt in a round. scores: one per sample. image(n): image of sample n."""
 
     prompt: str
     scores: Sequence[float]
@@ -24,17 +24,17 @@ class Group:
 
     @property
     def ranked(self) -> list[int]:
-        """Places in the group, best first; ties keep their order."""
+        """Positions in the group, best first; ties keep their order."""
         return sorted(range(len(self.scores)), key=lambda n: -self.scores[n])
 
 
-# A pairing rule: (reference, base), as places in the group. To add one, put it into RULES, or name
-# it as --config.pair.rule module:name.
+# A pairing rule returns pairs (reference, base) of positions in the group. To add one, put it into
+# RULES, or pass it as --config.pair.rule module:name.
 Rule = Callable[[Group], list[tuple[int, int]]]
 
 
 def halves(group: Group) -> list[tuple[int, int]]:
-    """Algorithm 1: zip(top half, bottom half); an odd one in the middle is left out."""
+    """Algorithm 1: zip(top half, bottom half); of an odd number, the middle one is left out."""
     half = len(group.scores) // 2
     bases = group.ranked[len(group.scores) - half :]
     return list(zip(group.ranked[:half], bases, strict=True))
@@ -72,7 +72,7 @@ def pair(
 
 
 def per_prompt(images: int) -> int:
-    """How many pairs so many samples of a prompt make, by the rules here."""
+    """Number of pairs that the rules above make from `images` samples of a prompt."""
     return images // 2
 
 

@@ -1,4 +1,4 @@
-"""Prompts, their items, and where the items stand among the tokens."""
+"""Prompts, their items, and the positions of items among the tokens."""
 
 import string
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +13,7 @@ class Item:
 
     name: a word or phrase ("cat", "traffic light"; "dog#2" is the second dog), or a 0-based word
         position, as the released files have it.
-    threshold: of Eq. 4; None means Otsu's.
+    threshold: for Eq. 4; None means Otsu's threshold.
     """
 
     name: str | int
@@ -40,8 +40,8 @@ def join(
 ) -> tuple[Prompt, ...]:
     """Prompts from the contents of a prompt, an item and a mask file.
 
-    thresholds: per prompt, or one for all (None: Otsu). source names the item file in errors.
-    Raises UserError for a prompt without items, or with another number of thresholds than items.
+    thresholds: per prompt, or one for all (None: Otsu). source: the item file or flag, for error
+    messages. Raises UserError if a prompt has no items, or not as many thresholds as items.
     """
     prompts = []
     for text in texts:
@@ -69,7 +69,7 @@ def join(
 def occurrences(text: str, name: str | int) -> list[list[int]]:
     """Word positions of each occurrence of an item: one list of consecutive words per occurrence.
 
-    Case and punctuation around a word do not count. Raises UserError where the prompt lacks it.
+    Case and surrounding punctuation are ignored. Raises UserError if the prompt lacks the item.
     """
     words = [word.strip(string.punctuation).lower() for word in text.split()]
     if isinstance(name, int):
@@ -95,11 +95,11 @@ def occurrences(text: str, name: str | int) -> list[list[int]]:
 def item_columns(
     prompt: Prompt, tokens_of: Callable[[str], list[int]], max_length: int
 ) -> list[list[list[int]]]:
-    """Token columns of each item: [item][occurrence] -> columns, counted from the start token 0.
+    """Token columns of each item: [item][occurrence] -> columns; the start token is column 0.
 
-    tokens_of: a tokenizer's ids of a text, special tokens left out. max_length: the tokenizer's,
-    start and end token included. CLIP's byte-pair encoding never joins words, so that a prompt's
-    tokens are its words' tokens in a row; a tokenizer for which this fails is refused.
+    tokens_of: token ids of a text, without special tokens. max_length: of the tokenizer, including
+    the start and end tokens. CLIP's byte-pair encoding never joins words, so a prompt's tokens are
+    the tokens of its words, one after the other. A tokenizer for which this fails is refused.
     """
     words = prompt.text.split()
     parts = [tokens_of(word) for word in words]
@@ -125,9 +125,9 @@ def item_columns(
 
 
 def _bare(word: str, tokens: list[int], tokens_of: Callable[[str], list[int]]) -> range:
-    """Places among a word's tokens that are not those of punctuation around it: "(cat)," is a cat.
+    """Positions of a word's tokens without those of surrounding punctuation: "(cat)," gives cat.
 
-    All of them where the punctuation does not stand apart, or is all there is.
+    All positions if the punctuation has no tokens of its own, or if there is nothing else.
     """
     core = word.strip(string.punctuation)
     before, after = word.split(core, 1) if core else ("", "")

@@ -1,4 +1,4 @@
-"""Sampling with everything kept: denoising states and the items' cross-attention maps."""
+"""Sampling that keeps every denoising state and the items' cross-attention maps."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ STORE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.flo
 class Trajectory:
     """One denoised sample.
 
-    latents: (T+1, C, h, w), x_T … x_0, in the stored dtype; the states that were walked, exactly.
+    latents: (T+1, C, h, w), x_T … x_0, in the stored dtype: exactly the states sampled.
     maps: (T, I, gh, gw) float32, the items' maps at each step.
     """
 
@@ -30,9 +30,9 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Policy:
-    """How a model is sampled; the same for samples and targets of a round.
+    """A model and how to sample it; the same for all samples and targets of a round.
 
-    guidance: scale, or None for no guidance. store_dtype: what a state is rounded to.
+    guidance: scale, or None for no guidance. store_dtype: the dtype that states are rounded to.
     """
 
     model: Denoiser
@@ -53,7 +53,7 @@ class Policy:
         return noises(self.seed, self.round, index, len(self.ddim), self.model.latent_shape)
 
     def identity(self) -> dict[str, object]:
-        """What a sample depends on, besides its prompt and index."""
+        """Everything that a sample depends on besides its prompt and index."""
         return {
             "seed": self.seed,
             "round": self.round,
@@ -66,13 +66,13 @@ class Policy:
         }
 
     def rounded(self, x: Tensor) -> Tensor:
-        """The state that is stored, hence walked on from: log-probs are taken of this one."""
+        """The state as stored: the next step starts from it, and log-probs are computed for it."""
         return x.to(self.store_dtype).float()
 
 
 @dataclass(frozen=True)
 class GivenNoise(Policy):
-    """A policy whose samples have noises of their own, instead of those of (seed, round, index).
+    """A policy whose noises are given instead of drawn from (seed, round, index).
 
     given: x_T (C, h, w) and step noises (T, C, h, w) of sample 0, 1, …
     """
@@ -83,7 +83,7 @@ class GivenNoise(Policy):
         return self.given[index]
 
 
-# Told the index of a denoising step and the states after it, (B, C, h, w).
+# Called after each denoising step, with its index and the new states, (B, C, h, w).
 OnStep = Callable[[int, Tensor], None]
 
 
@@ -98,7 +98,7 @@ def denoise(
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """The one denoising loop: yields (x_{t-1}, recorded maps) step by step.
 
-    predict(x, i) replaces the plain guided prediction (fusion does).
+    predict(x, i) replaces the plain guided prediction; fusion uses this.
     """
 
     def plain(x: Tensor, i: int) -> tuple[Tensor, Tensor | None]:
@@ -146,10 +146,10 @@ def sample(
 
 
 def _pack(items: list[list[list[list[int]]]]) -> tuple[Tensor, list[list[list[list[int]]]]]:
-    """Token columns of a batch, padded by -1, and each item's places among them.
+    """Token columns of a batch, padded with -1, and each item's positions among them.
 
-    items: [sample][item][occurrence] -> columns. Returns (B, J) long and, in the same nesting, the
-    indices into J.
+    items: [sample][item][occurrence] -> columns. Returns the columns, (B, J) long, and the indices
+    into J, nested as `items` is.
     """
     flat = [[c for item in sample for span in item for c in span] for sample in items]
     width = max(len(columns) for columns in flat)
