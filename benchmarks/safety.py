@@ -138,8 +138,10 @@ def main() -> None:
         print(f"{what:34} {seconds * 1e3:8.3f} ms x {count:5} = {seconds * count:7.2f} s")
     unet = each * size.evaluations
     print(f"{'UNet':34} {each * 1e3:8.3f} ms x {size.evaluations:5} = {unet:7.2f} s")
-    print(f"Safety takes {100 * total / unet:.2f} % of the UNet's time in a round; it would be 1 % "
-          f"at {1e5 * total / size.evaluations:.3f} ms an evaluation.")  # fmt: skip
+    print(
+        f"Safety takes {100 * total / unet:.2f} % of the UNet's time in a round; it would be 1 % "
+        f"at {1e5 * total / size.evaluations:.3f} ms an evaluation."
+    )
 
 
 def _unet_seconds(name: str) -> float:

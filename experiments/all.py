@@ -40,8 +40,12 @@ class Curve:
     brief: int | None = 2
 
     def flags(self, seed: int) -> list[str]:
-        return [f"--method={self.method}", f"--pairs={self.pairs}",
-                f"--template={self.template}", f"--seed={seed}"]  # fmt: skip
+        return [
+            f"--method={self.method}",
+            f"--pairs={self.pairs}",
+            f"--template={self.template}",
+            f"--seed={seed}",
+        ]
 
 
 CURVES = [

@@ -244,8 +244,10 @@ def survey(folder: Path, points: int, part: int, parts: int, say: Callable[[str]
         wrong = one.kill(at)
         path = one.changed[at - 1]
         survived[stage_of(path)] += not wrong
-        say(f"{n}/{len(chosen)} {one.name}, operation {at} of {len(one.changed)}, {path}: "
-            f"{wrong or 'the same'}")  # fmt: skip
+        say(
+            f"{n}/{len(chosen)} {one.name}, operation {at} of {len(one.changed)}, {path}: "
+            f"{wrong or 'the same'}"
+        )
     for stage, count in sorted(survived.items()):
         say(f"{count:4d} survived in {stage}")
     say(f"{survived.total()} of {len(chosen)} kill points survived.")

@@ -56,7 +56,7 @@ class OnGpu(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, held: Tensor) -> "OnGpu":
+    def __new__(cls: type["OnGpu"], held: Tensor) -> "OnGpu":
         made = Tensor._make_wrapper_subclass(
             cls,
             held.shape,
@@ -69,7 +69,7 @@ class OnGpu(Tensor):
         return made
 
     @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         assert PretendGpu.current, "a tensor outlived its pretend GPU"
         return PretendGpu.current.run(func, args, kwargs or {})  # in another thread
 
@@ -133,7 +133,7 @@ def _cpu_tensors(tree: Any) -> list[Tensor]:
 class _Names(TorchFunctionMode):
     """Tells C++ the backend's name in place of "cuda", which would ask for a driver."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.device:
             return func(*args, **(kwargs or {}))
         kwargs = {key: _renamed(value) for key, value in (kwargs or {}).items()}
@@ -191,7 +191,7 @@ class PretendGpu(TorchDispatchMode):
             yield name, lambda *args, _answer=answer, **kwargs: _answer
         yield "synchronize", lambda *args: self._wait("synchronize")
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.run(func, args, kwargs or {})
 
     def run(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:

@@ -51,9 +51,13 @@ def test_a_seed_gives_the_image_of_diffusers_ddim(stock: StableDiffusionPipeline
     made = one(DFusionPipeline.from_pipe(stock), negative_prompt="a cat", guidance_scale=3.0)
     for seed, image in ((3, made.base), (7, made.reference)):
         theirs = stock(
-            "the dog", negative_prompt="a cat", guidance_scale=3.0, num_inference_steps=4, eta=1.0,
+            "the dog",
+            negative_prompt="a cat",
+            guidance_scale=3.0,
+            num_inference_steps=4,
+            eta=1.0,
             generator=torch.Generator().manual_seed(seed),
-        ).images[0]  # fmt: skip
+        ).images[0]
         assert far(theirs, image) <= 1
 
 
@@ -136,9 +140,17 @@ def test_algorithm_1_trains_as_the_command_does(
         seed=5, method=method, learning_rate=1e-2, batch_size=8, updates_per_inner_epoch=2
     )
     rounds = algorithm_1(
-        pipe, trainer, PROMPTS, ITEMS, redness,
-        rounds=2, images_per_prompt=4, seed=5, sampling=HOW, fusion={"fusion_steps": "3-1"},
-    )  # fmt: skip
+        pipe,
+        trainer,
+        PROMPTS,
+        ITEMS,
+        redness,
+        rounds=2,
+        images_per_prompt=4,
+        seed=5,
+        sampling=HOW,
+        fusion={"fusion_steps": "3-1"},
+    )
     ours = [row for round_ in rounds for row in round_.updates]
     assert len(ours) == len(theirs) == 8
     for key in ("loss", "grad_norm"):

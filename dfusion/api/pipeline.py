@@ -125,7 +125,7 @@ class DFusionPipeline:
         seed: Seed | Sequence[Seed] = 42,
         *,
         images_per_prompt: int | None = None,
-        round: int = 0,
+        round: int = 0,  # noqa: A002 - the paper's word
         latents: Tensor | None = None,
         num_steps: int = 20,
         eta: float = 1.0,

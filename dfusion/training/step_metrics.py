@@ -24,9 +24,14 @@ class Tally:
         return cls(torch.zeros(len(NAMES), steps, device=device))
 
     def add(
-        self, i: Tensor, steps: Steps, value: Value, gradient: Tensor, kl_initial: Tensor,
+        self,
+        i: Tensor,
+        steps: Steps,
+        value: Value,
+        gradient: Tensor,
+        kl_initial: Tensor,
         sound: Tensor,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """i: (B,) steps. value: weighted loss (B,). kl_initial: (B, 2).
 
         gradient: (B,) norm of the weighted loss's gradient at the network's output. sound: (B, 2)

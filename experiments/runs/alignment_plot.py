@@ -101,8 +101,16 @@ def draw(axes: Axes, runs: dict[str, list[Run]], measure: str) -> None:
         every, key = runs[kind], EACH[measure]
         points = np.array(compared(every))[shared]
         wide = [half_width(every, key, rounds) for rounds in points]
-        axes.errorbar(used[shared], mean, wide, color=colour, marker=marker, linestyle=style,
-                      capsize=4, label=label)  # fmt: skip
+        axes.errorbar(
+            used[shared],
+            mean,
+            wide,
+            color=colour,
+            marker=marker,
+            linestyle=style,
+            capsize=4,
+            label=label,
+        )
         for seed, own in zip(values, known, strict=True) if len(values) > 1 else ():
             axes.plot(used[own], seed[own], style, color=colour, alpha=0.35, linewidth=1)
     axes.set_xlabel("images used")
@@ -251,9 +259,15 @@ def main() -> None:
     for axes in grid[0]:
         handles, labels = axes.get_legend_handles_labels()
         shown_as.update(zip(labels, handles, strict=True))
-    figure.legend(shown_as.values(), shown_as, loc="outside upper center", ncols=4, fontsize=9,
-                  title="bars: 95 % intervals of gains, over seeds, or of one seed over images",
-                  title_fontsize=9)  # fmt: skip
+    figure.legend(
+        shown_as.values(),
+        shown_as,
+        loc="outside upper center",
+        ncols=4,
+        fontsize=9,
+        title="bars: 95 % intervals of gains, over seeds, or of one seed over images",
+        title_fontsize=9,
+    )
     out = folder.with_name(f"{folder.name}.png")
     figure.savefig(out, dpi=130)
     print(f"Wrote {out}.")

@@ -108,8 +108,15 @@ def draw_masks(axes: Axes, figures: dict[str, Any]) -> None:
         values = np.mean(rows, 0)
         rule = mask_quality.RULES.get(name)
         text = rule.label if rule else "a mask of all cells"
-        axes.plot(np.arange(len(values), 0, -1), values, line, color=colour, marker=marker,
-                  markersize=4, label=text)  # fmt: skip
+        axes.plot(
+            np.arange(len(values), 0, -1),
+            values,
+            line,
+            color=colour,
+            marker=marker,
+            markersize=4,
+            label=text,
+        )
     axes.set(ylabel="intersection over union", ylim=(0, 1))
     axes.set_title("masks and the items' true places", fontsize=10)
     _steps(axes, len(values))
@@ -131,8 +138,16 @@ def draw_adopted(axes: Axes, kinds: Kinds) -> None:
         for n, run in enumerate(runs):
             used = [row["round"] * row["images"] for row in run["rounds"]]
             shares = [row["adopted"] for row in run["rounds"]]
-            axes.plot(used, shares, line, color=colour, marker=marker, markersize=4,
-                      alpha=1 if n == 0 else 0.5, label=label(key) if n == 0 else None)  # fmt: skip
+            axes.plot(
+                used,
+                shares,
+                line,
+                color=colour,
+                marker=marker,
+                markersize=4,
+                alpha=1 if n == 0 else 0.5,
+                label=label(key) if n == 0 else None,
+            )
     axes.set(xlabel="images used before the round", ylabel="share of targets", ylim=(0, 1))
     axes.set_title("targets adopted (Eq. 7), a line a seed", fontsize=10)
 
@@ -145,8 +160,15 @@ def draw_steps(axes: Axes, kinds: Kinds, key: str, title: str, ylabel: str) -> N
         values[values == 0] = np.nan
         steps, (colour, marker, line) = len(values), RUNS[kind]
         if np.isfinite(values).any():
-            axes.plot(np.arange(steps, 0, -1), values, line, color=colour, marker=marker,
-                      markersize=4, label=label(kind))  # fmt: skip
+            axes.plot(
+                np.arange(steps, 0, -1),
+                values,
+                line,
+                color=colour,
+                marker=marker,
+                markersize=4,
+                label=label(kind),
+            )
     if axes.lines:
         axes.set_ylim(0, 1.1 * axes.dataLim.ymax)
     axes.set_ylabel(ylabel)
@@ -157,11 +179,13 @@ def draw_steps(axes: Axes, kinds: Kinds, key: str, title: str, ylabel: str) -> N
 def draw(kinds: Kinds, masks: dict[str, Any] | None, path: Path) -> None:
     panels: list[Callable[[Axes], None]] = [
         lambda axes: draw_adopted(axes, kinds),
-        lambda axes: draw_steps(axes, kinds, "gradient_share",
-                                "where the gradient comes from", "share of its norm"),
-        lambda axes: draw_steps(axes, kinds, "fusion_shift",
-                                "how far fusion moves a step", "|Δμ| / σ, adopted targets"),
-    ]  # fmt: skip
+        lambda axes: draw_steps(
+            axes, kinds, "gradient_share", "where the gradient comes from", "share of its norm"
+        ),
+        lambda axes: draw_steps(
+            axes, kinds, "fusion_shift", "how far fusion moves a step", "|Δμ| / σ, adopted targets"
+        ),
+    ]
     if masks:
         panels.insert(0, lambda axes: draw_masks(axes, masks))
     columns = 2

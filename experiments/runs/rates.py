@@ -26,10 +26,15 @@ def runs_of(args: argparse.Namespace) -> dict[str, list[str]]:
         for rate in args.rates:
             name = f"rate_{args.method}_{pairs}_{rate:g}_t{args.template}_s{args.seed}"
             runs[f"{pairs}, rate {rate:g}"] = [
-                *shared_flags(args), *held_out, f"--name={name}", f"--method={args.method}",
-                f"--pairs={pairs}", f"--template={args.template}",
-                f"--compare-every={args.rounds}", f"--set=train.learning_rate={rate:g}",
-            ]  # fmt: skip
+                *shared_flags(args),
+                *held_out,
+                f"--name={name}",
+                f"--method={args.method}",
+                f"--pairs={pairs}",
+                f"--template={args.template}",
+                f"--compare-every={args.rounds}",
+                f"--set=train.learning_rate={rate:g}",
+            ]
     return runs
 
 

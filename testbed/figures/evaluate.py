@@ -60,8 +60,13 @@ def scores_of(scorer: Scorer, images: np.ndarray, *prompts: Sequence[str]) -> li
     return [table[rows, [PROMPTS.index(p) for p in listed]] for listed in prompts]
 
 
-def reading_figures(judge: Judge, scorers: dict[str, Scorer], images: np.ndarray,
-                    prompts: list[str], wrong: list[str]) -> dict[str, Figures]:  # fmt: skip
+def reading_figures(
+    judge: Judge,
+    scorers: dict[str, Scorer],
+    images: np.ndarray,
+    prompts: list[str],
+    wrong: list[str],
+) -> dict[str, Figures]:
     """Judge and scorers on pictures whose truth is known."""
     yes, no = judge.satisfied(images, prompts), ~judge.satisfied(images, wrong)
     figures = {
@@ -75,16 +80,26 @@ def reading_figures(judge: Judge, scorers: dict[str, Scorer], images: np.ndarray
     return figures
 
 
-def generate(pipeline: StableDiffusionPipeline, prompts: Sequence[str], seeds: Sequence[int],
-             guidance: float, batch: int = 32) -> np.ndarray:  # fmt: skip
+def generate(
+    pipeline: StableDiffusionPipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    guidance: float,
+    batch: int = 32,
+) -> np.ndarray:
     """uint8 (N, 64, 64, 3), DDIM with STEPS steps and ETA; one CPU generator per picture."""
     pictures = []
     clock = Clock(len(prompts))
     for start in range(0, len(prompts), batch):
         part = slice(start, start + batch)
         generators = [torch.Generator().manual_seed(int(s)) for s in seeds[part]]
-        output = pipeline(list(prompts[part]), num_inference_steps=STEPS, eta=ETA,
-                          guidance_scale=guidance, generator=generators)  # fmt: skip
+        output = pipeline(
+            list(prompts[part]),
+            num_inference_steps=STEPS,
+            eta=ETA,
+            guidance_scale=guidance,
+            generator=generators,
+        )
         pictures += [np.asarray(image) for image in output.images]
         clock.tick(len(pictures))
     return np.stack(pictures)
@@ -101,9 +116,14 @@ def ranking(score: Tensor, satisfied: Tensor, prompts: Sequence[str]) -> float:
     return round(float(np.mean(wins)), 4)
 
 
-def model_figures(judge: Judge, scorers: dict[str, Scorer], weights: Path,
-                  images_per_prompt: int, guidance: float,
-                  scenes: np.ndarray) -> dict[str, object]:  # fmt: skip
+def model_figures(
+    judge: Judge,
+    scorers: dict[str, Scorer],
+    weights: Path,
+    images_per_prompt: int,
+    guidance: float,
+    scenes: np.ndarray,
+) -> dict[str, object]:
     """The diffusion model's own pictures of all train and test prompts."""
     pipeline = StableDiffusionPipeline.from_pretrained(weights / "diffusion")
     pipeline.set_progress_bar_config(disable=True)

@@ -39,8 +39,10 @@ def outcomes(judge: Judge, images: np.ndarray, prompts: Sequence[str]) -> dict[s
     """
     right = judge.satisfied(images, prompts)
     mistaken = judge.satisfied(images, [mistaken_for(parse(p)).prompt for p in prompts])
-    read = [(r["shape"], r["other"] if parse(p).template == 3 else "")
-            for r, p in zip(judge.readings(images), prompts, strict=True)]  # fmt: skip
+    read = [
+        (r["shape"], r["other"] if parse(p).template == 3 else "")
+        for r, p in zip(judge.readings(images), prompts, strict=True)
+    ]
     unclear = torch.tensor([UNCLEAR in shapes for shapes in read])
     return {
         "right": share(right, prompts),
@@ -89,8 +91,12 @@ def apart(pipeline: StableDiffusionPipeline, scenes: np.ndarray) -> dict[str, Fi
             own, mistake, shape = map(predict, texts)
             rows.append((far(own, mistake), far(own, shape), far(texts[0], texts[1])))
         mistake, shape, encodings = np.mean(rows, axis=0)
-        values = {"mistake": mistake, "shape": shape, "ratio": mistake / shape,
-                  "encodings": encodings}  # fmt: skip
+        values = {
+            "mistake": mistake,
+            "shape": shape,
+            "ratio": mistake / shape,
+            "encodings": encodings,
+        }
         for name, value in values.items():
             figures[name][f"template{t}"] = round(float(value), 4)
     return figures

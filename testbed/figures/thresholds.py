@@ -56,8 +56,10 @@ def maps_of(policy: Policy, texts: list[str], images: np.ndarray, step: int) -> 
     t = policy.ddim.timesteps[step]
     signal = model.pipe.scheduler.alphas_cumprod[t]
     x = signal.sqrt() * x0 + (1 - signal).sqrt() * torch.randn_like(x0)
-    columns = [[c for spans in item for c in spans[0]]
-               for item in (tuple(model.columns(p)) for p in as_prompts(texts))]  # fmt: skip
+    columns = [
+        [c for spans in item for c in spans[0]]
+        for item in (tuple(model.columns(p)) for p in as_prompts(texts))
+    ]
     record = Record(model.layers.names["first_up"], torch.tensor(columns), first_row=len(texts))
     _, maps = model.predict(x, t, model.encode(texts), policy.guidance, AttentionControl(record))
     assert maps is not None
@@ -108,10 +110,12 @@ def main() -> None:
     for template in TEMPLATES:
         best = {k: best_threshold(v) for k, v in collect(policy, template, args.scenes).items()}
         thresholds = {
-            claim.prompt: [best[place, claim.prompt.split()[position]][0]
-                           for place, position in enumerate(item_positions(claim.prompt))]
+            claim.prompt: [
+                best[place, claim.prompt.split()[position]][0]
+                for place, position in enumerate(item_positions(claim.prompt))
+            ]
             for claim in all_claims(template)
-        }  # fmt: skip
+        }
         write_json(FOLDER / f"testbed{template}_mask.json", thresholds)
         every |= thresholds
         overlaps[f"template{template}"] = {

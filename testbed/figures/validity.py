@@ -72,8 +72,12 @@ def differing_pairs(prompts: list[Prompt], right: Tensor, limit: int) -> list[tu
     return [pairs[k] if n % 2 == 0 else pairs[k][::-1] for n, k in enumerate(order)]
 
 
-def fuse_fully(policy: Policy, prompts: list[Prompt], trajectories: list[Trajectory],
-               pairs: list[tuple[int, int]]) -> list[Tensor]:  # fmt: skip
+def fuse_fully(
+    policy: Policy,
+    prompts: list[Prompt],
+    trajectories: list[Trajectory],
+    pairs: list[tuple[int, int]],
+) -> list[Tensor]:
     """Final latents of the targets."""
     everything = frozenset(range(len(policy.model.layers.blocks)))
     plan = FusionPlan(everything, frozenset(range(1, STEPS + 1)), masked=False)
@@ -82,8 +86,9 @@ def fuse_fully(policy: Policy, prompts: list[Prompt], trajectories: list[Traject
     return [target.latents[-1] for batch in batches for target in fuse(policy, plan, batch)]
 
 
-def check(policy: Policy, judge: Judge, template: int, images: int, limit: int,
-          sheet: Path | None) -> dict[str, float]:  # fmt: skip
+def check(
+    policy: Policy, judge: Judge, template: int, images: int, limit: int, sheet: Path | None
+) -> dict[str, float]:
     """Figures of one template; the sheet shows references, bases and targets in three rows."""
     texts = [text for part in split(template) for text in part]
     prompts = [prompt for prompt in as_prompts(texts) for _ in range(images)]

@@ -40,8 +40,13 @@ class Processor:
     def __init__(self, plan: Plan, down: bool, record: bool) -> None:
         self.plan, self.down, self.record = plan, down, record
 
-    def __call__(self, attn: Attention, hidden_states: Tensor,
-                 encoder_hidden_states: Tensor | None = None, **_: object) -> Tensor:  # fmt: skip
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        **_: object,
+    ) -> Tensor:
         context = encoder_hidden_states if encoder_hidden_states is not None else hidden_states
         query, key, value = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
         source, down = self.plan.source, self.plan.down or not self.down

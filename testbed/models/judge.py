@@ -35,8 +35,12 @@ def truth(claim: Claim) -> dict[str, str]:
     if claim.template == 1:
         return {"layout": claim.activity, "shape": claim.shape}
     if claim.template == 2:
-        return {"layout": "alone", "shape": claim.shape, "colour": claim.colour,
-                "texture": claim.texture}  # fmt: skip
+        return {
+            "layout": "alone",
+            "shape": claim.shape,
+            "colour": claim.colour,
+            "texture": claim.texture,
+        }
     return {"layout": claim.relation, "shape": claim.shape, "other": claim.other}
 
 
@@ -94,8 +98,9 @@ class Judge:
     @staticmethod
     def load(path: Path = WEIGHTS) -> Judge:
         network = Network()
-        network.load_state_dict({k: v.float() if v.is_floating_point() else v
-                                 for k, v in load_file(path).items()})  # fmt: skip
+        network.load_state_dict(
+            {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
+        )
         return Judge(network.eval())
 
     def save(self, path: Path) -> None:

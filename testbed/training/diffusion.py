@@ -97,8 +97,13 @@ class Model(nn.Module):
         return self.unet(x, t, context, return_dict=False)[0]
 
 
-def save_folder(model: Model, average: dict[str, Tensor], vae: AutoencoderKL,
-                tokenizer: CLIPTokenizer, out: Path) -> None:  # fmt: skip
+def save_folder(
+    model: Model,
+    average: dict[str, Tensor],
+    vae: AutoencoderKL,
+    tokenizer: CLIPTokenizer,
+    out: Path,
+) -> None:
     """Write the averaged weights as a pipeline folder, denoiser and autoencoder in half precision.
 
     The text encoder stays in single precision: transformers loads weights in the type they were
@@ -161,8 +166,14 @@ def pointing_loss(maps: list[Tensor], regions: Tensor) -> Tensor:
 class Batches:
     """Noisy latents with their noise, times and prompts."""
 
-    def __init__(self, latents: Tensor, prompts: np.ndarray, regions: Tensor,
-                 tokenizer: CLIPTokenizer, size: int) -> None:  # fmt: skip
+    def __init__(
+        self,
+        latents: Tensor,
+        prompts: np.ndarray,
+        regions: Tensor,
+        tokenizer: CLIPTokenizer,
+        size: int,
+    ) -> None:
         self.latents, self.size = latents, size
         self.regions = regions >= 0.3 * 255
         places = [[p + 1 for p in item_positions(prompt)] for prompt in PROMPTS]
@@ -259,8 +270,12 @@ def train(args: argparse.Namespace) -> None:
         running = loss.item() if step == first else 0.98 * running + 0.02 * loss.item()
         clock.tick(step, loss=running, pointing=pointing.item())
         if step % SAVE == 0 or step == args.steps:
-            state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(),
-                     "average": average, "step": step}  # fmt: skip
+            state = {
+                "model": model.state_dict(),
+                "optimiser": optimiser.state_dict(),
+                "average": average,
+                "step": step,
+            }
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
             save_folder(model, average, vae, tokenizer, args.out)

@@ -31,8 +31,9 @@ def labels() -> dict[str, Tensor]:
     }
 
 
-def batch_of(images: np.ndarray, prompts: Tensor, table: dict[str, Tensor],
-             pick: Tensor) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+def batch_of(
+    images: np.ndarray, prompts: Tensor, table: dict[str, Tensor], pick: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Augmented pictures and their labels; the first GARBLED have unclear shapes."""
     x = jitter(to_model(images[pick.numpy()]))
     target = {name: classes[prompts[pick]] for name, classes in table.items()}

@@ -69,5 +69,6 @@ def garble(x: Tensor) -> Tensor:
     field = F.interpolate(field, size=x.shape[-2:], mode="bicubic", align_corners=True)
     identity = torch.eye(2, 3).expand(len(x), 2, 3)
     grid = F.affine_grid(identity, list(x.shape), align_corners=False)
-    return F.grid_sample(x, grid + field.permute(0, 2, 3, 1), padding_mode="border",
-                         align_corners=False)  # fmt: skip
+    return F.grid_sample(
+        x, grid + field.permute(0, 2, 3, 1), padding_mode="border", align_corners=False
+    )

@@ -47,8 +47,16 @@ def _colour(name: str) -> np.ndarray:
     return np.asarray(drawing.RGB[name], dtype=np.float32)
 
 
-def _shape(rng: np.random.Generator, name: str, colour: str, texture: str, cx: float, cy: float,
-           radius: float, item: int) -> Layer:  # fmt: skip
+def _shape(
+    rng: np.random.Generator,
+    name: str,
+    colour: str,
+    texture: str,
+    cx: float,
+    cy: float,
+    radius: float,
+    item: int,
+) -> Layer:
     angle = rng.uniform(-0.16, 0.16)
     paint = fill(colour, texture, (rng.uniform(0, 20), rng.uniform(0, 20)))
     return Layer(silhouette(name, cx, cy, radius, angle), paint, item)

@@ -43,7 +43,7 @@ def repaint(path: Path) -> None:
 
 def nudge(path: Path) -> None:
     tensors = load_file(path)
-    name = sorted(tensors)[0]
+    name = min(tensors)
     tensors[name] = tensors[name].clone()
     tensors[name].view(-1)[0] = 5
     save_file(tensors, path)

@@ -56,11 +56,16 @@ def test_pickscore_pairs_each_image_with_its_prompt(
     heads = {"num_attention_heads": 2, "projection_dim": 8}
     ids = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
     config = CLIPConfig(
-        text_config={**tower, **heads, **ids, "vocab_size": len(tokenizer),
-                     "max_position_embeddings": 16},
+        text_config={
+            **tower,
+            **heads,
+            **ids,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": 16,
+        },
         vision_config={**tower, **heads, "image_size": 32, "patch_size": 16},
         projection_dim=8,
-    )  # fmt: skip
+    )
     torch.manual_seed(0)
     model = CLIPModel(config).eval()
     size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
@@ -182,14 +187,22 @@ def test_templates_are_compared_one_by_one_and_together(
     seeds = stats.t.ppf(0.975, 1) * 1.0  # 1 and 3 more: standard error 1
     templates = stats.t.ppf(0.975, 1) * 0.5  # 2 and 3 more
     assert [line.strip() for line in capsys.readouterr().out.splitlines()] == [
-        "DPO, D-Fusion more, template 1, by seed, after 2 rounds, scores: "
-        f"+2.000 ± {seeds:.3f} (7: +1.000, 8: +3.000)",
-        "DPO, D-Fusion more, template 2, by seed, after 2 rounds, scores: +3.000 (7: +3.000) "
-        "± 0.000 over images",
-        "DPO, D-Fusion more, template 2, by seed, after 4 rounds, scores: +5.000 (7: +5.000) "
-        "± 0.000 over images",
-        "DPO, D-Fusion more, by template, after 2 rounds, scores: "
-        f"+2.500 ± {templates:.3f} (1: +2.000, 2: +3.000)",
+        (
+            "DPO, D-Fusion more, template 1, by seed, after 2 rounds, scores: "
+            f"+2.000 ± {seeds:.3f} (7: +1.000, 8: +3.000)"
+        ),
+        (
+            "DPO, D-Fusion more, template 2, by seed, after 2 rounds, scores: +3.000 (7: +3.000) "
+            "± 0.000 over images"
+        ),
+        (
+            "DPO, D-Fusion more, template 2, by seed, after 4 rounds, scores: +5.000 (7: +5.000) "
+            "± 0.000 over images"
+        ),
+        (
+            "DPO, D-Fusion more, by template, after 2 rounds, scores: "
+            f"+2.500 ± {templates:.3f} (1: +2.000, 2: +3.000)"
+        ),
     ]
 
 

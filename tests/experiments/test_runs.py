@@ -44,22 +44,36 @@ def test_a_run_takes_its_beginning_from_one_like_its_own(settings: Settings) -> 
     del written["allow_tf32"], written["sample"]["eta"]  # as by a version that did not have them
     write_json(folder / "config.json", {"settings": written})
     for flag, value in {
-        "train.method": "ddpo", "train.pairs": "naive", "fusion.steps": "2-1", "mask.merge": "or",
-        "pair.rule": "quarter", "mask_thr": "0.1", "keep_trajectories": "none",
-    }.items():  # fmt: skip
+        "train.method": "ddpo",
+        "train.pairs": "naive",
+        "fusion.steps": "2-1",
+        "mask.merge": "or",
+        "pair.rule": "quarter",
+        "mask_thr": "0.1",
+        "keep_trajectories": "none",
+    }.items():
         alike = alignment.with_setting(small(settings, 1, "alike"), f"{flag}={value}")
         assert source_of(alike) == str(folder)
     for flag, value in {
-        "seed": "7", "mixed_precision": "bf16", "mask.layers": "mid", "sample.eta": "0.5",
-        "item_idx_file": "", "train.compare_images": "3", "pretrained.lora": "some",
-    }.items():  # fmt: skip
+        "seed": "7",
+        "mixed_precision": "bf16",
+        "mask.layers": "mid",
+        "sample.eta": "0.5",
+        "item_idx_file": "",
+        "train.compare_images": "3",
+        "pretrained.lora": "some",
+    }.items():
         unlike = alignment.with_setting(small(settings, 1, "unlike"), f"{flag}={value}")
         assert source_of(unlike) == ""
 
 
 def test_a_run_that_fused_alike_comes_first(settings: Settings) -> None:
-    for name, change in (("a_naive", "train.pairs=naive"), ("b_or", "mask.merge=or"),
-                         ("c_plain", "train.beta=1"), ("d_plain", "train.beta=2")):  # fmt: skip
+    for name, change in (
+        ("a_naive", "train.pairs=naive"),
+        ("b_or", "mask.merge=or"),
+        ("c_plain", "train.beta=1"),
+        ("d_plain", "train.beta=2"),
+    ):
         begun(alignment.with_setting(small(settings, 1, name), change))
     data = Path(settings.save_path)
     other = small(settings, 1, "other")

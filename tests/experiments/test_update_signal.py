@@ -90,8 +90,12 @@ def test_score_vector_is_the_slope_of_the_log_prob(tmp_path: Path) -> None:
             with torch.no_grad():
                 eps, _ = model.predict(latents[i : i + 1], policy.ddim.timesteps[i], cond, 5.0)
             mean, std = policy.ddim.transition(latents[i : i + 1], eps, i)
-            found += float(torch.distributions.Normal(mean, std.view(-1, 1, 1, 1)).log_prob(
-                latents[i + 1 : i + 2]).double().mean())  # fmt: skip
+            found += float(
+                torch.distributions.Normal(mean, std.view(-1, 1, 1, 1))
+                .log_prob(latents[i + 1 : i + 2])
+                .double()
+                .mean()
+            )
         return found
 
     slope = score_vector(policy, "a cat", latents, steps, parameters)

@@ -24,7 +24,7 @@ SETTINGS = [
 ]
 
 
-def make(steps: int, eta: float, **settings) -> tuple[DDIM, DDIMScheduler]:
+def make(steps: int, eta: float, **settings: object) -> tuple[DDIM, DDIMScheduler]:
     scheduler = DDIMScheduler(clip_sample=False, **settings)
     scheduler.set_timesteps(steps)
     final = float(scheduler.final_alpha_cumprod)
@@ -70,9 +70,14 @@ def test_kl_equals_torch_distributions() -> None:
 def test_sd21_constants() -> None:
     """Figures of the paper's sampler: 20 steps, timesteps 951 … 1, sigma(t=1) = 0.0206."""
     ddim, _ = make(
-        20, 1.0, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
-        steps_offset=1, set_alpha_to_one=False,
-    )  # fmt: skip
+        20,
+        1.0,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        steps_offset=1,
+        set_alpha_to_one=False,
+    )
     assert ddim.timesteps.tolist() == list(range(951, 0, -50))
     assert ddim.std[-1].item() == pytest.approx(0.0206, abs=1e-4)
     # Weight of the squared change of eps in the log-prob, c^2 / 2 std^2: 14.75 at 51 -> 1.

@@ -22,7 +22,9 @@ def test_inverse_steps_are_those_of_diffusers(policy: Policy) -> None:
             assert torch.allclose(policy.ddim.invert(x, eps, i), expected, atol=1e-5)
 
 
-def test_inversion_undoes_sampling_without_noise(policy: Policy, monkeypatch) -> None:
+def test_inversion_undoes_sampling_without_noise(
+    policy: Policy, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Exactly so where the noise predicted does not depend on the state."""
     noise = torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(2))
 

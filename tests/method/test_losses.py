@@ -15,8 +15,12 @@ def t(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def steps(log_prob: list[Tensor], old: list[Tensor], advantage: list[Tensor] | None = None,
-          kl: list[Tensor] | None = None) -> Steps:  # fmt: skip
+def steps(
+    log_prob: list[Tensor],
+    old: list[Tensor],
+    advantage: list[Tensor] | None = None,
+    kl: list[Tensor] | None = None,
+) -> Steps:
     """Of two sides, (N,) each: preferred, base."""
     both = torch.stack(log_prob, -1)
     nothing, number = torch.zeros_like(both), torch.arange(len(both))

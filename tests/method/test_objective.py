@@ -55,5 +55,5 @@ def test_weights_of_steps() -> None:
     assert [objective.weighs(i) for i in range(3)] == [True, True, False]
     assert Objective().weights(2).tolist() == [1, 1] and Objective().weighs(1)
     for bad in ("1,-1", "0,0", "1,x", "nan,1", "inf,1"):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="weight|convert"):
             parse_weights(bad)

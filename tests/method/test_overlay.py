@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import AttnProcessor2_0
 from peft import LoraConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusers_patched import (
     PARTS,
@@ -41,7 +41,7 @@ def mask(value: int | None = None) -> Tensor:
     return torch.rand(4, 4, 4, generator=torch.Generator().manual_seed(6)) > 0.5
 
 
-def run(unet, fusion: Fusion, x: Tensor | None = None) -> Tensor:
+def run(unet: UNet2DConditionModel, fusion: Fusion, x: Tensor | None = None) -> Tensor:
     state, t, text = inputs()
     with torch.no_grad():
         return unet(
@@ -86,7 +86,7 @@ def test_loads_and_saves_like_the_stock_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", sorted(PARTS.keys() - {"masa_map"}))
-def test_empty_mask_changes_nothing_to_the_bit(unet, part: str) -> None:
+def test_empty_mask_changes_nothing_to_the_bit(unet: UNet2DConditionModel, part: str) -> None:
     x, t, text = inputs()
     with torch.no_grad():
         expected = unet(x, t, text).sample
@@ -94,7 +94,9 @@ def test_empty_mask_changes_nothing_to_the_bit(unet, part: str) -> None:
 
 
 @pytest.mark.parametrize("part", sorted(PARTS))
-def test_only_fused_rows_change_and_each_part_does_something(unet, part: str) -> None:
+def test_only_fused_rows_change_and_each_part_does_something(
+    unet: UNet2DConditionModel, part: str
+) -> None:
     x, t, text = inputs()
     with torch.no_grad():
         plain = unet(x, t, text).sample
@@ -105,24 +107,24 @@ def test_only_fused_rows_change_and_each_part_does_something(unet, part: str) ->
 
 
 @pytest.mark.parametrize("part", sorted(PARTS))
-def test_a_row_that_equals_its_source_is_not_changed(unet, part: str) -> None:
+def test_a_row_that_equals_its_source_is_not_changed(unet: UNet2DConditionModel, part: str) -> None:
     x = inputs()[0][[0, 0, 2, 2]]
     fused = run(unet, Fusion(SOURCE, ALL, mask(1), frozenset({part})), x)
     assert fused[1].equal(fused[0])
     assert fused[3].equal(fused[2])
 
 
-def test_fusion_in_no_layer_is_stock(unet) -> None:
+def test_fusion_in_no_layer_is_stock(unet: UNet2DConditionModel) -> None:
     x, t, text = inputs()
     with torch.no_grad():
         assert run(unet, Fusion(SOURCE, frozenset(), mask(1))).equal(unet(x, t, text).sample)
 
 
-def attention_of(unet, layer: str):
+def attention_of(unet: UNet2DConditionModel, layer: str) -> nn.Module:
     return unet.get_submodule(f"{layer}.attentions.0.transformer_blocks.0")
 
 
-def test_eq5_by_hand(unet) -> None:
+def test_eq5_by_hand(unet: UNet2DConditionModel) -> None:
     """One module against the equation written out with explicit matrices."""
     attn = attention_of(unet, "up_blocks.1").attn1
     x = torch.randn(2, 64, 16, generator=torch.Generator().manual_seed(7))
@@ -145,7 +147,7 @@ def test_eq5_by_hand(unet) -> None:
     assert torch.allclose(ours, expected, atol=1e-6)
 
 
-def test_self_map_by_hand(unet) -> None:
+def test_self_map_by_hand(unet: UNet2DConditionModel) -> None:
     attn = attention_of(unet, "mid_block").attn1
     x = torch.randn(2, 16, 32, generator=torch.Generator().manual_seed(7))
     fusion = Fusion(torch.tensor([0, 0]), ALL, None, frozenset({"self_map"}))
@@ -160,7 +162,7 @@ def test_self_map_by_hand(unet) -> None:
     assert torch.allclose(ours, expected, atol=1e-6)
 
 
-def test_masactrl_keeps_regions_apart(unet) -> None:
+def test_masactrl_keeps_regions_apart(unet: UNet2DConditionModel) -> None:
     """With masa_map, what the source has inside its mask cannot reach queries outside of it."""
     attn = attention_of(unet, "mid_block").attn1
     inside = torch.zeros(2, 4, 4, dtype=torch.bool)
@@ -182,7 +184,7 @@ def test_masactrl_keeps_regions_apart(unet) -> None:
     assert changed[8:].min() > 1e-4
 
 
-def test_recorded_maps_are_the_softmax_columns(unet) -> None:
+def test_recorded_maps_are_the_softmax_columns(unet: UNet2DConditionModel) -> None:
     x, t, text = inputs()
     columns = torch.tensor([[3, 1, -1], [2, 2, 5]])
     record = Record(frozenset({3}), columns, first_row=2)
@@ -214,7 +216,7 @@ def test_recorded_maps_are_the_softmax_columns(unet) -> None:
             assert torch.allclose(maps[row, j].flatten(), expected, atol=1e-6)
 
 
-def test_recording_changes_nothing(unet) -> None:
+def test_recording_changes_nothing(unet: UNet2DConditionModel) -> None:
     x, t, text = inputs()
     record = Record(ALL - {0, 4}, torch.tensor([[1]] * 4))
     with torch.no_grad():
@@ -222,7 +224,7 @@ def test_recording_changes_nothing(unet) -> None:
         assert recorded.equal(unet(x, t, text).sample)
 
 
-def test_layers_of_other_grids_are_refused(unet) -> None:
+def test_layers_of_other_grids_are_refused(unet: UNet2DConditionModel) -> None:
     x, t, text = inputs()
     with pytest.raises(ValueError, match="different grids"):
         unet(x, t, text, control=AttentionControl(record=Record(ALL, torch.tensor([[1]] * 4))))
@@ -257,9 +259,11 @@ def test_layer_table_of_sd21() -> None:
     """SD2.1-base: 0-2 down, 3 mid, 4-6 up; the mask comes from layer 4, 16 x 16."""
     with torch.device("meta"):
         sd21 = UNet2DConditionModel(
-            sample_size=64, cross_attention_dim=1024, attention_head_dim=[5, 10, 20, 20],
+            sample_size=64,
+            cross_attention_dim=1024,
+            attention_head_dim=[5, 10, 20, 20],
             use_linear_projection=True,
-        )  # fmt: skip
+        )
     table = LayerTable.of(sd21)
     assert [g[0] for g in table.grids] == [64, 32, 16, 8, 16, 32, 64]
     assert table.parse("first_up") == {4}
@@ -285,12 +289,16 @@ def test_sdxl_layout_is_numbered() -> None:
         )
     table = LayerTable.of(sdxl)
     assert table.blocks == (
-        "down_blocks.1", "down_blocks.2", "mid_block", "up_blocks.0", "up_blocks.1"
-    )  # fmt: skip
+        "down_blocks.1",
+        "down_blocks.2",
+        "mid_block",
+        "up_blocks.0",
+        "up_blocks.1",
+    )
     assert table.grids[3] == (32, 32)
 
 
-def test_record_and_fusion_in_one_call(unet) -> None:
+def test_record_and_fusion_in_one_call(unet: UNet2DConditionModel) -> None:
     control = AttentionControl(
         record=Record(frozenset({3}), torch.tensor([[1]] * 4)),
         fusions=(Fusion(SOURCE, ALL, mask()),),

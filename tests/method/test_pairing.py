@@ -10,8 +10,11 @@ def test_halves_by_hand() -> None:
     scores = [0.1, 0.5, 0.4, 0.2, 0.3, 0.9, 0.2, 0.1]
     # p: 2 (.4) 4 (.3) | 6 (.2) 0 (.1);  q: 5 (.9) 1 (.5) | 3 (.2) 7 (.1)
     assert pair(prompts, scores) == (
-        Pair("p", 2, 6), Pair("p", 4, 0), Pair("q", 5, 3), Pair("q", 1, 7),
-    )  # fmt: skip
+        Pair("p", 2, 6),
+        Pair("p", 4, 0),
+        Pair("q", 5, 3),
+        Pair("q", 1, 7),
+    )
 
 
 def test_quarter_uses_the_top_quarter_twice() -> None:

@@ -9,6 +9,7 @@ both guidance halves and resized to each layer by nearest neighbour.
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
 from dfusion.method.fusion import FusionPlan, Source, fuse
@@ -33,7 +34,13 @@ class SlowAttention:
         self.given: tuple[Tensor, Tensor, Tensor] | None = None
         self.probs: Tensor | None = None
 
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, **_):
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        **_: object,
+    ) -> Tensor:
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         q, k, v = (
             attn.head_to_batch_dim(f(x))
@@ -59,7 +66,7 @@ class SlowAttention:
 
 def slow_mask(
     processors: dict[str, SlowAttention], heads: int, columns: list[int], thr: list[float]
-):
+) -> Tensor:
     """(1, side, side) bool from the last pass's cross-attention matrices."""
     maps = []
     for processor in processors.values():
@@ -114,7 +121,15 @@ def test_released_preset_gives_the_released_target(model: DiffusionModel) -> Non
     assert not xor[2:].equal(target.masks[2:])
 
 
-def step(policy, slow, x, z, i, t, cond):
+def step(
+    policy: Policy,
+    slow: dict[str, SlowAttention],
+    x: Tensor,
+    z: Tensor,
+    i: int,
+    t: Tensor,
+    cond: Tensor,
+) -> tuple[Tensor, Tensor]:
     """One released sampling step: guidance, DDIM, and the mask of this pass."""
     eps = policy.model.unet(torch.cat([x, x]), t, cond).sample
     uncond, text = eps.chunk(2)

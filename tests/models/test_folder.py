@@ -79,8 +79,10 @@ MODELS: list[tuple[str, Damage, str]] = [
     ("another pipeline", edit("model_index.json", _class_name="FluxPipeline"), "is a FluxPipeline"),
     ("another UNet", edit("model_index.json", unet=["diffusers", "UNet1DModel"]), "as unet"),
     ("no UNet named", edit("model_index.json", unet=None), "has None as unet"),
-    *((f"no {part}", gone(part), f"{part}.* cannot be read")
-      for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")),
+    *(
+        (f"no {part}", gone(part), f"{part}.* cannot be read")
+        for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+    ),
     *((f"no {name}", gone(name), "no .safetensors weights") for name in (UNET, VAE, TEXT)),
     *((f"{name} cut", cut(name), "is damaged") for name in (UNET, VAE, TEXT)),
     *((f"{name} empty", text(name, ""), "is damaged") for name in (UNET, TEXT)),
@@ -103,7 +105,7 @@ MODELS: list[tuple[str, Damage, str]] = [
     ("VAE of 9 channels", edit("vae/config.json", latent_channels=9), "channels"),
     ("VAE of no scale", edit("vae/config.json", scaling_factor=0), "scaling_factor 0"),
     ("tokenizer cut", text("tokenizer/tokenizer.json", "{"), "does not load"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("damage", "message"), [m[1:] for m in MODELS], ids=[m[0] for m in MODELS])

@@ -81,7 +81,7 @@ def build(folder: Path, stage: str, number: int = 0) -> Round:
 def inline(folder: Path) -> dict[str, Any]:
     """The data of the page, as a browser would read it: up to the first closing tag."""
     html = (folder / "index.html").read_text(encoding="utf-8")
-    match = re.search(r'<script type="application/json" id="data">(.*?)</script', html, re.S)
+    match = re.search(r'<script type="application/json" id="data">(.*?)</script', html, re.DOTALL)
     assert match
     return json.loads(match[1])
 

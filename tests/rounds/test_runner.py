@@ -316,7 +316,9 @@ def test_other_prompts_are_refused(settings: Settings) -> None:
         session.sample_rounds(settings)
 
 
-def test_a_reward_that_gives_no_number_stops(settings: Settings, monkeypatch) -> None:
+def test_a_reward_that_gives_no_number_stops(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nothing = lambda settings, device: lambda images, prompts: torch.full((len(images),), torch.nan)  # noqa: E731
     monkeypatch.setitem(REWARDS, "nothing", nothing)
     settings.eval.reward = "nothing"

@@ -154,7 +154,7 @@ def test_a_missing_experiment_is_named(tmp_path: Path) -> None:
         lambda images, prompts: np.full(len(images), 0.5),
     ],
 )
-def test_rewards_may_return_lists_tensors_and_arrays(tmp_path: Path, reward) -> None:
+def test_rewards_may_return_lists_tensors_and_arrays(tmp_path: Path, reward: Reward) -> None:
     round_ = grey_round(tmp_path / "a")
     assert score_missing(round_, "images", reward, "mine", 2) == 3
     assert round_.scores("images") == {0: 0.5, 1: 0.5, 2: 0.5}
@@ -169,7 +169,7 @@ def test_a_wrong_number_of_scores_is_refused(tmp_path: Path) -> None:
 def test_scores_written_meanwhile_by_another_scorer_stand(tmp_path: Path) -> None:
     round_ = grey_round(tmp_path / "a")
 
-    def reward(images, prompts):
+    def reward(images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
         round_.write_scores("images", "mine", {0: 9.0, **round_.scores("images")})
         return [1.0] * len(images)
 
@@ -182,7 +182,7 @@ def test_scores_of_images_that_are_gone_are_not_written(tmp_path: Path, made_ane
     """Else an experiment of the same name would take them for its own."""
     round_ = grey_round(tmp_path / "a")
 
-    def reward(images, prompts):
+    def reward(images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
         shutil.rmtree(tmp_path / "a")
         if made_anew:
             grey_round(tmp_path / "a")

@@ -139,14 +139,18 @@ BEFORE_A_MODEL = [
     ({"sample.guidance_scale": 7.5}, r"guidance \(5.0 -> 7.5\)"),
     ({"sample.store_dtype": "bf16"}, r"states \(float32 -> bfloat16\)"),
     ({"train.begin_epoch": 2, "train.num_epochs": 3}, "no samples in .*epoch2"),
-    ({"samples_from": "{data}/a0/epoch0", "train.begin_epoch": 1, "train.num_epochs": 2},
-     r"round \(0 -> 1\)"),
+    (
+        {"samples_from": "{data}/a0/epoch0", "train.begin_epoch": 1, "train.num_epochs": 2},
+        r"round \(0 -> 1\)",
+    ),
     ({"sample.batch_size": 3}, r"images per prompt \(4 -> 6\)"),
-    ({"prompt_file": "", "prompt": "the dog", "item_idx_file": "", "item_idx": "dog"},
-     r"prompts \(2 -> 1\)"),
+    (
+        {"prompt_file": "", "prompt": "the dog", "item_idx_file": "", "item_idx": "dog"},
+        r"prompts \(2 -> 1\)",
+    ),
     ({"item_idx_file": "{data}/../others.json"}, r"prompts and items \(.*the dog: 1 -> the dog: 0"),
     ({"samples_from": "{data}/none"}, "no experiment there; name one such as"),
-]  # fmt: skip
+]
 WITH_A_MODEL = [
     ({"mask.layers": "mid"}, r"mask layers \(\[3\] -> \[2\]; item maps of other layers"),
     ({"sample.eta": 0.5}, "sigmas"),
@@ -194,9 +198,14 @@ def test_a_trained_round_is_taken_by_a_run_that_begins_at_it(
     lent: Settings, made: set[str]
 ) -> None:
     a0 = f"{lent.save_path}/a0"
-    begins = {"samples_from": a0, "resume_from": f"{a0}/checkpoints/epoch0",
-              "train.begin_epoch": 1, "train.num_epochs": 2, "train.compare_images": 0,
-              "train.beta": 1.0}  # fmt: skip
+    begins = {
+        "samples_from": a0,
+        "resume_from": f"{a0}/checkpoints/epoch0",
+        "train.begin_epoch": 1,
+        "train.num_epochs": 2,
+        "train.compare_images": 0,
+        "train.beta": 1.0,
+    }
     train_rounds(changed(lent, "onwards", begins))
     assert made == set()
     for policy in ("latest", f"{a0}/checkpoints/epoch1"):

@@ -4,6 +4,7 @@ import json
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -289,7 +290,9 @@ def test_table_values() -> None:
         ),
     ],
 )
-def test_models_that_do_not_load_say_what_to_do(tmp_path: Path, make, message: str) -> None:
+def test_models_that_do_not_load_say_what_to_do(
+    tmp_path: Path, make: Callable[[Path], str], message: str
+) -> None:
     with pytest.raises(UserError, match=message) as caught:
         DiffusionModel.load(Pretrained(model=make(tmp_path)), "cpu", None)
     text = str(caught.value)
@@ -319,8 +322,10 @@ def test_missing_gpu_is_named() -> None:
     [
         (
             ["--config.sample.num_step", "3"],
-            "--config.sample.num_step: there is no such setting; did you mean "
-            "--config.sample.num_steps",
+            (
+                "--config.sample.num_step: there is no such setting; did you mean "
+                "--config.sample.num_steps"
+            ),
         ),
         (["--config.num_steps=3"], "did you mean --config.sample.num_steps? --help"),
         (["--config.pair", "3"], "did you mean --config.pair.rule, --config.pair.adoption, "),
@@ -340,7 +345,7 @@ def test_missing_gpu_is_named() -> None:
         (["--config.exp_name", "a", "--config.prompt_file", "p.json"], "cannot be read"),
     ],
 )
-def test_the_command_line_ends_with_one_line_and_code_2(arguments, message) -> None:
+def test_the_command_line_ends_with_one_line_and_code_2(arguments: list[str], message: str) -> None:
     done = subprocess.run(
         [sys.executable, "run_sample.py", *arguments], cwd=ROOT, capture_output=True, text=True
     )

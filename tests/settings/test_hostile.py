@@ -138,9 +138,14 @@ def test_scores_are_finite_numbers(tmp_path: Path, score: object) -> None:
 
 @pytest.mark.parametrize(
     "row",
-    [3, {}, {"prompt": "a", "reference": 0}, {"prompt": 1, "reference": 0, "base": 1},
-     {"prompt": "a", "reference": 0, "base": 1, "more": 2}],
-)  # fmt: skip
+    [
+        3,
+        {},
+        {"prompt": "a", "reference": 0},
+        {"prompt": 1, "reference": 0, "base": 1},
+        {"prompt": "a", "reference": 0, "base": 1, "more": 2},
+    ],
+)
 def test_rows_have_their_fields_and_no_others(tmp_path: Path, row: object) -> None:
     round_ = Round(tmp_path / "epoch0")
     pairs_file(round_, row)
@@ -151,8 +156,18 @@ def test_rows_have_their_fields_and_no_others(tmp_path: Path, row: object) -> No
         round_.adoption()
 
 
-@pytest.mark.parametrize("text", ["[" * 200_000, '{"a":' * 50_000, '{"schema": 1, "schema": 1}',
-                                  "9" * 10_000, '"\\ud800', "\x00", "nan,"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 200_000,
+        '{"a":' * 50_000,
+        '{"schema": 1, "schema": 1}',
+        "9" * 10_000,
+        '"\\ud800',
+        "\x00",
+        "nan,",
+    ],
+)
 def test_absurd_json_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(UserError, match=r"a\.json: not") as caught:
@@ -215,11 +230,13 @@ def test_text_bombs_and_other_formats_are_refused(tmp_path: Path) -> None:
         {"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}},
         {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 8]}},
         {"a": {"dtype": "X9", "shape": [2], "data_offsets": [0, 8]}},
-        {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
-         "b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}},
+        {
+            "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+            "b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]},
+        },
         [],
     ],
-)  # fmt: skip
+)
 def test_safetensors_that_lie_about_sizes(tmp_path: Path, header: object) -> None:
     text = json.dumps(header).encode()
     path = tmp_path / "t.safetensors"

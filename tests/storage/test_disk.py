@@ -24,8 +24,13 @@ from tests.conftest import small
 from tests.faults import contents, difference
 
 ROOT = Path(__file__).parents[2]
-CAUSES = {"full": errno.ENOSPC, "read-only": errno.EROFS, "forbidden": errno.EACCES,
-          "quota": errno.EDQUOT, "broken": errno.EIO}  # fmt: skip
+CAUSES = {
+    "full": errno.ENOSPC,
+    "read-only": errno.EROFS,
+    "forbidden": errno.EACCES,
+    "quota": errno.EDQUOT,
+    "broken": errno.EIO,
+}
 
 
 def fail_after(count: int, cause: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,11 +114,19 @@ def test_a_file_size_limit_stops_the_command_with_one_line(
 def flat_flags(settings: Settings) -> dict[str, object]:
     s = settings
     return {
-        "seed": s.seed, "save_path": s.save_path, "device": "cpu", "prompt_file": s.prompt_file,
-        "item_idx_file": s.item_idx_file, "pretrained.model": s.pretrained.model,
-        "sample.num_steps": 4, "sample.batch_size": 2, "sample.num_batches_per_epoch": 2,
-        "fusion.steps": "3-1", "eval.reward": s.eval.reward, "eval.in_process": True,
-    }  # fmt: skip
+        "seed": s.seed,
+        "save_path": s.save_path,
+        "device": "cpu",
+        "prompt_file": s.prompt_file,
+        "item_idx_file": s.item_idx_file,
+        "pretrained.model": s.pretrained.model,
+        "sample.num_steps": 4,
+        "sample.batch_size": 2,
+        "sample.num_batches_per_epoch": 2,
+        "fusion.steps": "3-1",
+        "eval.reward": s.eval.reward,
+        "eval.in_process": True,
+    }
 
 
 @pytest.mark.parametrize("where", ["open", "fsync", "replace"])

@@ -6,6 +6,7 @@ import shutil
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,8 +38,13 @@ def test_resumed_equals_uninterrupted(settings: Settings) -> None:
     assert any(not first[k].equal(last[k]) for k in first)
     rows = [json.loads(line) for line in (parts / "metrics.jsonl").read_text().splitlines()]
     assert [(r["round"], r.get("inner_epoch")) for r in rows] == [
-        (0, 0), (0, 1), (0, None), (1, 0), (1, 1), (1, None)
-    ]  # fmt: skip
+        (0, 0),
+        (0, 1),
+        (0, None),
+        (1, 0),
+        (1, 1),
+        (1, None),
+    ]
 
 
 def test_lora_loads_into_a_stock_pipeline(settings: Settings, pipeline_folder: Path) -> None:
@@ -150,7 +156,7 @@ def test_resume_within_a_round(settings: Settings, monkeypatch: pytest.MonkeyPat
         broken = dataclasses.replace(plain, exp_name=f"broken_{method}")
         real, count = Trainer.update, 0
 
-        def update(self, *args, real=real):
+        def update(self: Trainer, *args: Any, real: Callable[..., Any] = real) -> Any:
             nonlocal count
             count += 1
             if count in (2, 4, 6):
@@ -186,7 +192,7 @@ def test_a_round_stopped_under_other_settings_begins_anew(
     settings.pair.adoption_threshold = -100.0
     real, calls = Trainer.update, iter(range(9))
 
-    def update(self, *args):
+    def update(self: Trainer, *args: Any) -> Any:
         if next(calls) == 1:
             raise KeyboardInterrupt
         return real(self, *args)

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -48,7 +49,7 @@ def stir(trainer: Trainer) -> None:
         parameter.data.copy_(torch.randn(parameter.shape, generator=rng) * 0.05)
 
 
-def gradients(trainer: Trainer, **how) -> tuple[list[Tensor], Tally]:
+def gradients(trainer: Trainer, **how: Any) -> tuple[list[Tensor], Tally]:
     """Gradients of one update over all steps; theta_old is `moved` away from theta if asked."""
     options = {"batch_size": 8, "objective": trainer.objective, "moved": False, "every": False}
     options |= how

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ def sampled(tmp_path_factory: pytest.TempPathFactory, pipeline_folder: Path) -> 
 
 
 @pytest.fixture
-def trainer_of(sampled: Settings, tmp_path: Path) -> Iterator[Callable[..., Trainer]]:
+def trainer_of(sampled: Settings, tmp_path: Path) -> Callable[..., Trainer]:
     """Makes a trainer before the round, in a folder of its own; with settings of training."""
     count = iter(range(99))
 
@@ -41,7 +41,7 @@ def trainer_of(sampled: Settings, tmp_path: Path) -> Iterator[Callable[..., Trai
         settings.train = dataclasses.replace(sampled.train, **train)
         return Trainer(open_session(settings))
 
-    yield make
+    return make
 
 
 def trained(trainer: Trainer) -> list[Tensor]:

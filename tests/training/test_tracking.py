@@ -5,10 +5,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
+from PIL import Image
 
 from dfusion.errors import UserError
 from dfusion.settings.schema import Settings
@@ -63,11 +66,11 @@ def test_wandb_runs_offline_without_a_login(
     pictures: list[int] = []
     log, images = tracking.log, tracking.log_images
 
-    def logged(accelerator, row, step) -> None:
+    def logged(accelerator: Accelerator, row: dict[str, Any], step: int) -> None:
         sent.append((step, set(tracking._flat(row))))
         log(accelerator, row, step)
 
-    def drawn(accelerator, name, image, step) -> None:
+    def drawn(accelerator: Accelerator, name: str, image: Image.Image, step: int) -> None:
         pictures.append(step)
         assert image.width > 500
         images(accelerator, name, image, step)
@@ -118,7 +121,9 @@ def test_a_config_that_shards_the_model_is_refused() -> None:
     tracking.check_not_sharded(DistributedType.MULTI_GPU)
 
 
-def test_a_tracker_that_is_not_installed_is_named(settings: Settings, monkeypatch) -> None:
+def test_a_tracker_that_is_not_installed_is_named(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     settings.tracker = "tensorboard"
     with pytest.raises(UserError, match="pip install tensorboard"):

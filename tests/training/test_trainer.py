@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from dfusion.rounds.session import open_session
 from dfusion.settings.schema import Settings
 from dfusion.storage.experiment import Experiment
 from dfusion.training import learner
-from dfusion.training.gradients import transitions
+from dfusion.training.gradients import Updater, transitions
 from dfusion.training.order import Step
 from dfusion.training.trainer import Trainer, train_rounds
 from tests.conftest import small
@@ -33,9 +34,9 @@ def test_several_updates_compare_with_the_policy_that_sampled(settings: Settings
     seen = []
     keep = trainer._save_within
 
-    def look(number, updater, rows) -> None:
+    def look(about: dict[str, Any], updater: Updater, rows: list[dict[str, Any]]) -> None:
         seen.append(updater.old)
-        keep(number, updater, rows)
+        keep(about, updater, rows)
 
     trainer._save_within = look  # type: ignore[method-assign]
     trainer.train_round(0, policy)

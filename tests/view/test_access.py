@@ -56,13 +56,18 @@ def test_links_out_of_the_data_folder_are_not_followed(view_data: Path, tmp_path
 @pytest.mark.parametrize(
     ("bound", "host", "status"),
     [
-        ("127.0.0.1", "127.0.0.1:8765", 200), ("127.0.0.1", "localhost:9", 200),
-        ("127.0.0.1", "[::1]:9", 200), ("127.0.0.1", "evil.example", 421),
-        ("127.0.0.1", "127.0.0.1.evil.example", 421), ("127.0.0.1", "", 421),
-        ("127.0.0.1", "192.168.1.5:8765", 421), ("0.0.0.0", "192.168.1.5:8765", 200),
-        ("0.0.0.0", "evil.example", 421), ("box.lan", "box.lan:8765", 200),
+        ("127.0.0.1", "127.0.0.1:8765", 200),
+        ("127.0.0.1", "localhost:9", 200),
+        ("127.0.0.1", "[::1]:9", 200),
+        ("127.0.0.1", "evil.example", 421),
+        ("127.0.0.1", "127.0.0.1.evil.example", 421),
+        ("127.0.0.1", "", 421),
+        ("127.0.0.1", "192.168.1.5:8765", 421),
+        ("0.0.0.0", "192.168.1.5:8765", 200),
+        ("0.0.0.0", "evil.example", 421),
+        ("box.lan", "box.lan:8765", 200),
     ],
-)  # fmt: skip
+)
 def test_only_its_own_hosts_are_answered(
     view_data: Path, bound: str, host: str, status: int
 ) -> None:
@@ -73,12 +78,16 @@ def test_only_its_own_hosts_are_answered(
 @pytest.mark.parametrize(
     ("headers", "status"),
     [
-        ({"origin": BASE}, 200), ({}, 200), ({"sec-fetch-site": "same-origin"}, 200),
-        ({"origin": "http://evil.example"}, 403), ({"origin": "null"}, 403),
-        ({"origin": "http://127.0.0.1:9999"}, 403), ({"sec-fetch-site": "cross-site"}, 403),
+        ({"origin": BASE}, 200),
+        ({}, 200),
+        ({"sec-fetch-site": "same-origin"}, 200),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"origin": "http://127.0.0.1:9999"}, 403),
+        ({"sec-fetch-site": "cross-site"}, 403),
         ({"sec-fetch-site": "same-site"}, 403),
     ],
-)  # fmt: skip
+)
 def test_writes_come_from_its_own_pages(
     tmp_path: Path, view_data: Path, headers: dict[str, str], status: int
 ) -> None:

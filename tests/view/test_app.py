@@ -43,8 +43,11 @@ def test_runs_say_what_is_on_disk(client: Any) -> None:
     assert (run["name"], run["state"], run["round"]) == ("exp", "finished", 0)
     stages = {s["name"]: (s["done"], s["total"]) for s in run["stages"]}
     assert stages == {
-        "sampling": (8, 8), "scoring": (8, 8), "fusing": (4, 4), "scoring targets": (4, 4),
-    }  # fmt: skip
+        "sampling": (8, 8),
+        "scoring": (8, 8),
+        "fusing": (4, 4),
+        "scoring targets": (4, 4),
+    }
     assert run["curves"]["score"][0][0] == 0
     assert len(run["curves"]["adopted"]) == 1
 
@@ -62,10 +65,12 @@ def test_a_run_at_work_has_its_state_and_time_left(tmp_path: Path, view_data: Pa
             second.image(kind, i).unlink(missing_ok=True)
     now = time.time()
     for path, age in (
-        (first / "manifest.json", 100), (first / "adoption.json", 60),
+        (first / "manifest.json", 100),
+        (first / "adoption.json", 60),
         (second.folder / "manifest.json", 10),
-        (second.image("images", 0), 6), (second.image("images", 1), 4),
-    ):  # fmt: skip
+        (second.image("images", 0), 6),
+        (second.image("images", 1), 4),
+    ):
         os.utime(path, (now - age, now - age))
     note = {"process": os.getpid(), "host": os.uname().nodename, "since": ""}
     (experiment.folder / ".run.lock.json").write_text(json.dumps(note))
