@@ -34,7 +34,7 @@ def algorithm_1(
     sampling: Mapping[str, Any] | None = None,
     fusion: Mapping[str, Any] | None = None,
 ) -> Iterator[Round]:
-    """Train a policy on samples that it makes of prompts; yields each round as it is done.
+    """Train a policy on its own samples of the prompts; yields each round once it is finished.
 
     sampling, fusion: further arguments of `DFusionPipeline.sample` and `fuse`.
     """

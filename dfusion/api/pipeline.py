@@ -24,8 +24,8 @@ from dfusion.settings.steps import parse_steps
 Seed = int | torch.Generator
 Names = Sequence[str | int]  # item words of one prompt, or their positions
 Items = Names | Sequence[Names] | Mapping[str, Names]  # of one prompt; of each; by prompt
-# Called as diffusers calls it: (pipeline, step, timestep, {"latents": (B, C, h, w)}). What it
-# returns is not used: training needs trajectories that nothing but the policy has walked.
+# Called as in diffusers: (pipeline, step, timestep, {"latents": (B, C, h, w)}). Its return value is
+# ignored: training needs trajectories that the policy alone has sampled.
 Callback = Callable[["DFusionPipeline", int, Tensor, dict[str, Any]], Any]
 Noise = tuple[Tensor, Tensor]  # x_T (C, h, w) and step noises (T, C, h, w)
 
@@ -33,9 +33,9 @@ Noise = tuple[Tensor, Tensor]  # x_T (C, h, w) and step noises (T, C, h, w)
 class DFusionPipeline:
     """Samples, fuses and trains with a Stable Diffusion model (SD1.x, SD2.x).
 
-    Arguments are named as the commands' flags: num_steps is --config.sample.num_steps, mask_layers
-    is --config.mask.layers, and so on; docs/settings.md describes them. Raises UserError for
-    whatever a flag would be refused for.
+    Arguments have the names of the commands' flags: num_steps is --config.sample.num_steps,
+    mask_layers is --config.mask.layers, and so on; docs/settings.md describes them. Raises
+    UserError for any value that the flag would refuse.
     """
 
     def __init__(self, model: DiffusionModel) -> None:
@@ -43,10 +43,10 @@ class DFusionPipeline:
 
     @classmethod
     def from_pipe(cls, pipe: StableDiffusionPipeline) -> "DFusionPipeline":
-        """Around a diffusers pipeline, on its device and in its precision.
+        """Wrap a diffusers pipeline, on its device and in its precision.
 
-        The pipeline stays as it is and may be used beside this one: weights are shared, modules are
-        not changed, and LoRA that is trained here acts here only.
+        The given pipeline can still be used: weights are shared, but its modules are not modified,
+        and a LoRA trained here has no effect on it.
         """
         return cls(DiffusionModel(pipe))
 
@@ -59,11 +59,11 @@ class DFusionPipeline:
         device: str | torch.device = "cpu",
         torch_dtype: torch.dtype = torch.float32,
     ) -> "DFusionPipeline":
-        """From a local diffusers folder, a .safetensors file or a Hub id, with LoRA merged in."""
+        """Load a local diffusers folder, a .safetensors file or a Hub id, with `lora` merged in."""
         return cls(DiffusionModel.load(Pretrained(model=model, lora=lora), device, torch_dtype))
 
     def trainer(self, **settings: Any) -> DFusionTrainer:
-        """What trains this pipeline's model. settings: those of --config.train, by their names."""
+        """A trainer for this pipeline's model. settings: those of --config.train, by name."""
         return DFusionTrainer(self.model, **settings)
 
     def __call__(
@@ -87,11 +87,11 @@ class DFusionPipeline:
     ) -> FusedPair | list[FusedPair]:
         """The fused pair of a prompt, or of each of several prompts.
 
-        items: the words whose region is fused; for several prompts, such a list for each.
+        items: the words whose regions are fused; for several prompts, one list per prompt.
         base_seed, reference_seed: a number or generator, or one for each prompt. With eta 1, a seed
-        gives the image that diffusers' DDIM draws from it. base_latents, reference_latents:
-        (C, h, w), or (B, C, h, w) for several prompts: x_T instead of the seed's. fusion: as for
-        `fuse`. The other arguments are those of `sample`.
+        gives the same image as diffusers' DDIM. base_latents, reference_latents: x_T to use instead
+        of the seed's, (C, h, w), or (B, C, h, w) for several prompts. fusion: arguments of `fuse`.
+        The other arguments are those of `sample`.
         """
         sides = [
             self.sample(
@@ -138,11 +138,12 @@ class DFusionPipeline:
     ) -> list[Sample]:
         """Images of the prompts, with their trajectories and item maps.
 
-        items: the item words of a prompt; for several prompts a list for each, or a mapping by the
-        prompt's text. seed: one for all, or one for each prompt. images_per_prompt: so many samples
-        of each prompt, from the noise that `dfusion sample` draws for (seed, round, index).
-        latents: (B, C, h, w), x_T of each sample. mask_thr: the threshold of Eq. 4, for all items
-        or one for each; None stands for Otsu's. guidance_scale: None for no guidance.
+        items: the item words of the prompt; for several prompts, one list per prompt, or a mapping
+        from prompt to list. seed: one for all prompts, or one for each. images_per_prompt: the
+        number of samples of each prompt; their noise is the one that `dfusion sample` draws for
+        (seed, round, index). latents: (B, C, h, w), x_T of each sample. mask_thr: the threshold of
+        Eq. 4, for all items or one for each; None means Otsu's. guidance_scale: None for no
+        guidance.
         """
         prompts = _prompts(prompt, items, mask_thr)
         sampling = Sampling(num_steps, eta, guidance_scale, negative_prompt)
@@ -153,7 +154,7 @@ class DFusionPipeline:
         else:
             prompts = [p for p in prompts for _ in range(images_per_prompt)]
             if not isinstance(seed, int):
-                raise UserError("seed: images_per_prompt needs a whole number")
+                raise UserError("seed: must be a whole number if images_per_prompt is given")
             shape = self.model.latent_shape
             noise = [noises(seed, round, i, num_steps, shape) for i in range(len(prompts))]
         if latents is not None:
@@ -188,8 +189,9 @@ class DFusionPipeline:
     ) -> list[FusedPair]:
         """Denoise each base again with its reference's self-attention inside the mask (Eq. 5).
 
-        pairs: (base, reference), of one way of sampling, from `sample`. fusion_steps: as the flag,
-        "18-1"; None for all but the first two steps, as in the paper.
+        pairs: (base, reference), from `sample`, all sampled with the same arguments. fusion_steps:
+        written as in the flag, e.g. "18-1"; None fuses all but the first two steps, as in the
+        paper.
         """
         if not pairs:
             return []
@@ -242,7 +244,7 @@ def _prompts(
     items: Items,
     thresholds: float | Sequence[float | None] | None,
 ) -> list[Prompt]:
-    """Prompts with their items. Raises UserError for one without, or an item it lacks."""
+    """Prompts with their items. Raises UserError if a prompt has no items or lacks one of them."""
     texts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not isinstance(items, Mapping):
         lists = cast("list[Names]", [items] if isinstance(prompt, str) else items)
@@ -256,7 +258,7 @@ def _prompts(
 
 
 def _each(seed: Seed | Sequence[Seed], count: int) -> list[Seed]:
-    """A seed for each of `count` samples; a generator goes on from one sample to the next."""
+    """A seed for each of `count` samples; a single generator is used for all in turn."""
     if isinstance(seed, int | torch.Generator):
         return [seed] * count
     if len(seed) != count:

@@ -1,4 +1,4 @@
-"""What the Python API hands around: samples, fused pairs and preferences, each with its score."""
+"""Samples, fused pairs and preferences, each with its score: the objects of the Python API."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -26,10 +26,10 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Sample:
-    """A generated image with everything that D-Fusion and training need of it.
+    """A generated image with everything that D-Fusion and training need to know about it.
 
     latents: (T+1, C, h, w), x_T … x_0. item_maps: (T, I, gh, gw), the cross-attention of the items
-    at each step. noise: (T, C, h, w), of the steps. score: its reward, once `score` gave one.
+    at each step. noise: (T, C, h, w), of each step. score: the image's reward, set by `score`.
     """
 
     prompt: Prompt
@@ -53,8 +53,8 @@ class Trajectories(NamedTuple):
 class FusedPair:
     """A base, a reference, and the target: the base with the reference's items fused into it.
 
-    target_latents: (T+1, C, h, w). masks: (T, gh, gw) bool, where each step was fused. first: index
-    of the first fused step. score: the target's reward, once `score` gave one.
+    target_latents: (T+1, C, h, w). masks: (T, gh, gw) bool, the cells fused at each step. first:
+    index of the first fused step. score: the target's reward, set by `score`.
     """
 
     base_sample: Sample
@@ -79,7 +79,7 @@ class FusedPair:
 
     @property
     def item_maps(self) -> Tensor:
-        """(T, I, gh, gw): the reference's, from which the masks are made."""
+        """(T, I, gh, gw): the reference's item maps, from which the masks are made."""
         return self.reference_sample.item_maps
 
     @property
@@ -92,8 +92,8 @@ class FusedPair:
 class Preference:
     """A pair to train on: `latents`, (T+1, C, h, w), are preferred to those of `base`.
 
-    score: of the preferred image. reference_score: of the plain sample it comes from. first: index
-    of the first step at which the two differ; fused: whether the preferred image is a target.
+    score: of the preferred image. reference_score: of the pair's reference. fused: whether the
+    preferred image is a target. first: index of the first step at which the two differ.
     """
 
     base: Sample
@@ -108,9 +108,9 @@ Scored = TypeVar("Scored", Sample, FusedPair)
 
 
 def score(samples: Sequence[Scored], reward: Reward, batch_size: int = 16) -> list[Scored]:
-    """The samples, or fused pairs, with their score: the reward of the image, or of the target.
+    """The same samples or fused pairs with their scores: the reward of the image or of the target.
 
-    reward: a function of images and prompts, as those of dfusion.rewards.
+    reward: a function of images and prompts, like those in dfusion.rewards.
     """
     found: list[Scored] = []
     for start in range(0, len(samples), batch_size):
@@ -132,7 +132,7 @@ def pair(
 
 
 def naive(pairs: Sequence[tuple[Sample, Sample]]) -> list[Preference]:
-    """References preferred to bases, without fusion: what D-Fusion is compared with."""
+    """References preferred to bases, without fusion: the baseline for D-Fusion."""
     return [_reference_preferred(base, reference) for base, reference in pairs]
 
 

@@ -21,9 +21,9 @@ from dfusion.training.pairs import TrainingPairs
 class DFusionTrainer(Learner):
     """Trains LoRA, or all weights, by DPO, DDPO, DPOK or a loss of your own.
 
-    settings: those of --config.train, by their names (learning_rate, method, beta, eps, …; see
-    docs/settings.md). seed: of LoRA's initial values and of the order of pairs. progress: whether
-    to print. Raises UserError for whatever a flag would be refused for.
+    settings: those of --config.train, by name (learning_rate, method, beta, eps, …; see
+    docs/settings.md). seed: for the LoRA's initial values and the order of pairs. progress: whether
+    to print progress. Raises UserError for any value that the flag would refuse.
     """
 
     def __init__(
@@ -39,10 +39,10 @@ class DFusionTrainer(Learner):
         self._scores: dict[str, list[float]] = {}
 
     def train_on(self, preferences: Sequence[Preference]) -> list[dict[str, Any]]:
-        """One round of training, on preferences that the model as it is now has sampled.
+        """Train for one round, on preferences sampled with the model in its current state.
 
-        Returns the metrics of each optimiser step. DDPO and DPOK normalise a score by those of all
-        plain samples of its prompt in this and earlier rounds.
+        Returns the metrics of each optimiser step. DDPO and DPOK normalise a score by the scores of
+        all plain samples of its prompt, in this and earlier rounds.
         """
         if not preferences:
             return []
@@ -71,12 +71,12 @@ class DFusionTrainer(Learner):
         return rows
 
     def save(self, folder: str | Path) -> None:
-        """Write the weights as diffusers loads them: pipe.load_lora_weights(folder)."""
+        """Write the weights in diffusers' format, for pipe.load_lora_weights(folder)."""
         self.tuning.save(Path(folder))
 
 
 class _Preferences(TrainingPairs):
-    """Preferences as training walks over them; scores: of the plain samples, by prompt."""
+    """Preferences, as pairs to train on. scores: of the plain samples, by prompt."""
 
     def __init__(self, preferences: Sequence[Preference], scores: dict[str, list[float]]) -> None:
         self.preferences = preferences
@@ -105,7 +105,7 @@ class _Preferences(TrainingPairs):
 def policy_of(
     model: DiffusionModel, sampling: Sampling, given: Sequence[tuple[Tensor, Tensor]]
 ) -> GivenNoise:
-    """The policy that samples so, with the noise of each of its samples."""
+    """The policy with these sampling arguments and the given noise of each sample."""
     model.negative_prompt = sampling.negative_prompt
     return GivenNoise(
         model=model,
