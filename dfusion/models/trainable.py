@@ -22,6 +22,7 @@ class Tuning(Protocol):
 
     names: list[str]
     parameters: list[nn.Parameter]
+    keeps_initial: bool  # whether `initial` may be called
 
     def save(self, folder: Path) -> None:
         """Write the weights in diffusers' format."""
@@ -35,6 +36,8 @@ class Tuning(Protocol):
 
 class LoraTuning:
     """LoRA; the initial model is the UNet with LoRA switched off."""
+
+    keeps_initial = True
 
     def __init__(self, unet: UNet2DConditionModel, train: Train, seed: int) -> None:
         self.unet = unet
@@ -63,6 +66,7 @@ class FullTuning:
     def __init__(self, unet: UNet2DConditionModel, keep_initial: bool) -> None:
         self.unet = unet
         self._copy = copy.deepcopy(unet) if keep_initial else None
+        self.keeps_initial = keep_initial
         unet.requires_grad_(True)
         self.names = [name for name, _ in unet.named_parameters()]
         self.parameters = list(unet.parameters())

@@ -14,7 +14,7 @@ from dfusion.models.trainable import tune
 from dfusion.progress import Progress
 from dfusion.settings.schema import Train
 from dfusion.training import optimiser
-from dfusion.training.gradients import Updater, sampling_gap
+from dfusion.training.gradients import Updater, sampling_gap, transitions
 from dfusion.training.loss_scale import LossScale
 from dfusion.training.objective import objective_of
 from dfusion.training.optimiser_step import Stepper
@@ -150,10 +150,7 @@ class Learner:
 
     def check_sampler(self, policy: Policy, data: TrainingPairs, share: Sequence[int]) -> None:
         """Raise UserError if the network that trains is not the one that sampled (ratio = 1)."""
-        last = len(policy.ddim) - 1
-        looked_at = enumerate((last, 0, last // 2, min(1, last)))  # t = 1 deviates most
-        steps = list(dict.fromkeys(Step(share[n % len(share)], i) for n, i in looked_at))
-        gap = sampling_gap(policy, self.network, data, steps)
+        gap = sampling_gap(policy, self.network, data, _probes(len(policy.ddim), share))
         limit = max(GAP[self.model.dtype], GAP[policy.store_dtype])
         if not gap <= limit:
             raise UserError(
@@ -161,3 +158,24 @@ class Learner:
                 f"by {gap:.2g} (at most {limit:.2g}); was the round sampled with another LoRA, "
                 "precision, guidance or eta? Sample it again under another --config.exp_name"
             )
+
+    @torch.no_grad()
+    def noise_norm(self, policy: Policy, data: TrainingPairs) -> float | None:
+        """Norm of the predicted noise, over the initial model's, at a few steps of a few pairs.
+
+        It rises before images go wrong. None where the initial model is not kept.
+        """
+        if not self.tuning.keeps_initial:
+            return None
+        batch = data.read(_probes(len(policy.ddim), range(len(data.pairs))))
+        now = transitions(policy, self.network, batch).eps.flatten(1).norm(dim=1)
+        with self.tuning.initial() as network:
+            before = transitions(policy, network, batch).eps.flatten(1).norm(dim=1)
+        return float((now / before).mean())
+
+
+def _probes(total: int, pairs: Sequence[int]) -> list[Step]:
+    """Up to four denoising steps to look at, of different pairs; t = 1 deviates most."""
+    last = total - 1
+    looked_at = enumerate((last, 0, last // 2, min(1, last)))
+    return list(dict.fromkeys(Step(pairs[n % len(pairs)], i) for n, i in looked_at))

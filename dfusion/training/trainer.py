@@ -131,7 +131,7 @@ class Trainer(Learner):
                 f"to teach (equal scores only?); {self._intact()}; try other prompts, more images "
                 "of each, or other --config.train.step_weights"
             )
-        self._finish(number, data, rows)
+        self._finish(number, policy, data, rows)
 
     def data(self, number: int) -> TrainingRound:
         """The pairs of a round; where targets part from their bases, the step is known."""
@@ -233,13 +233,16 @@ class Trainer(Learner):
             state = {**about, **self._scale(), "rows": rows}
             self.checkpoints.save_within(self.tuning, self.optimiser, state, card)
 
-    def _finish(self, number: int, data: TrainingRound, rows: list[dict[str, Any]]) -> None:
+    def _finish(
+        self, number: int, policy: Policy, data: TrainingRound, rows: list[dict[str, Any]]
+    ) -> None:
         """Metrics and checkpoint, by one process."""
         if self.rank == 0:
             folder = self.session.experiment.folder
             indices = fused_indices(self.settings.fusion.steps, len(self.session.ddim))
             seconds = self.session.runner.stopwatch.take()
             row = metrics.round_row(number, data, seconds, indices, rows)
+            row["noise_norm"] = self.noise_norm(policy, data)
             metrics.append(folder / "metrics.jsonl", number, [*rows, row])
             scores = [*self._history(number), row["reward_mean"]]
             saved = self.checkpoints.save(

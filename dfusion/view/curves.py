@@ -27,6 +27,8 @@ def curves(data: Data, experiment: Experiment, judged: Path | None) -> dict[str,
         "score_same_noise": _scores(data, experiment.comparisons()),
         "adopted": _adopted(data, experiment.rounds()),
         "coverage": _points((r.get("round"), r.get("mask_coverage")) for r in rounds),
+        "noise_norm": _points((r.get("round"), r.get("noise_norm")) for r in rounds),
+        "preferred": _points((n, row.get("preferred")) for n, row in enumerate(updates)),
         "loss": _points((n, row.get("loss")) for n, row in enumerate(updates)),
         "grad_norm": _points((n, row.get("grad_norm")) for n, row in enumerate(updates)),
     }

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 
 from dfusion.commands.verify import verify
@@ -192,6 +193,7 @@ def test_metrics_of_a_round(settings: Settings) -> None:
     expected = torch.stack(masks)[:, 1:].float().mean()
     assert summary["mask_coverage"] == pytest.approx(float(expected))
     assert {"sampling", "fusing", "scoring", "training", "comparing"} <= set(summary["seconds"])
+    assert summary["noise_norm"] != 1 and summary["noise_norm"] == pytest.approx(1, abs=0.2)
     card = (folder / "checkpoints/epoch0/README.md").read_text()
     assert f"| 0 | {summary['reward_mean']:.4f} |" in card
 
@@ -215,3 +217,21 @@ def test_a_loss_of_ones_own(settings: Settings) -> None:
     chosen.train.method = "tests.losses:Absent"
     with pytest.raises(UserError, match="train.method 'tests.losses:Absent'.*no attribute"):
         Trainer(open_session(chosen))
+
+
+def test_the_norm_of_the_predicted_noise_is_over_the_initial_models(settings: Settings) -> None:
+    trainer = Trainer(open_session(small(settings, 1, "norm")))
+    policy = trainer.session.policy(0)
+    trainer.session.runner.run(0, policy)
+    data = trainer.data(0)
+    assert trainer.noise_norm(policy, data) == 1  # LoRA does nothing yet
+    layers = [m for m in trainer.network.modules() if isinstance(m, BaseTunerLayer)]
+
+    def louder(module: torch.nn.Module, args: object, out: torch.Tensor) -> torch.Tensor:
+        return out if all(layer.disable_adapters for layer in layers) else 1.5 * out
+
+    trainer.session.model.unet.conv_out.register_forward_hook(louder)
+    assert trainer.noise_norm(policy, data) == pytest.approx(1.5, rel=1e-4)
+    chosen = small(settings, 1, "full")
+    chosen.train.tune = "full"
+    assert Trainer(open_session(chosen)).noise_norm(policy, data) is None

@@ -11,6 +11,8 @@ const CHARTS = [
   ["adopted", "Targets adopted (Eq. 7)", "round", { percent: true, zero: true }],
   ["coverage", "Share of the grid inside masks", "round", { percent: true, zero: true }],
   ["loss", "Loss", "update", {}],
+  ["preferred", "Steps with the higher log-ratio for the preferred image", "update", {}],
+  ["noise_norm", "Norm of predicted noise, over the initial model's", "round", {}],
   ["grad_norm", "Gradient norm before clipping", "update", { zero: true }],
 ];
 const STATES = { running: "running", finished: "finished", stopped: "not running" };
