@@ -14,9 +14,9 @@ INTRO = """# Settings
 Made by `make docs` from [dfusion/settings/schema.py](../dfusion/settings/schema.py), where each
 setting is declared.
 
-A flag is `--config.` and a name of this list: `--config.sample.num_steps 20`. The settings that an
-experiment was begun with are in its `config.json`. Those marked † change how a run goes, not what
-it makes, and may differ when the experiment is continued."""
+A flag is `--config.` followed by a setting's name: `--config.sample.num_steps 20`. The settings
+that an experiment was begun with are in its `config.json`. Those marked † affect how a run
+proceeds, not its results, and may differ when the experiment is continued."""
 
 
 def page() -> str:

@@ -17,7 +17,7 @@ LONGEST_NAME = 255  # bytes, of a file or folder
 
 
 def check_sampling(settings: Settings) -> tuple[Prompt, ...]:
-    """All that run_sample.py can refuse without a model; returns the prompts. Raises UserError."""
+    """Every check of run_sample.py that needs no model; returns the prompts. Raises UserError."""
     check(settings)
     check_names(settings)
     prompts = load_prompts(settings)
@@ -31,7 +31,7 @@ def check_sampling(settings: Settings) -> tuple[Prompt, ...]:
 
 
 def check_training(settings: Settings) -> tuple[Prompt, ...]:
-    """All that run_train.py can refuse without a model; returns the prompts. Raises UserError."""
+    """Every check of run_train.py that needs no model; returns the prompts. Raises UserError."""
     prompts = check_sampling(settings)
     each, updates = per_prompt(settings.images_per_prompt), settings.train.updates_per_inner_epoch
     pairs = len(prompts) * each
@@ -45,13 +45,13 @@ def check_training(settings: Settings) -> tuple[Prompt, ...]:
 
 
 def check_scoring(settings: Settings) -> list[str]:
-    """All that run_eval.py can refuse without a model; returns the experiments' names."""
+    """Every check of run_eval.py that needs no model; returns the experiments' names."""
     check(settings)
     return check_names(settings, several=True)
 
 
 def check(settings: Settings) -> None:
-    """Refuse flags by themselves, whatever command they are for. Raises UserError."""
+    """Check each flag by itself, independently of the command. Raises UserError."""
     for name, value in flat(settings.to_dict()).items():
         SETTINGS[name].check(f"--config.{name}", value)
     _check_rounds(settings)
@@ -76,7 +76,7 @@ def _check_rounds(settings: Settings) -> None:
 
 
 def _check_steps(settings: Settings) -> None:
-    """What is said of single denoising steps fits their number."""
+    """Check that flags which list denoising steps fit the number of steps."""
     steps, listed = settings.sample.num_steps, settings.train.step_weights
     try:
         parse_steps(settings.fusion.steps, steps)
@@ -97,7 +97,7 @@ def _check_places(settings: Settings) -> None:
     for name in ("save_path", "resume_from", "samples_from"):
         place = getattr(settings, name)
         if any(len(part.encode()) > LONGEST_NAME for part in Path(place).parts):
-            raise UserError(f"--config.{name} '{place}': no disk has so long a name; shorten it")
+            raise UserError(f"--config.{name} '{place}': longer than any disk allows; shorten it")
     resumed = settings.resume_from
     if resumed not in ("", "latest") and not (Path(resumed) / "state.json").exists():
         raise UserError(
@@ -107,13 +107,13 @@ def _check_places(settings: Settings) -> None:
 
 
 def check_names(settings: Settings, several: bool = False) -> list[str]:
-    """The experiment's name(s). Raises UserError for a name that is no plain folder name."""
+    """The experiment's name(s). Raises UserError for one that is not a plain folder name."""
     names = names_of(settings.exp_name)
     if not several and len(names) != 1:
         raise UserError("--config.exp_name: name the experiment, e.g. --config.exp_name test")
     for name in names:
         if not _NAME.fullmatch(name) or len(name) > LONGEST_NAME:
             raise UserError(
-                f"--config.exp_name '{name}': it names a folder; use letters, digits and . _ + -"
+                f"--config.exp_name '{name}': not a folder name; use letters, digits and . _ + -"
             )
     return names

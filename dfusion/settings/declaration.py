@@ -5,7 +5,7 @@ A setting is a field of a dataclass, with its default and a comment right above 
     # Noise weight of DDIM.
     eta: Annotated[float, Range(above=0, at_most=1)] = 1.0
 
-A Literal lists the words that it may be, a Range the numbers; `int | Literal["auto"]` is either.
+A Literal lists the allowed words, a Range limits numbers; `int | Literal["auto"]` allows either.
 """
 
 import dataclasses
@@ -23,14 +23,14 @@ from dfusion.settings.plain_text import check_text, names_of
 KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}
 T = TypeVar("T")
 _FREE, _OR_OWN = object(), object()
-# A setting that changes how a run goes, not what it makes: it may differ when a run is continued.
+# A setting that affects how a run proceeds, not its results: it may differ when a run continues.
 Free = Annotated[T, _FREE]
-# A word of the list, or your own function or class, as package.module:name.
+# A listed word, or your own function or class, given as package.module:name.
 OrOwn = Annotated[T, _OR_OWN]
 
 
 class Several:
-    """Words of which a setting of type str lists one or more, separated by commas."""
+    """The words that a str setting may contain: one or more of them, separated by commas."""
 
     def __init__(self, *words: str) -> None:
         self.words = words
@@ -38,7 +38,7 @@ class Several:
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that a setting may be. Without limits, any that is finite."""
+    """The numbers that a setting accepts. Without limits, any finite number."""
 
     at_least: float | None = None
     above: float | None = None
@@ -46,7 +46,7 @@ class Range:
     below: float | None = None
 
     def broken(self, value: float) -> str | None:
-        """The limit that a number is beyond, in words."""
+        """The limit that a number violates, in words; None if it violates none."""
         for words, limit, holds in self._limits():
             if not holds(value, limit):
                 return f"{words} {limit}"
@@ -68,10 +68,10 @@ class Range:
 
 @dataclass(frozen=True)
 class Setting:
-    """What a field's annotation says of it.
+    """A setting, as its field's annotation describes it.
 
-    kind: its type. words: those it may be; empty for any text. A number may be one of them too.
-    several: whether it may be more than one of them. free: see Free. or_own: see OrOwn.
+    kind: its type. words: those allowed; if empty, any text is. A number may allow words as well.
+    several: whether it may list more than one word. free: see Free. or_own: see OrOwn.
     """
 
     kind: type
@@ -83,7 +83,7 @@ class Setting:
 
     @classmethod
     def of(cls, annotation: Any) -> "Setting":
-        """What a field so annotated may be."""
+        """The setting that a field's annotation describes."""
         parts = _parts(annotation)
         several = next((part for part in parts if isinstance(part, Several)), None)
         return cls(
@@ -102,7 +102,7 @@ class Setting:
 
     @property
     def values(self) -> str:
-        """What it may be: its words, its range or its type."""
+        """The allowed values, in words: a list, a range or a type."""
         if self.kind is str:
             words = (*self.words, "module:name") if self.or_own else self.words
             listed = ", ".join(words) or KINDS[str]
@@ -110,9 +110,9 @@ class Setting:
         return ", or ".join([str(self.range) or KINDS[self.kind], *self.words])
 
     def check_type(self, what: str, value: object) -> None:
-        """Refuse a value of another type. what: the flag or file. Raises UserError.
+        """Refuse a value of the wrong type. what: the flag or file. Raises UserError.
 
-        A whole number may stand for a fraction.
+        A whole number is accepted where a float is expected.
         """
         wanted = (int, float) if self.kind is float else self.kind
         same = isinstance(value, wanted) and isinstance(value, bool) == (self.kind is bool)
@@ -120,7 +120,7 @@ class Setting:
             raise UserError(f"{what} {value!r}: must be {self.type_in_words}")
 
     def check(self, what: str, value: Any) -> None:
-        """Refuse what it may not be. what: the flag or file. Raises UserError."""
+        """Refuse a value that is not allowed. what: the flag or file. Raises UserError."""
         self.check_type(what, value)
         if isinstance(value, str):
             check_text(what, value)
@@ -141,7 +141,7 @@ class Setting:
 
 
 def _parts(annotation: Any) -> tuple[Any, ...]:
-    """The types, words, ranges and marks that an annotation is made of."""
+    """The types, words, ranges and marks that an annotation consists of."""
     inside = get_args(annotation)
     if get_origin(annotation) is Literal or not inside:
         return inside or (annotation,)
@@ -149,13 +149,13 @@ def _parts(annotation: Any) -> tuple[Any, ...]:
 
 
 def groups_of(cls: type) -> dict[str, type]:
-    """The dataclasses that are fields of a dataclass: groups of settings."""
+    """The fields of a dataclass that are dataclasses themselves: groups of settings."""
     found = {field.name: field.type for field in dataclasses.fields(cls)}
     return {k: v for k, v in found.items() if isinstance(v, type) and dataclasses.is_dataclass(v)}
 
 
 def settings_in(cls: type) -> dict[str, Setting]:
-    """Every setting of a dataclass by flag name, "sample.eta" for the field eta of a group."""
+    """Every setting of a dataclass by flag name; field eta of group sample is "sample.eta"."""
     groups = groups_of(cls)
     found = {f.name: Setting.of(f.type) for f in dataclasses.fields(cls) if f.name not in groups}
     for name, group in groups.items():

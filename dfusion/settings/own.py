@@ -1,4 +1,4 @@
-"""Functions and classes of your own, which flags name as package.module:name."""
+"""User-defined functions and classes, which flags name as package.module:name."""
 
 import importlib
 from collections.abc import Iterable
@@ -8,11 +8,11 @@ from dfusion.errors import UserError, reason
 
 
 def own(flag: str, name: str, known: Iterable[str]) -> Any:
-    """What a flag names. known: the names that it could have had. Raises UserError."""
+    """The object that a flag names. known: the built-in names, for the error. Raises UserError."""
     module, _, attribute = name.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # a module raises what it wants as it is imported
+    except Exception as error:  # importing a module may raise anything
         raise UserError(
             f"--config.{flag} '{name}': {reason(error)}; give {', '.join(known)} or "
             "package.module:name"

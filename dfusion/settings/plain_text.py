@@ -1,4 +1,4 @@
-"""The text that flags and files may hold: what can be shown as one line."""
+"""The text that flags and files may contain: only what can be shown on one line."""
 
 import unicodedata
 
@@ -6,11 +6,11 @@ from dfusion.errors import UserError
 
 LONGEST = 4000  # characters of a flag or prompt
 _CONTROL = {"Cc", "Cs", "Zl", "Zp"}  # control characters, lone surrogates, line separators
-_TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # of the reading order
+_TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # reading-order marks
 
 
 def check_text(what: str, text: str) -> None:
-    """Refuse what could not be shown as one line. what: the flag or file. Raises UserError."""
+    """Refuse text that cannot be shown on one line. what: the flag or file. Raises UserError."""
     for c in text:
         if unicodedata.category(c) in _CONTROL or unicodedata.bidirectional(c) in _TURNING:
             raise UserError(
@@ -21,5 +21,5 @@ def check_text(what: str, text: str) -> None:
 
 
 def names_of(text: str) -> list[str]:
-    """The names of a flag that lists them: "to_q,to_v"."""
+    """The names in a flag that lists several: "to_q,to_v"."""
     return [name.strip() for name in text.split(",") if name.strip()]

