@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
   $$p -c '$(GOOD)' 2>/dev/null && echo $$p && break; done)
 RUN = .venv/bin/python
 
-.PHONY: demo docs test test-slow lint types check
+.PHONY: demo docs quick test test-slow lint types check
 
 .venv/ready: requirements.lock
 	@test -n "$(PYTHON)" \
@@ -19,6 +19,14 @@ demo: .venv/ready  ## D-Fusion and training with the embedded model, scorer in i
 
 docs: .venv/ready  ## docs/settings.md, from dfusion/settings/schema.py
 	$(RUN) -m dfusion.commands.settings_table
+
+# Files of the suite that need no run of a model's rounds.
+QUICK = tests/method tests/settings/test_declaration.py tests/settings/test_check.py \
+  tests/storage/test_files.py tests/test_layers.py tests/training/test_order.py \
+  tests/training/test_loss_scale.py
+
+quick: .venv/ready  ## the tests of the maths, the overlay, settings and imports: half a minute
+	$(RUN) -m pytest $(QUICK)
 
 test: .venv/ready  ## the default test suite
 	$(RUN) -m pytest

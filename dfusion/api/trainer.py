@@ -96,7 +96,7 @@ class _Preferences(TrainingPairs):
         assert preference.base.score is not None
         return [normalised(s, *about) for s in (preference.score, preference.base.score)]
 
-    def states_of(self, step: Step, side: int) -> Tensor:
+    def states_of(self, step: Step, side: int) -> Tensor:  # (2, C, h, w)
         preference = self.preferences[step.pair]
         latents = preference.base.latents if side else preference.latents
         return latents[step.i : step.i + 2]
@@ -105,7 +105,10 @@ class _Preferences(TrainingPairs):
 def policy_of(
     model: DiffusionModel, sampling: Sampling, given: Sequence[tuple[Tensor, Tensor]]
 ) -> GivenNoise:
-    """The policy with these sampling arguments and the given noise of each sample."""
+    """The policy with these sampling arguments and the given noise of each sample.
+
+    given: x_T (C, h, w) and step noises (T, C, h, w) of each.
+    """
     model.negative_prompt = sampling.negative_prompt
     return GivenNoise(
         model=model,

@@ -18,7 +18,7 @@ LOG_2PI = 1.8378770664093453
 class DDIM:
     """The transition, its log-probability and KL, for a fixed schedule of T steps.
 
-    alphas_cumprod: (S,), one value per training timestep.
+    alphas_cumprod: one value per training timestep; of 1000, usually.
     timesteps: (T,) long, descending: the timestep that the network is given at each step.
     final_alpha_cumprod: a_prev of a step whose previous timestep would be negative.
     eta: 0 is deterministic, 1 is DDPM's posterior variance.

@@ -14,7 +14,7 @@ def generator(seed: int, round_: int, index: int) -> torch.Generator:
 def noises(
     seed: int, round_: int, index: int, steps: int, shape: tuple[int, ...]
 ) -> tuple[Tensor, Tensor]:
-    """All the randomness of one sample: x_T, `shape`, and the step noises, (steps, *shape).
+    """All the randomness of one sample: x_T (C, h, w) and step noises (T, C, h, w).
 
     Always float32 on the CPU, so that a seed gives the same image on every device. A target is
     denoised with the noises of its base.

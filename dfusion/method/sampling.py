@@ -66,7 +66,7 @@ class Policy:
         }
 
     def rounded(self, x: Tensor) -> Tensor:
-        """The state as stored: the next step starts from it, and log-probs are computed for it."""
+        """The state as stored, of any shape: the next step and log-probs are computed from it."""
         return x.to(self.store_dtype).float()
 
 
@@ -79,7 +79,7 @@ class GivenNoise(Policy):
 
     given: tuple[tuple[Tensor, Tensor], ...] = ()
 
-    def drawn(self, index: int) -> tuple[Tensor, Tensor]:
+    def drawn(self, index: int) -> tuple[Tensor, Tensor]:  # (C, h, w), (T, C, h, w)
         return self.given[index]
 
 

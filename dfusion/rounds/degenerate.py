@@ -28,7 +28,7 @@ def equal_scores(by_prompt: Mapping[str, Sequence[float]]) -> str:
 def odd_masks(masks: Sequence[Tensor]) -> str:
     """A note on targets with an empty or a full mask; empty if there are none.
 
-    masks: of each target, (fused steps, gh, gw) bool.
+    masks: of each target, (T, gh, gw) bool, of the fused steps only.
     """
     fused = [mask for mask in masks if len(mask)]
     empty = sum(not bool(mask.any()) for mask in fused)

@@ -203,7 +203,10 @@ def _check_size(path: Path) -> None:
 
 
 def read_png(path: Path) -> np.ndarray:
-    """Read what write_png wrote. Raises UserError for a damaged, edited or foreign file."""
+    """Read what write_png wrote: uint8 pixels, (H, W, 3) or (H, W).
+
+    Raises UserError for a damaged, edited or foreign file.
+    """
     image = read_picture(path)
     pixels = np.asarray(image)
     if image.info.get(CHECKSUM) != _digest([pixels.tobytes()]):

@@ -25,7 +25,7 @@ def read_source(round_: Round, pair: pairing.Pair, prompts: list[Prompt]) -> Sou
 
 
 def write_sample(round_: Round, i: int, trajectory: Trajectory | None, image: np.ndarray) -> None:
-    """Write a sample's image and, unless it is None, its trajectory."""
+    """Write a sample's image, uint8 (H, W, 3), and, unless it is None, its trajectory."""
     if trajectory is not None:
         tensors = {"latents": trajectory.latents, "maps": trajectory.maps}
         write_tensors(round_.trajectory(i), tensors, {"index": i})
@@ -40,7 +40,7 @@ def write_target(
     target: Target,
     image: np.ndarray,
 ) -> None:
-    """Write a target and the pictures of its pair, the target's own picture last."""
+    """Write a target and the pictures of its pair, the target's own, (H, W, 3), last."""
     round_.inversion(p).unlink(missing_ok=True)  # left from an older target
     for kind, index in (("base_images", pair.base), ("reference_images", pair.reference)):
         write_bytes(round_.image(kind, p), round_.image("images", index).read_bytes())

@@ -134,7 +134,7 @@ class TrainingRound(TrainingPairs):
     def advantages(self, p: int) -> list[float]:
         return self._advantages[p]
 
-    def states_of(self, step: Step, side: int) -> Tensor:
+    def states_of(self, step: Step, side: int) -> Tensor:  # (2, C, h, w)
         path, rows = self._file(step.pair, side), slice(step.i, step.i + 2)
         kept = self._kept.get(path)
         return read_rows(path, "latents", rows) if kept is None else kept[rows]

@@ -25,7 +25,7 @@ class Known:
             self.mean[row, i] = mean.detach()
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """For a file."""
+        """The tables by name, shaped as above, for a file."""
         found = {f"{name}.log_prob": self.log_prob}
         return found if self.mean is None else {**found, f"{name}.mean": self.mean}
 

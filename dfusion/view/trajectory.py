@@ -81,7 +81,7 @@ def predictions(round_: Round, latents: Tensor, sample: int) -> Tensor | None:
 
 
 def schedule(timesteps: list[int], sigmas: list[float]) -> tuple[DDIM, Tensor] | None:
-    """Stable Diffusion's schedule and alphas_cumprod at its steps, if these are its sigmas."""
+    """Stable Diffusion's schedule and alphas_cumprod at its steps (T,), if these are its sigmas."""
     if not timesteps or len(timesteps) != len(sigmas):
         return None
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()

@@ -410,22 +410,3 @@ def test_choices_are_those_of_the_modules_that_take_them() -> None:
     assert set(SETTINGS["sample.store_dtype"].words) == set(STORE_DTYPES)
     assert set(SETTINGS["pair.rule"].words) == set(RULES)
     assert set(SETTINGS["train.method"].words) == set(LOSSES)
-
-
-def test_a_folder_that_cannot_be_written_ends_in_one_line(
-    tmp_path: Path, pipeline_folder: Path
-) -> None:
-    """Exit code 1: nothing is wrong with the flags, and the same command goes on later."""
-    (tmp_path / "file").write_text("")
-    done = subprocess.run(
-        [
-            *(sys.executable, "run_sample.py", f"--config.save_path={tmp_path}/file/data"),
-            *("--config.exp_name=exp", f"--config.pretrained.model={pipeline_folder}"),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 1
-    (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("error: ") and "Not a directory" in line and "continues" in line

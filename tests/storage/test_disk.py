@@ -164,3 +164,22 @@ def test_a_full_disk_does_not_end_the_sign_of_life(
     with heartbeat(tmp_path, []):
         pass
     assert capsys.readouterr().err == ""
+
+
+def test_a_folder_that_cannot_be_written_ends_in_one_line(
+    tmp_path: Path, pipeline_folder: Path
+) -> None:
+    """Exit code 1: nothing is wrong with the flags, and the same command goes on later."""
+    (tmp_path / "file").write_text("")
+    done = subprocess.run(
+        [
+            *(sys.executable, "run_sample.py", f"--config.save_path={tmp_path}/file/data"),
+            *("--config.exp_name=exp", f"--config.pretrained.model={pipeline_folder}"),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ") and "Not a directory" in line and "continues" in line
