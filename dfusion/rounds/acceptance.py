@@ -1,6 +1,6 @@
-"""Checks that a round on disk was made with the settings of the present run.
+"""Checks that a round on disk was made with the settings of the current run.
 
-Done for all rounds that a run will use before it writes anything, and again by every stage.
+A run checks every round that it will use before it writes anything. Each stage checks again.
 """
 
 from typing import Any

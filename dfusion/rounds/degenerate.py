@@ -2,11 +2,11 @@
 
 | case | outcome | reported |
 |---|---|---|
-| all scores of a prompt are equal | paired in the order of their indices, as ties are; by Eq. 7 a target that is not worse is adopted | prompts, counted |
+| all scores of a prompt are equal | paired by index, as all ties are; a target that is not worse is adopted (Eq. 7) | prompts, counted |
 | one image per prompt | refused before a model loads | the flag |
-| a mask that is empty at every fused step | the target is its base to the bit; at adoption threshold 1 adopted only where base and reference score the same | targets, counted |
+| a mask that is empty at every fused step | the target equals its base to the bit; at adoption threshold 1 it is adopted only if base and reference score the same | targets, counted |
 | a mask that covers everything at every fused step | keys and values are the reference's everywhere | targets, counted |
-| an item that the prompt lacks, or that is named twice | refused before a model loads | flag, item, prompt |
+| an item that is not in the prompt, or is named twice | refused before a model loads | flag, item, prompt |
 | an item that the text encoder cuts off | refused before sampling | flag, item, prompt |
 | a pair without any gradient (equal scores under DDPO and DPOK, a target that is its base) | adds nothing to the update; an optimiser step without any gradient is skipped, a round without any stops training | the gradient's norm, 0 |
 | NaN or Inf in states, maps, images, scores, losses or gradients | the run stops; files and checkpoints so far stand | round, sample or pair, step t |
@@ -28,7 +28,7 @@ def equal_scores(by_prompt: Mapping[str, Sequence[float]]) -> str:
 def odd_masks(masks: Sequence[Tensor]) -> str:
     """A note on targets with an empty or a full mask; empty if there are none.
 
-    masks: of each target, (T, gh, gw) bool, of the fused steps only.
+    masks: one per target, (T, gh, gw) bool, of the fused steps only.
     """
     fused = [mask for mask in masks if len(mask)]
     empty = sum(not bool(mask.any()) for mask in fused)

@@ -1,8 +1,8 @@
 """One round of D-Fusion up to training: sample, score, pair, fuse, score, adopt.
 
 The state of a round is what is on disk. Every stage makes what is missing and nothing twice, so an
-interrupted run continues when the same command is run again. Processes share a round by index and
-exchange no messages: each waits for the files it needs.
+interrupted run continues when the same command is run again. Processes divide a round by index and
+exchange no messages: each waits for the files that it needs.
 """
 
 import time
@@ -42,7 +42,7 @@ TRY = "try --config.mixed_precision bf16 or no"
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among those of a run."""
+    """This process's rank among the processes of a run."""
 
     rank: int = 0
     size: int = 1
@@ -82,8 +82,8 @@ class RoundRunner:
     ) -> None:
         """Raise UserError for rounds on disk that were made with other settings.
 
-        policy: the policy of a round. known: if given, the only round whose weights are compared:
-        those of later rounds do not exist yet.
+        policy: gives the policy of a round. known: if given, weights are compared for this round
+        only, as those of later rounds do not exist yet.
         """
         for number in numbers:
             round_, each = self.experiment.round(number), self.settings.images_per_prompt
@@ -92,7 +92,7 @@ class RoundRunner:
                 check_pairs(round_, self._fused_with())
 
     def check_comparisons(self, first: int, policy: Policy) -> None:
-        """Like `check`, for comparison images, when training continues with round `first`."""
+        """Like `check`, for comparison images, if training continues with round `first`."""
         train = self.settings.train
         for number in (first, *range(first + 1, train.num_epochs + 1)):
             if train.compares_after(number):
@@ -136,7 +136,7 @@ class RoundRunner:
     def compare(self, number: int, policy: Policy) -> dict[int, float]:
         """Sample and score comparison images of `policy`, after `number` rounds of training.
 
-        The noise is the same for every `number`, as policy.round is a reserved number.
+        The noise is the same for every `number`, because policy.round is a reserved number.
         """
         round_ = self.experiment.comparison(number)
         self.say(f"Comparison after {number} rounds of training")
@@ -176,14 +176,14 @@ class RoundRunner:
         return {**policy.identity(), "mask layers": sorted(self.mask_layers)}
 
     def check_samples_from(self, number: int, policy: Policy) -> None:
-        """Raise UserError if --config.samples_from has other samples than round `number` makes."""
+        """Raise UserError if --config.samples_from has other samples than round `number` needs."""
         if self.lender and self.experiment.round(number).manifest() is None:
             each, made_with = self.settings.images_per_prompt, self._made_with(policy)
             manifest = manifest_of(number, self.prompts, each, made_with)
             self.lender.refuse(f"epoch{number}", manifest)
 
     def _take_over(self, round_: Round, manifest: dict[str, Any]) -> bool:
-        """Begin a round with the samples of --config.samples_from, if it would make the same."""
+        """Begin a round with the samples of --config.samples_from, if these are what it needs."""
         if self.lender is None or any(round_.folder.glob("*")):
             return False
         place = round_.folder.relative_to(self.experiment.folder).as_posix()
@@ -293,7 +293,7 @@ class RoundRunner:
         check_pairs(round_, made_with)
         if round_.pairs() != pairs:
             raise UserError(
-                f"{round_.folder}/pairs.json: the scores changed since; {GO_BACK_OR_PAIR}"
+                f"{round_.folder}/pairs.json: the scores have changed since; {GO_BACK_OR_PAIR}"
             )
         return pairs
 
@@ -351,7 +351,7 @@ class RoundRunner:
         self._wait(lambda: int(round_.adoption() == rows), 1, "the adoption")
 
     def _fit(self, flag: str, asked: int | str, policy: Policy) -> Fit:
-        """The size of a UNet call; what fitted is remembered for later rounds."""
+        """The size of a UNet call; a size that fitted is remembered for later rounds."""
         if flag not in self._fits:
             self._fits[flag] = Fit(flag, asked, policy.model.device, say=self.say)
         return self._fits[flag]
@@ -372,7 +372,7 @@ class RoundRunner:
         what: str,
         hint: Callable[[], str] | None = None,
     ) -> None:
-        """Poll until `done()` reaches `total`; report now and then what is being waited for."""
+        """Poll until `done()` reaches `total`; report what is missing from time to time."""
         started = time.monotonic()
         said = started - SAY_EVERY_SECONDS
         while (have := done()) < total:

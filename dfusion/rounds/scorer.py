@@ -23,7 +23,7 @@ RETRY_SECONDS = 60.0
 class Scorer:
     """Scores images as they appear under data/<exp>/, for the named experiments or for all.
 
-    load: makes the reward that settings name; each is loaded once, when it is first needed.
+    load: loads the reward that settings name; called once per reward, when it is first needed.
     only: the one reward that this scorer gives; None: each experiment's own.
     """
 
@@ -46,10 +46,11 @@ class Scorer:
         self._rewards[reward_name(settings.eval)] = self.load(settings)
 
     def watch(self, poll_seconds: float, once: bool) -> int:
-        """Score until interrupted; once: until nothing is left. Returns images scored.
+        """Score until interrupted or, with `once`, until nothing is left.
 
         An experiment that cannot be scored, or that another scorer holds, is reported once, skipped
-        and tried again later. once: raises UserError if something could not be scored.
+        and tried again later. Returns the number of images scored. With `once`, raises UserError if
+        something could not be scored.
         """
         total = 0
         said: set[str] = set()
@@ -111,7 +112,7 @@ class Scorer:
         return total, problems
 
     def _settings(self, experiment: Experiment) -> Settings:
-        """Raises UserError if config.json cannot be read, or this scorer does not serve it."""
+        """Raises UserError for an unreadable config.json or one that this scorer does not serve."""
         file = experiment.config_file
         settings = settings_of(read_json(file, RENEW).get("settings"), str(file))
         name = reward_name(settings.eval)
@@ -120,12 +121,12 @@ class Scorer:
         if self.only not in (None, name):
             raise UserError(
                 f"{experiment.folder}: its reward is {name}, and this scorer was told to give "
-                f"{self.only}; without --config.eval.reward, it gives each experiment its own"
+                f"{self.only}; without --config.eval.reward, each experiment gets its own"
             )
         return settings
 
     def _taken_on(self, folder: Path) -> bool:
-        """Hold an experiment and delete a dead scorer's temporary files; False if it is taken."""
+        """Lock an experiment and delete a dead scorer's temporary files; False if it is taken."""
         if folder in self._locks:
             return True
         lock = scorer_lock(folder)
@@ -136,7 +137,7 @@ class Scorer:
         return True
 
     def _score_kind(self, folder: Path, round_: Round, kind: str, settings: Settings) -> int:
-        """Raises UserError for whatever an experiment's own reward raises."""
+        """Raises UserError for any exception in the experiment's reward."""
         where, name = round_.folder / kind, reward_name(settings.eval)
 
         def reward(images: Sequence[Image.Image], prompts: Sequence[str]) -> Scores:

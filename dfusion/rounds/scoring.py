@@ -40,8 +40,8 @@ def score_missing(
     """Score the images of a kind that exist and have no score yet; returns how many.
 
     Scores are saved after every batch. If an image of the batch is deleted or replaced meanwhile,
-    the batch and the rest are left for the next call. turn: (rank, size) of processes that see the
-    same images and take batches in turn; writing: a lock held while scores are written. Raises
+    the batch and the rest are left for the next call. turn: (rank, size) if several processes see
+    the same images and take turns. writing: a lock to hold while scores are written. Raises
     UserError for an unreadable image or a reward that does not return one finite number per image.
     """
     texts = round_.texts_to_score(kind)
@@ -50,7 +50,7 @@ def score_missing(
         return 0
     pending = set(there) - round_.scores(kind, name).keys()
     (rank, size), done = turn, 0
-    # Several processes must cut the same batches, whatever has been scored meanwhile.
+    # All processes must form the same batches, no matter what has been scored meanwhile.
     order = sorted(pending) if size == 1 else there
     cut = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     mine = [[i for i in batch if i in pending] for batch in cut[rank::size]]
@@ -89,9 +89,9 @@ def scorer_lock(folder: Path) -> Lock:
 
 @contextmanager
 def heartbeat(data: Path, experiments: list[str], only: str | None = None) -> Iterator[None]:
-    """Tell samplers that a scorer is alive, by a small file refreshed from a thread.
+    """Tell samplers that a scorer is alive, through a small file that a thread refreshes.
 
-    experiments: those it serves; empty for all. only: the one reward that it gives; None for any.
+    experiments: those it serves; empty for all. only: the one reward it gives; None for any.
     """
     path = data / ".scorers" / f"{socket.gethostname()}-{os.getpid()}.json"
     served = {"experiments": experiments, "reward": only}
@@ -129,7 +129,7 @@ def scorer_alive(data: Path, experiment: str, reward: str) -> bool:
 
 
 def scorer_command(settings: Settings) -> str:
-    """The shell command that scores this experiment; defaults are left out."""
+    """The shell command that scores this experiment, without flags at their defaults."""
     if settings.eval.reward == HUMAN:
         return f"dfusion view {shlex.quote(settings.save_path)}"
     given, default = settings.to_dict(), Settings().to_dict()

@@ -85,8 +85,8 @@ def open_session(settings: Settings) -> Session:
 def load_session(settings: Settings, prompts: tuple[Prompt, ...]) -> Session:
     """Load the models of a run. Writes nothing: `begun` does, once everything is accepted.
 
-    settings: already checked. prompts: theirs. Raises UserError for what shows only with the model
-    or on disk, and if another run holds the experiment.
+    settings: already checked, with their prompts. Raises UserError for problems that only the model
+    or the files on disk can show, and if another run holds the experiment.
     """
     (name,) = check_names(settings)
     experiment = Experiment(Path(settings.save_path) / name)
@@ -147,7 +147,7 @@ def begun(session: Session, numbers: Sequence[int]) -> Iterator[None]:
 
 @contextmanager
 def claimed(experiment: Experiment, rank: int) -> Iterator[None]:
-    """Hold the experiment's lock, for all processes of a run. UserError if another run does."""
+    """Hold the experiment's lock, for all processes of a run. UserError if another has it."""
     if rank:
         yield
         return
@@ -174,7 +174,7 @@ def _write_config(session: Session) -> None:
         sweep(file.parent)
         sharing.sweep(file.parent)
         write_json(file, {"settings": session.settings.to_dict()})
-    while not file.exists():  # process 0 may still load the scorer
+    while not file.exists():  # process 0 may still be loading the scorer
         time.sleep(0.2)
 
 
@@ -192,7 +192,7 @@ def sample_rounds(settings: Settings) -> Path:
             if number in numbers:
                 _sample_round(session, number)
             else:
-                say = f"Round {number}: trained on, its trajectories are not kept"
+                say = f"Round {number}: done; its trajectories were not kept"
                 session.runner.say(say)
     return session.experiment.folder
 
@@ -242,7 +242,7 @@ def score(settings: Settings) -> int:
 def changes(settings: Settings, experiment: Experiment) -> list[str]:
     """Changes from the experiment's config.json that affect its files, as "name (old -> new)".
 
-    settings: as `resolved`. Raises UserError for a damaged config.json.
+    settings: from `resolved`. Raises UserError for a damaged config.json.
     """
     file = experiment.config_file
     if not file.exists():
@@ -279,9 +279,9 @@ def _check_same(settings: Settings, experiment: Experiment) -> None:
 
 
 def _what_matters(settings: dict[str, Any], experiment: Experiment) -> dict[str, object]:
-    """The settings that the experiment's files depend on; train.* only once it was trained."""
+    """The settings that the experiment's files depend on; train.* only if a checkpoint exists."""
     flags = flat(settings)
-    # Batches may be cut differently as long as each prompt gets as many images.
+    # Batches may be cut differently as long as each prompt gets the same number of images.
     images = flags.pop("sample.batch_size", 0), flags.pop("sample.num_batches_per_epoch", 0)
     trained = any(experiment.folder.glob("checkpoints/*/state.json"))
     kept = {

@@ -5,7 +5,7 @@ sampling settings and mask layers, and the same prompts, items and images per pr
 taken too if the reward is the same, and targets if they were fused in the same way.
 
 Thresholds may differ: they are applied to the stored item maps when targets are fused. Mask layers
-may not: only sampling makes item maps, and those of other layers are not stored.
+may not differ: item maps come from sampling, and those of other layers are not stored.
 """
 
 import re
@@ -22,13 +22,13 @@ from dfusion.settings.schema import Settings
 from dfusion.storage.experiment import PAIRED, Experiment, Round, manifest_of
 from dfusion.storage.files import appear, link, write_json
 
-REMEDY = "name an experiment made with the same, or leave the flag out to sample anew"
+REMEDY = "name an experiment made with the same settings, or leave the flag out to sample anew"
 _NOTES = {"mask layers": "; item maps of other layers are not stored"}
 
 
 @dataclass(frozen=True)
 class Lender:
-    """The experiment whose samples are reused. only: the one round that was named, if any."""
+    """The experiment whose samples are reused. only: the round that the flag names, if any."""
 
     folder: Path
     only: str | None = None
@@ -48,7 +48,7 @@ class Lender:
         return Round(self.folder / (self.only or place))
 
     def refuse(self, place: str, manifest: Mapping[str, Any]) -> None:
-        """Raise UserError if the round at `place` is not as `manifest` plans it."""
+        """Raise UserError if the round at `place` does not match the planned `manifest`."""
         theirs, flag = self.round(place), f"--config.samples_from {self.folder}"
         found = theirs.manifest()
         if found is None:
@@ -73,8 +73,8 @@ class Lender:
     ) -> str:
         """Begin the round `to` with the files of the lender; returns a note of what was taken.
 
-        The note is empty if nothing was. reward: scores of this one are taken. fused_with: how
-        targets are to be made; None for no targets. The folder of `to` appears atomically.
+        The note is empty if nothing was taken. reward: only its scores are taken. fused_with: only
+        targets made in this way are taken; None for none. The folder of `to` appears atomically.
         """
         theirs = self.round(place)
         found = theirs.manifest()
@@ -123,7 +123,7 @@ def check(settings: Settings, prompts: tuple[Prompt, ...]) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what a run left that was killed while taking over a round."""
+    """Delete the leftovers of a run that was killed while taking over a round."""
     for aside in [*folder.glob(".epoch*.tmp"), *folder.glob("compare/.epoch*.tmp")]:
         shutil.rmtree(aside)
 
@@ -131,7 +131,7 @@ def sweep(folder: Path) -> None:
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     """How the samples of `theirs` differ from those that `ours` plans; empty if they do not.
 
-    Compares only the settings that `ours` names. Thresholds do not count.
+    Compares only the settings that `ours` names. Thresholds are ignored.
     """
     a, b = theirs["made_with"], ours["made_with"]
     found = [
