@@ -1,13 +1,13 @@
-"""Checkpoints: the policy as diffusers loads it, and beside it all that a resumed run needs.
+"""Checkpoints: the policy in diffusers' format, and everything else that a resumed run needs.
 
 checkpoints/epoch<k>/    after training on round k
-  pytorch_lora_weights.safetensors, or unet/ where all of the UNet was trained
+  pytorch_lora_weights.safetensors, or unet/ if the whole UNet was trained
   optimiser.safetensors, state.json, README.md (a model card)
 checkpoints/within/      after some optimiser steps of a round; gone when the round is done
-  the same, and rank<r>.safetensors: what theta_old gave, for every process
+  the same, and for each process rank<r>.safetensors: the results of theta_old
 
-state.json is written last: a folder without it is no checkpoint. Training draws nothing at random
-but orders that depend on (seed, round, pass), so there is no generator state to keep.
+state.json is written last: a folder without it is not a checkpoint. The only randomness in training
+is in orders, which depend on (seed, round, pass), so there is no generator state to store.
 """
 
 import re
@@ -62,9 +62,9 @@ class Checkpoints:
         return folder
 
     def tidy(self, number: int, keep: int) -> None:
-        """Delete what round `number`, now trained on, leaves: its part, those before the last keep.
+        """After round `number`, delete `within` and all but the last `keep` checkpoints.
 
-        Raises UserError where the checkpoint within a round is damaged.
+        Raises UserError if the checkpoint within a round is damaged.
         """
         state = self.within / "state.json"
         if not state.exists() or read_state(self.within)["round"] <= number:
@@ -93,13 +93,13 @@ class Checkpoints:
         shutil.rmtree(self.within, ignore_errors=True)
 
     def save_known(self, rank: int, updater: Updater) -> None:
-        """This process's part of a checkpoint within a round, before save_within."""
+        """Write this process's part of a checkpoint within a round; comes before save_within."""
         write_tensors(self.within / f"rank{rank}.safetensors", updater.tensors(), {})
 
     def save_within(
         self, tuning: Tuning, optimiser: torch.optim.Optimizer, state: dict[str, Any], card: str
     ) -> None:
-        """state: as `state_within` asks for it, and the metrics so far."""
+        """state: the entries that `state_within` compares, and the metrics so far."""
         _write(self.within, tuning, optimiser, state, card)
 
     def state_within(self, about: dict[str, Any]) -> dict[str, Any] | None:
@@ -112,7 +112,7 @@ class Checkpoints:
         return state if fits else None
 
     def load_known(self, rank: int, updater: Updater) -> None:
-        """Give back what save_known wrote. Raises UserError for damage."""
+        """Restore what save_known wrote. Raises UserError for damage."""
         path = self.within / f"rank{rank}.safetensors"
         try:
             updater.restore(read_tensors(path, REMOVE))
@@ -121,7 +121,7 @@ class Checkpoints:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """A checkpoint's state.json. Raises UserError for damage, and where it is another folder's."""
+    """A checkpoint's state.json. Raises UserError if it is damaged or belongs to another folder."""
     path, match = folder / "state.json", _NUMBERED.fullmatch(folder.name)
     state = read_json(path, REMOVE)
     wanted = {"round": int} if match else {"round": int, "processes": int, "rows": list}

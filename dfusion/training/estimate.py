@@ -1,8 +1,8 @@
 """What a run will take on this machine: UNet evaluations, hours, memory and disk.
 
-The evaluations follow from the settings. One is one guided sample: two rows of a UNet call, or one
-where guidance is off; a backward pass counts as one more. The hours come from a few calls of the
-run's own batch shapes, with LoRA attached as in training.
+The number of evaluations follows from the settings. An evaluation is one guided sample: two rows of
+a UNet call, or one row without guidance. A backward pass counts as one more. The hours are
+extrapolated from a few calls with the run's batch shapes, with LoRA attached as in training.
 """
 
 import math
@@ -32,13 +32,13 @@ from dfusion.training.metrics import peak_memory
 from dfusion.training.objective import objective_of
 from diffusers_patched import AttentionControl, Record
 
-CALLS = 2  # timed calls of each kind, after one that is not
+CALLS = 2  # timed calls of each kind, after a warm-up call
 CHECKED = 4  # steps whose log-probs are compared with the sampler's before each round's training
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the settings say of a run. rounds: asked for. first: index of the first fused step."""
+    """Sizes of a run. rounds: the number asked for. first: index of the first fused step."""
 
     rounds: int
     images: int
@@ -63,9 +63,9 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Estimate:
-    """evaluations, seconds: of the whole run, by stage. gib: peak memory, and states on disk.
+    """evaluations, seconds: of the whole run, by stage. times: what was measured.
 
-    times: what was measured.
+    memory_gib: peak memory. disk_gib: states on disk.
     """
 
     evaluations: dict[str, float]
@@ -97,14 +97,14 @@ class Estimate:
 def evaluations(settings: Settings, prompts: int, adopted: float = 1.0) -> dict[str, float]:
     """UNet evaluations of all rounds of run_train.py, by stage.
 
-    prompts: their number. adopted: share of targets that pass Eq. 7; the fewer, the longer DPO
-    trains, as a reference shares no step with its base.
+    prompts: their number. adopted: share of targets that pass Eq. 7. The fewer pass, the longer DPO
+    trains, because a reference shares no steps with its base.
     """
     sizes, train = Sizes.of(settings, prompts), settings.train
     targets = sizes.pairs if train.pairs != "naive" else 0
-    walked = sizes.steps - sizes.first  # every step of the target, and the reference where fused
+    walked = sizes.steps - sizes.first  # target steps; the reference adds one per fused step
     kept = adopted * targets
-    rows = 0.5 if settings.sample.cfg else 1.0  # inversion goes without guidance
+    rows = 0.5 if settings.sample.cfg else 1.0  # inversion uses no guidance
     shown = prompts * train.compare_images * sizes.steps
     return {
         "sampling": float(sizes.rounds * sizes.images * sizes.steps),
@@ -116,32 +116,32 @@ def evaluations(settings: Settings, prompts: int, adopted: float = 1.0) -> dict[
 
 
 def _training(settings: Settings, sizes: Sizes, kept: float) -> float:
-    """Evaluations of one round's training, `kept` of its pairs with their targets."""
+    """Evaluations of one round's training. kept: number of pairs with an adopted target."""
     train, objective = settings.train, objective_of(settings.train)
     weighed = [w > 0 for w in objective.step_weights or (1.0,) * sizes.steps]
     whole = sum(weighed)
     parted = sum(weighed[sizes.first :]) if train.pairs != "inversion" else whole
     steps = kept * (parted if objective.pairwise else whole) + (sizes.pairs - kept) * whole
     drawn = train.timestep_fraction
-    met = 1 - (1 - drawn) ** train.num_inner_epochs  # of a pair's steps, in one pass or another
-    passes = 2.0 * train.num_inner_epochs * drawn  # there and back
+    met = 1 - (1 - drawn) ** train.num_inner_epochs  # share of a pair's steps drawn at least once
+    passes = 2.0 * train.num_inner_epochs * drawn  # forward and backward
     passes += met if objective.needs_initial else 0
     first = -(-sizes.pairs // train.updates_per_inner_epoch) / sizes.pairs
     passes += (
         met - drawn * first
-    )  # theta_old's log-probs for all that the first update does not meet
+    )  # theta_old's log-probs of all steps that the first update leaves out
     return 2 * (steps * passes + min(CHECKED, sizes.pairs * sizes.steps))
 
 
 def _comparisons(settings: Settings) -> int:
-    """How often images are sampled to see what training does."""
+    """How often comparison images are sampled."""
     train = settings.train
     return sum(map(train.compares_after, range(train.begin_epoch, train.num_epochs + 1)))
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of one evaluation: plain, in a fused call, in training; of one image otherwise."""
+    """Seconds per evaluation (plain, in a fused call, in training) or per image (the others)."""
 
     plain: float
     fused: float
@@ -260,7 +260,7 @@ def _fused_call(
 
 
 def _training_call(settings: Settings, model: DiffusionModel) -> Callable[[], None]:
-    """A micro-batch there and back; the optimiser's state is in memory from the first one on."""
+    """Forward and backward of a micro-batch; the first call also creates the optimiser's state."""
     train = settings.train
     tuning = tune(model.unet, train, settings.seed, objective_of(train).needs_initial)
     if train.gradient_checkpointing:
@@ -284,9 +284,9 @@ def _scoring(settings: Settings, model: DiffusionModel) -> float:
 
 
 def disk_gib(settings: Settings, prompts: int, latent_shape: tuple[int, int, int]) -> float:
-    """GiB of states at most: samples', targets' and, where asked for, their inversions.
+    """GiB of states on disk at most: of samples, targets and, if asked for, their inversions.
 
-    A round's states are dropped, if at all, once it has been trained on.
+    If a round's states are dropped, this happens after the round has been trained on.
     """
     sizes = Sizes.of(settings, prompts)
     number = STORE_DTYPES[settings.sample.store_dtype].itemsize

@@ -1,9 +1,9 @@
 """One optimiser step's gradient from many micro-batches of denoising steps.
 
-Log-probs are taken under the plain, unfused network. At the first optimiser step of a round the
-policy is still the one that sampled, so that the log-probs it gives are log p_theta_old: they are
-kept, and no pass is spent on computing them. Their ratio is exactly 1 then; what is checked instead
-is that they are the log-probs the base was sampled with.
+Log-probs are computed with the plain, unfused network. At the first optimiser step of a round, the
+policy is still the one that sampled. Its log-probs are then log p_theta_old: they are stored, and
+no extra pass is needed for them. Because the ratio is 1 by construction there, the check is another
+one: the log-probs must be those with which the base was sampled.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -50,14 +50,14 @@ class Updater:
     """Gradients of one round's losses.
 
     network: the UNet. initial: opens the initial model. fit: the size of micro-batches. zero:
-    clears the parameters' gradients. pairs: those that this process meets in the round.
+    clears the parameters' gradients. pairs: those that this process trains on in the round.
 
-    fresh: the network is theta_old still. boost: what losses are multiplied by on the way back, so
-    that float16 gradients do not vanish; the caller divides it out. watch(n): told of n steps to
-    come, gives what is told of n more done.
+    fresh: whether the network is still theta_old. boost: a factor on the losses in the backward
+    pass, so that float16 gradients do not vanish; the caller divides it out. watch(n): called with
+    the number of steps to come; returns a function to call with each number of steps done.
 
-    Within an optimiser step the host waits for the device nowhere: what a step's micro-batches need
-    is copied without waiting, and what they find out stays there.
+    Within an optimiser step, the host never waits for the device: inputs of micro-batches are
+    copied without waiting, and results stay on the device.
     """
 
     def __init__(
@@ -82,9 +82,9 @@ class Updater:
         texts = [data.pairs[p].prompt for p in pairs]
         numbers = {text: n for n, text in enumerate(dict.fromkeys(texts))}
         self._prompts = to_device(torch.tensor([numbers[text] for text in texts]), device)
-        self._met: set[Step] = set()  # of the initial model's
+        self._met: set[Step] = set()  # that the initial model has evaluated
         self._drawn: tuple[int, Tensor] | None = None
-        # Of each micro-batch: its steps, and (B, 2) whether loss and gradient are finite.
+        # For each micro-batch: its steps, and (B, 2) whether loss and gradient are finite.
         self._sound: list[tuple[Sequence[Step], Tensor]] = []
         policy.model.encode(["", *texts])
 
@@ -101,9 +101,9 @@ class Updater:
             pass
 
     def backward(self, steps: Sequence[Step]) -> Tally:
-        """Put `boost` times the gradient of the sum of the steps' losses into the parameters.
+        """Store `boost` times the gradient of the sum of the steps' losses in the parameters.
 
-        Begins anew with smaller micro-batches where the device's memory runs out.
+        Starts over with smaller micro-batches if the device runs out of memory.
         """
         return self.fit.retried(self._backward, steps)
 
@@ -133,10 +133,10 @@ class Updater:
 
     @torch.no_grad()
     def _whole(self, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
-        """A loss of all steps at once, as the chain rule needs it to be taken step by step.
+        """Evaluate a loss of all steps together, so that the backward pass can go in chunks.
 
-        Returns (N,) the loss's share of each step, and (N, 3, 2) its derivatives by the step's
-        log-probs, KL to theta_old and KL to the initial model.
+        Returns each step's share of the loss, (N,), and the loss's derivatives, (N, 3, 2), with
+        respect to each step's log-probs, KL to theta_old and KL to the initial model.
         """
         rows = []
         for chunk, index in self._chunks(steps):
@@ -155,7 +155,7 @@ class Updater:
         return (loss.detach() / len(steps)).expand(len(steps)), slopes
 
     def broken(self) -> str:
-        """The first step of the last `backward` with NaN or Inf, in words; empty without one."""
+        """The first step with NaN or Inf in the last `backward`, in words; empty if none has."""
         total = len(self.policy.ddim)
         for chunk, sound in self._sound:
             for what, good in zip(("loss", "gradient"), sound.T.cpu(), strict=True):
@@ -183,7 +183,7 @@ class Updater:
         tally: Tally,
         whole: tuple[Tensor, Tensor] | None,
     ) -> None:
-        """whole: this chunk's part of what `_whole` gave, for losses of all steps at once."""
+        """whole: this chunk's part of what `_whole` returned, for losses of all steps together."""
         batch, i = self._read(chunk, index), index[:, 1]
         self._meet_initial(chunk, index, batch)
         now = transitions(self.policy, self.network, batch)
@@ -236,7 +236,7 @@ class Updater:
 
     @torch.no_grad()
     def _meet_initial(self, chunk: Sequence[Step], index: Tensor, batch: Batch) -> None:
-        """Compute what the initial model gives, when the steps are first met."""
+        """Evaluate the initial model on steps that it has not evaluated yet."""
         if not self.objective.needs_initial or self._met.issuperset(chunk):
             return
         with self.initial() as network:
@@ -255,7 +255,7 @@ class Updater:
         return self.policy.ddim.kl(mean, before, std).unflatten(0, (-1, 2))
 
     def _noise(self, step: Step) -> Tensor:
-        """(C, h, w) noise that made the base's x_{t-1}; steps of a pair come one after another."""
+        """The noise, (C, h, w), in the base's x_{t-1}; kept for the next steps of the pair."""
         if self._drawn is None or self._drawn[0] != step.pair:
             self._drawn = step.pair, self.policy.drawn(self.data.pairs[step.pair].base)[1]
         return self._drawn[1][step.i]
@@ -266,7 +266,7 @@ class Updater:
     ) -> None:
         """How far fusion moved the targets' means, in units of the step's noise.
 
-        A target's state is (fused mean) + std z with its base's z, so that the fused mean is known.
+        A target's state is (fused mean) + std z with its base's z, which gives the fused mean.
         """
         walked = [self.data.walked_fused(step) for step in chunk]
         if not any(walked):
@@ -279,11 +279,11 @@ class Updater:
         tally.add_shift(batch.i, moved.square().flatten(1).mean(1).sqrt(), counts)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What theta_old and the initial model gave, for a file."""
+        """The results of theta_old and of the initial model, to be written to a file."""
         return {**self.old.tensors("old"), **self.first.tensors("first")}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Go on after an optimiser step, with what `tensors` gave then. ValueError for a misfit."""
+        """Continue after an optimiser step from its `tensors`. Raises ValueError for a misfit."""
         self.old.restore("old", tensors)
         self.first.restore("first", tensors)
         met = tensors["first.log_prob"].isfinite().all(-1)
@@ -298,9 +298,9 @@ def sampling_gap(
 ) -> float:
     """Largest |log-prob now - log-prob when sampled| over the bases of some steps.
 
-    A base was sampled as mean + std z with a z that its seed gives again, so that its log-prob was
-    -(mean z^2 + log 2 pi) / 2 - log std. Any gap means that the network which trains is not the one
-    that sampled: another LoRA, precision, dropout, guidance.
+    A base was sampled as mean + std z, and its seed reproduces z. Its log-prob was therefore
+    -(mean z^2 + log 2 pi) / 2 - log std. Any gap means that the network being trained is not the
+    one that sampled: its LoRA, precision, dropout or guidance differs.
     """
     log_prob = transitions(policy, network, data.read(steps)).log_prob
     gaps = []

@@ -1,4 +1,4 @@
-"""The trained part of a policy, its optimiser, and optimiser steps on pairs, wherever these are."""
+"""The trained part of a policy, its optimiser, and optimiser steps on pairs from any source."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,10 +26,10 @@ GAP = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 class Learner:
-    """Trains a model on pairs as the settings of `train` say.
+    """Trains a model on pairs, as the settings in `train` say.
 
-    shows: whether to show progress. processes, add_up: their number, and what turns a tensor into
-    its sum over them. rank: of this one.
+    shows: whether to show progress. processes: their number. rank: this process's. add_up: returns
+    a tensor's sum over all processes.
     """
 
     def __init__(
@@ -66,13 +66,13 @@ class Learner:
 
     @property
     def boost(self) -> float:
-        """What losses are multiplied by on the way back through the network."""
+        """The factor on the losses in the backward pass."""
         return self.stepper.scale.value
 
     def order(self, number: int, inner: int, data: TrainingPairs, steps: int) -> list[Update]:
-        """The optimiser steps of one pass over a round's pairs, as this process shares in them.
+        """The optimiser steps of one pass over a round's pairs, with this process's share of each.
 
-        steps: T. Those without any gradient are left out (Algorithm 1 has no others).
+        steps: T. Denoising steps without any gradient are left out; Algorithm 1 has no such steps.
         """
 
         updates = self.train.updates_per_inner_epoch
@@ -99,7 +99,7 @@ class Learner:
     def updater(
         self, policy: Policy, data: TrainingPairs, pairs: Sequence[int] | None = None
     ) -> Updater:
-        """What walks over the steps of a round. pairs: those it will meet; None for all."""
+        """The `Updater` of a round. pairs: those that it will train on; None for all."""
         return Updater(
             policy=policy,
             network=self.network,
@@ -114,10 +114,10 @@ class Learner:
     def begin(
         self, updater: Updater, policy: Policy, data: TrainingPairs, updates: Sequence[Update]
     ) -> None:
-        """Before the first optimiser step of a round: the policy is still theta_old.
+        """Prepare a round before its first optimiser step, while the policy is still theta_old.
 
-        Keeps theta_old's log-probs of the steps that later optimiser steps take; the first one's
-        own pass gives the others. Raises UserError if another network sampled.
+        Stores theta_old's log-probs for later optimiser steps; those for the first one come from
+        its own forward pass. Raises UserError if another network sampled.
         """
         steps = list(dict.fromkeys(step for update in updates for step in update.steps))
         if steps:  # a process may have none

@@ -10,10 +10,10 @@ GROWTH_INTERVAL = 50
 class LossScale:
     """GradScaler's rule: halved where a gradient overflows, doubled after a run of good steps.
 
-    There are a few optimiser steps a round here, each of thousands of denoising steps. So a step
-    that overflowed is repeated instead of skipped, the scale grows after 50 good steps and not
-    after 2000, and no further than to where it began: to try for more would cost a repeated step
-    each time. Float32 and bfloat16 have the range and keep a scale of 1.
+    Here, a round has a few optimiser steps, each over thousands of denoising steps. A step that
+    overflows is therefore repeated, not skipped. The scale grows after 50 good steps instead of
+    2000, and never beyond its initial value: each attempt would cost a repeated step. Float32 and
+    bfloat16 have enough range and keep a scale of 1.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -22,23 +22,23 @@ class LossScale:
         self._good = 0
 
     def lower(self) -> bool:
-        """After a gradient that is not finite; False where a lower scale is no remedy."""
+        """Lower the scale after a gradient that is not finite; False if that cannot help."""
         if not self.adapts or self.value <= LOWEST:
             return False
         self.value, self._good = self.value / 2, 0
         return True
 
     def good(self) -> None:
-        """After a gradient that is finite."""
+        """Count a finite gradient; raises the scale after enough of them."""
         self._good += 1
         if self.adapts and self._good % GROWTH_INTERVAL == 0:
             self.value = min(2 * self.value, START)
 
     def state(self) -> dict[str, float]:
-        """For a checkpoint; empty where the scale is always 1."""
+        """The state for a checkpoint; empty if the scale is always 1."""
         return {"value": self.value, "good": self._good} if self.adapts else {}
 
     def restore(self, state: dict[str, float]) -> None:
-        """Go on from what `state` gave; from the start where it is empty."""
+        """Continue from what `state` returned, or from the start if it is empty."""
         if self.adapts and state:
             self.value, self._good = float(state["value"]), int(state["good"])

@@ -17,7 +17,7 @@ from dfusion.training.pairs import TrainingRound
 
 
 def append(path: Path, number: int, rows: list[dict[str, Any]]) -> None:
-    """Add a round's rows, dropping what an interrupted run left of it."""
+    """Append a round's rows, replacing those that an interrupted run left."""
     kept = [row for row in read(path) if row["round"] < number]
     new = [{"schema": SCHEMA, **row} for row in rows]
     write_bytes(path, "".join(f"{json.dumps(row)}\n" for row in [*kept, *new]).encode())
@@ -51,10 +51,10 @@ def round_row(
     coverage_of: frozenset[int],
     updates: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """What a round's samples and targets were like; seconds: per stage. updates: its other rows.
+    """Statistics of a round. seconds: per stage. updates: the rows of its optimiser steps.
 
-    Means and spreads are of the round's samples, made before its update. coverage_of: indices of
-    the fused steps.
+    Means and standard deviations are those of the round's samples, made before its update.
+    coverage_of: indices of the fused steps.
     """
     by_prompt = data.round.scores_by_text()
     every = [score for scores in by_prompt.values() for score in scores]
@@ -78,7 +78,7 @@ def round_row(
 
 
 def mask_coverage(round_: Round, pairs: int, steps: frozenset[int]) -> float | None:
-    """Mean share of the grid that the targets' masks cover at steps (indices); None unfused."""
+    """Mean share of the grid that the targets' masks cover at steps (indices); None if unknown."""
     paths = [round_.target(p) for p in range(pairs)]
     if not steps or not paths or not all(path.exists() for path in paths):
         return None
@@ -88,7 +88,7 @@ def mask_coverage(round_: Round, pairs: int, steps: frozenset[int]) -> float | N
 
 
 def peak_memory() -> float:
-    """GiB: of the GPU where one is used, else of this process, since it began."""
+    """Peak GiB so far: of GPU memory if a GPU is used, else of this process."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return round(torch.cuda.max_memory_allocated() / 2**30, 3)
     unit = 1 if sys.platform == "darwin" else 1024

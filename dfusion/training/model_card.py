@@ -16,7 +16,7 @@ LOADS = {
 
 
 def model_card(settings: Settings, number: int, rewards: Sequence[float]) -> str:
-    """rewards: mean of each round's samples, made before that round's update."""
+    """rewards: mean over each round's samples, which were made before its update."""
     train, sample = settings.train, settings.sample
     what = f"LoRA of rank {train.lora_rank}" if train.tune == "lora" else "UNet"
     fused = f"fusion in layers {settings.fusion.layers}, steps {settings.fusion.steps}"
@@ -59,7 +59,7 @@ tags: [text-to-image, d-fusion, {train.method}, {train.tune}]
 
 
 def _merge(lora: str) -> str:
-    """Code that merges a LoRA into the pipeline, as it was before training."""
+    """Code that merges a LoRA into the pipeline, as was done before training."""
     return f"""    pipe.load_lora_weights({json.dumps(lora)})
     pipe.fuse_lora()
     pipe.unload_lora_weights()

@@ -8,7 +8,7 @@ from dfusion.settings.schema import Train
 
 
 def make(parameters: list[nn.Parameter], train: Train, device: torch.device) -> torch.optim.AdamW:
-    """The optimiser that the settings ask for. Raises UserError where 8 bits cannot be had."""
+    """The optimiser that the settings ask for. Raises UserError if 8 bits are unavailable."""
     kind, extra = torch.optim.AdamW, {"fused": device.type in ("cuda", "cpu")}
     if train.adam_8bit:
         kind, extra = _eight_bit(device), {}
@@ -45,7 +45,7 @@ def state(optimiser: torch.optim.Optimizer, names: list[str]) -> dict[str, Tenso
 
 
 def restore(optimiser: torch.optim.Optimizer, names: list[str], saved: dict[str, Tensor]) -> None:
-    """Put back what `state` gave. Raises ValueError where the parameters are others."""
+    """Put back what `state` gave. Raises ValueError if the parameters differ."""
     rows: dict[int, dict[str, Tensor]] = {}
     places = {name: index for index, name in enumerate(names)}
     for key, value in saved.items():

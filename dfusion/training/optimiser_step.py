@@ -1,4 +1,4 @@
-"""One optimiser step: the gradient over all processes, checked, and applied or passed over."""
+"""One optimiser step: the gradient over all processes is checked, then applied or skipped."""
 
 import math
 from collections.abc import Callable
@@ -14,14 +14,14 @@ from dfusion.training.step_metrics import Tally
 
 
 class NotSoundError(ArithmeticError):
-    """A loss or gradient is NaN or infinite, and no loss scale mends that."""
+    """A loss or gradient is NaN or infinite, and no loss scale can fix that."""
 
 
 @dataclass
 class Stepper:
-    """Makes optimiser steps; every process calls it alike, and ends with the same weights.
+    """Makes optimiser steps. All processes call it alike and end with the same weights.
 
-    add_up: turns a tensor into its sum over all processes. max_norm: of the gradient.
+    add_up: returns a tensor's sum over all processes. max_norm: to which gradients are clipped.
     """
 
     parameters: list[nn.Parameter]
@@ -33,10 +33,10 @@ class Stepper:
     say: Callable[[str], None]
 
     def step(self, updater: Updater, update: Update) -> tuple[float, Tally]:
-        """The gradient's norm, and the sums over all steps. At norm 0 no weight moves.
+        """Make a step; returns the gradient's norm and the tally. At norm 0, no weight changes.
 
-        The host waits for the device once. A float16 gradient that is not finite, of finite losses,
-        is computed again with a lower loss scale. Raises NotSoundError.
+        The host waits for the device once. If a float16 gradient is not finite although the losses
+        are, it is computed again with a lower loss scale. Raises NotSoundError.
         """
         while True:
             updater.boost = self.scale.value
@@ -58,9 +58,10 @@ class Stepper:
         return norm, tally
 
     def _over_processes(self, tally: Tally, pairs: float) -> tuple[float, Tally]:
-        """The mean gradient over `pairs` pairs and all their steps, clipped; its norm before.
+        """Average the gradient over `pairs` pairs and all their steps, and clip it.
 
-        pairs: counted by the fraction of their steps that was drawn.
+        pairs: counted by the fraction of their steps that is drawn. Returns the norm before
+        clipping, and the tally of all processes.
         """
         sums = tally.sums
         if self.processes > 1:
@@ -70,7 +71,7 @@ class Stepper:
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.max_norm)
-        facts = torch.cat([norm.reshape(1).to(sums), sums.flatten()]).cpu()  # the one wait
+        facts = torch.cat([norm.reshape(1).to(sums), sums.flatten()]).cpu()  # the only wait
         return float(facts[0]), Tally(facts[1:].view(sums.shape))
 
     def _exchange(self, tensors: list[Tensor]) -> None:

@@ -18,8 +18,8 @@ class Step:
 class Update:
     """One optimiser step.
 
-    steps: of this process. pairs: how many there are over all processes. fraction: the share of
-    their steps that is drawn on average, by which the gradient is divided.
+    steps: those of this process. pairs: their number over all processes. fraction: the share of
+    their steps that is drawn on average; the gradient is divided by it.
     """
 
     steps: list[Step]
@@ -39,19 +39,20 @@ def updates_of_pass(
     """The optimiser steps of one pass over a round's pairs.
 
     One permutation of all pairs, drawn from `key`, is cut into `updates` parts, and each part is
-    shared out over `size` processes: whatever their number, an optimiser step has the same pairs.
-    steps_of(p): the steps of pair p that count; they are shuffled too. fraction: of these that each
-    pair gets, drawn at random. Their number is rounded up or down at random, so that every step is
-    drawn with probability `fraction`, and a sum over drawn steps divided by it is unbiased.
+    divided among `size` processes, so that an optimiser step has the same pairs on any number of
+    processes. steps_of(p): the steps of pair p to train on; they are shuffled too. fraction: the
+    share of these steps that is drawn at random for each pair. Their number is rounded up or down
+    at random, so that every step is drawn with probability `fraction`, and a sum over the drawn
+    steps, divided by `fraction`, is unbiased.
     """
     rng = np.random.default_rng(key)
     found = []
     for part in np.array_split(rng.permutation(pairs), updates):
-        # By number, so that a process has the same pairs in every pass of one optimiser step.
+        # Sorted: in passes of one optimiser step, a process has the same pairs in every pass.
         mine = set(np.sort(part)[rank::size].tolist())
         steps = []
         for p in part.tolist():
-            order = rng.permutation(steps_of(p)).tolist()  # on every process, to draw alike
+            order = rng.permutation(steps_of(p)).tolist()  # on every process, so all draw alike
             if fraction < 1:
                 order = order[: int(len(order) * fraction + rng.random())]
             steps += [Step(p, int(i)) for i in order] if p in mine else []

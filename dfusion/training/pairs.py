@@ -1,4 +1,4 @@
-"""The denoising steps of a round's pairs: what training reads of them, from disk or from memory."""
+"""The denoising steps of a round's pairs, as training reads them from disk or memory."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -35,8 +35,8 @@ class Batch:
 class TrainingPairs(ABC):
     """Pairs of a preferred image and its base.
 
-    pairs: their prompts and bases' numbers. fused: whether the preferred image is a target, whose
-    states are its base's up to step `fused_from`.
+    pairs: their prompts and bases' numbers. fused: whether the preferred image is a target. Up to
+    step `fused_from`, a target has the states of its base.
     """
 
     pairs: Sequence[Pair]
@@ -48,7 +48,7 @@ class TrainingPairs(ABC):
 
     @abstractmethod
     def walked_fused(self, step: Step) -> bool:
-        """Whether the preferred side's step was walked under the fused policy."""
+        """Whether the preferred side's step was sampled by the fused policy."""
 
     @abstractmethod
     def advantages(self, p: int) -> list[float]:
@@ -64,7 +64,7 @@ class TrainingPairs(ABC):
         return torch.stack([torch.stack(pair) for pair in sides])
 
     def read(self, steps: Sequence[Step]) -> Batch:
-        """Of these steps, on the CPU."""
+        """The batch of these steps, on the CPU."""
         states = self.states(steps).float()
         return Batch(
             x=states[:, :, 0],
@@ -100,7 +100,7 @@ class TrainingRound(TrainingPairs):
             )
 
     def content(self) -> list[dict[str, object]]:
-        """Per pair, what training on it depends on, but for the states themselves."""
+        """For each pair, what training on it depends on, except for the states themselves."""
         rows = zip(self.pairs, self.fused, self._advantages, strict=True)
         return [{**asdict(p), "fused": fused, "advantages": a} for p, fused, a in rows]
 
@@ -117,7 +117,7 @@ class TrainingRound(TrainingPairs):
         return read_rows(self.round.target(p), "latents", slice(-1, None))[0]
 
     def check(self, pairs: Sequence[int]) -> None:
-        """Read every file of these pairs that is trained on once, whole, against its checksum.
+        """Read each states file that these pairs train on once in full, and check its checksum.
 
         States are kept in memory up to KEPT_BYTES; steps of others are read from their files.
         Raises UserError naming a damaged, edited or odd file.
@@ -129,7 +129,7 @@ class TrainingRound(TrainingPairs):
                 raise UserError(f"{path}: its states are missing, NaN or infinite; {REBUILT}")
             kept += latents.nbytes
             if kept <= KEPT_BYTES:
-                self._kept[path] = latents.clone()  # not the file's own pages
+                self._kept[path] = latents.clone()  # a copy, not the mapped file
 
     def advantages(self, p: int) -> list[float]:
         return self._advantages[p]
@@ -155,7 +155,7 @@ class TrainingRound(TrainingPairs):
 def _history(experiment: Experiment, number: int) -> dict[str, list[float]]:
     """Scores of the plain samples of every prompt, up to and including round `number`.
 
-    Rounds that another reward scored are left out: its units are others.
+    Rounds scored by another reward are left out, as its scores have another scale.
     """
     history: dict[str, list[float]] = {}
     reward = experiment.round(number).scored_by("images")

@@ -1,13 +1,13 @@
-"""What a frozen policy, theta_old or the initial model, gave for the steps of a round's pairs."""
+"""Results of a frozen policy (theta_old or the initial model) for the steps of a round's pairs."""
 
 import torch
 from torch import Tensor
 
 
 class Known:
-    """Dense tables on the device, NaN where nothing is known.
+    """Dense tables on the device; NaN marks what is not known.
 
-    log_prob: (P, T, 2). mean: (P, T, 2, C, h, w), where a KL needs it; 0.8 GB for the paper's 320
+    log_prob: (P, T, 2). mean: (P, T, 2, C, h, w), if a KL needs it; 0.8 GB for the paper's 320
     pairs on SD2.1.
     """
 
@@ -30,7 +30,7 @@ class Known:
         return found if self.mean is None else {**found, f"{name}.mean": self.mean}
 
     def restore(self, name: str, tensors: dict[str, Tensor]) -> None:
-        """Take back what `tensors` gave. Raises ValueError where it is of other pairs."""
+        """Restore what `tensors` returned. Raises ValueError if it belongs to other pairs."""
         device, log_prob = self.log_prob.device, tensors.get(f"{name}.log_prob")
         mean = tensors.get(f"{name}.mean")
         if log_prob is None or log_prob.shape != self.log_prob.shape:

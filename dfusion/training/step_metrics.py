@@ -1,4 +1,4 @@
-"""Sums over one optimiser step, by denoising step: what the metrics say of it."""
+"""Sums over one optimiser step, by denoising step, from which its metrics are computed."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ NAMES = (*MAIN, "shift", "shifts")
 class Tally:
     """sums: (len(NAMES), T), on the network's device; one copy at the end brings them to the host.
 
-    bad_loss, bad_gradient: how many steps have one that is NaN or infinite.
+    bad_loss, bad_gradient: number of steps with a NaN or infinite loss or gradient.
     """
 
     def __init__(self, sums: Tensor) -> None:
@@ -52,7 +52,7 @@ class Tally:
     def add_shift(self, i: Tensor, shift: Tensor, counts: Tensor) -> None:
         """shift: (B,) |mean fused - mean unfused| / std of targets, root mean square.
 
-        counts: (B,) bool, of which steps it is.
+        counts: (B,) bool, the steps that it is known for.
         """
         rows = torch.stack([shift.where(counts, 0.0), counts.float()])
         self.sums[len(MAIN) :].index_add_(1, i, rows)

@@ -1,4 +1,4 @@
-"""The metrics, sent to wandb or tensorboard as well where that is asked for."""
+"""Sending the metrics to wandb or tensorboard as well, if asked to."""
 
 import importlib.util
 import inspect
@@ -20,9 +20,9 @@ HIDDEN = ("kind", "round")
 
 
 def accelerator(settings: Settings, cpu: bool) -> Accelerator:
-    """An Accelerator that knows the tracker; logs lie under log/.
+    """An Accelerator with the tracker; logs are under log/.
 
-    Raises UserError without the tracker, and where accelerate's own config shards the model.
+    Raises UserError if the tracker is not installed or accelerate's own config shards the model.
     """
     tracker: dict[str, Any] = {}
     if settings.tracker != "none":
@@ -31,7 +31,7 @@ def accelerator(settings: Settings, cpu: bool) -> Accelerator:
         folder = Path("log")
         folder.mkdir(exist_ok=True)
         tracker = {"log_with": settings.tracker, "project_dir": str(folder)}
-    # Else accelerate's own config would put autocast over a network that has its precision.
+    # Otherwise accelerate's own config could add autocast to a network that has its precision.
     made = Accelerator(cpu=cpu, mixed_precision="no", **tracker)
     set_numerics(settings)  # where its config asks for dynamo, accelerate has turned TF32 on
     check_not_sharded(made.distributed_type)
@@ -39,7 +39,7 @@ def accelerator(settings: Settings, cpu: bool) -> Accelerator:
 
 
 def check_not_sharded(kind: DistributedType) -> None:
-    """Raises UserError for ways of sharing that split the model itself."""
+    """Raises UserError for kinds of distribution that split the model itself."""
     if kind.value in SHARDED:
         raise UserError(
             f"accelerate's config asks for {kind.value}: every process needs the whole UNet here; "
@@ -50,7 +50,7 @@ def check_not_sharded(kind: DistributedType) -> None:
 def start(accelerator: Accelerator, settings: Settings) -> None:
     """Begin the run: in wandb's project dfusion, or in TensorBoard's folder log/<exp>.
 
-    wandb stays offline where nobody is logged in.
+    wandb stays offline if nobody is logged in.
     """
     if settings.tracker == "none":
         return
@@ -97,7 +97,7 @@ def _flat(row: dict[str, Any], prefix: str = "") -> dict[str, float]:
 
 
 def _wandb_login() -> bool:
-    """Whether wandb knows who is logging; asks nobody and no server."""
+    """Whether wandb has a login; does not prompt, and contacts no server."""
     import wandb
 
     if "prompt" in inspect.signature(wandb.login).parameters:

@@ -31,7 +31,7 @@ from dfusion.training.order import Update
 from dfusion.training.pairs import TrainingRound
 
 CALMER = "try --config.mixed_precision no or a lower --config.train.learning_rate"
-LAYOUT = 2  # of checkpoints within a round: rises when older ones can no longer be gone on from
+LAYOUT = 2  # of checkpoints within a round; raised when older ones can no longer be resumed
 COMPARED = 1_000_000  # stands in for a round's number in the noise of comparisons
 
 
@@ -73,7 +73,7 @@ class Trainer(Learner):
             self.accelerator.end_training()
 
     def _tidy(self) -> None:
-        """Finish what a kill left undone after the latest checkpoint."""
+        """Finish what a killed run left undone after its latest checkpoint."""
         if self.rank == 0 and (done := self.checkpoints.latest()) is not None:
             self.checkpoints.tidy(done, self.settings.train.num_checkpoint_limit)
             self._drop_states(done)
@@ -83,7 +83,7 @@ class Trainer(Learner):
             page.write(self.session.experiment.folder)
 
     def resume(self) -> int:
-        """Restore the policy that this run goes on from; returns the next round."""
+        """Restore the policy that this run continues from; returns the next round."""
         done, asked = self.checkpoints.latest(), self.settings.resume_from
         given = None if asked in ("", "latest") else Path(asked).resolve()
         if done is None:
@@ -98,11 +98,11 @@ class Trainer(Learner):
                 "and epoch folders, or choose another --config.exp_name"
             )
         self._load(own)
-        self.say(f"Going on after round {done}")
+        self.say(f"Continuing after round {done}")
         return done + 1
 
     def sampled(self, number: int) -> Policy:
-        """Bring round `number` to where it can be trained on; returns the policy that made it."""
+        """Make what training needs of round `number`; returns the policy that sampled it."""
         policy = self.session.policy(number)
         if self.settings.train.pairs == "naive":
             self.session.runner.prepare(number, policy)
@@ -114,7 +114,7 @@ class Trainer(Learner):
         return policy
 
     def compare(self, number: int) -> None:
-        """Show the policy after `number` rounds, if this is a time for it."""
+        """Make comparison images after `number` rounds of training, if they are due."""
         if self.settings.train.compares_after(number):
             scores = self.session.runner.compare(number, self.session.policy(COMPARED))
             self.say(f"  mean reward, same noise each time: {np.mean(list(scores.values())):.4f}")
@@ -127,21 +127,21 @@ class Trainer(Learner):
             rows = self._updates(number, policy, data)
         if all(row["skipped"] for row in rows):
             raise UserError(
-                f"round {number}, training: the gradient's norm is 0, so that no pair has anything "
+                f"round {number}, training: the gradient's norm is 0; no pair has anything "
                 f"to teach (equal scores only?); {self._intact()}; try other prompts, more images "
                 "of each, or other --config.train.step_weights"
             )
         self._finish(number, policy, data, rows)
 
     def data(self, number: int) -> TrainingRound:
-        """The pairs of a round; where targets part from their bases, the step is known."""
+        """The pairs of a round, with the step at which targets depart from their bases."""
         first = first_fused(self.settings.fusion.steps, len(self.session.ddim))
         return TrainingRound(
             self.session.experiment, number, self.settings.train.pairs, fused_from=first
         )
 
     def _updates(self, number: int, policy: Policy, data: TrainingRound) -> list[dict[str, Any]]:
-        """All optimiser steps of a round; returns their metrics. Goes on where it was stopped."""
+        """All optimiser steps of a round; returns their metrics. Continues where it stopped."""
         passes, total = range(self.settings.train.num_inner_epochs), len(self.session.ddim)
         updates = [(inner, u) for inner in passes for u in self.order(number, inner, data, total)]
         steps = list(dict.fromkeys(step for _, update in updates for step in update.steps))
@@ -157,7 +157,7 @@ class Trainer(Learner):
             self._load(self.checkpoints.within)
             self.checkpoints.load_known(self.rank, updater)
             rows = state["rows"]
-            self.say(f"  going on after {len(rows)} optimiser steps of this round")
+            self.say(f"  continuing after {len(rows)} optimiser steps of this round")
         for inner, update in updates[len(rows) :]:
             rows.append(self.update(number, inner, updater, update))
             if len(rows) < len(updates):
@@ -173,12 +173,12 @@ class Trainer(Learner):
             ) from error
 
     def _load(self, folder: Path) -> None:
-        """Go on with a checkpoint's policy, optimiser and loss scale."""
+        """Restore a checkpoint's policy, optimiser and loss scale."""
         state = self.checkpoints.load(folder, self.tuning, self.optimiser)
         self.stepper.scale.restore(state.get("loss_scale", {}))
 
     def _scale(self) -> dict[str, Any]:
-        """The loss scale for a checkpoint's state, where there is one."""
+        """The loss scale for a checkpoint's state, if there is one."""
         state = self.stepper.scale.state()
         return {"loss_scale": state} if state else {}
 
@@ -187,7 +187,7 @@ class Trainer(Learner):
         return "no checkpoint yet" if done is None else f"checkpoint epoch{done} is intact"
 
     def _sum(self, values: Tensor) -> Tensor:
-        """Over all processes."""
+        """The sum over all processes."""
         return self.accelerator.reduce(values, reduction="sum")
 
     def _invert(self, number: int, policy: Policy) -> None:
@@ -209,7 +209,7 @@ class Trainer(Learner):
                 progress.advance(len(batch))
 
     def _about(self, number: int, data: TrainingRound) -> dict[str, Any]:
-        """What a checkpoint within a round may be resumed for: the same pairs and settings."""
+        """What must match before a checkpoint within a round is resumed: its pairs and settings."""
         settings = {k: v for k, v in flat(self.settings.to_dict()).items() if k not in FREE}
         content = json.dumps([data.content(), settings], sort_keys=True)
         return {
@@ -236,7 +236,7 @@ class Trainer(Learner):
     def _finish(
         self, number: int, policy: Policy, data: TrainingRound, rows: list[dict[str, Any]]
     ) -> None:
-        """Metrics and checkpoint, by one process."""
+        """Write metrics and checkpoint, on one process."""
         if self.rank == 0:
             folder = self.session.experiment.folder
             indices = fused_indices(self.settings.fusion.steps, len(self.session.ddim))
@@ -259,12 +259,12 @@ class Trainer(Learner):
         self.accelerator.wait_for_everyone()
 
     def _drop_states(self, done: int) -> None:
-        """Delete what --config.keep_trajectories lets go of rounds up to `done`, all trained on."""
+        """Delete what --config.keep_trajectories does not keep of trained rounds up to `done`."""
         trained = range(self.settings.train.begin_epoch, done + 1)
         self.session.experiment.drop_states(trained, self.settings.keep_trajectories)
 
     def _history(self, number: int) -> list[float]:
-        """Mean rewards of the rounds before."""
+        """Mean rewards of all earlier rounds."""
         rounds = self.session.experiment.rounds()
         means = [r.scores("images").values() for k, r in rounds.items() if k < number]
         return [float(np.mean(list(values))) for values in means if values]

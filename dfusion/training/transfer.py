@@ -1,4 +1,4 @@
-"""Copies to a device that the host does not wait for."""
+"""Copies to a device for which the host does not wait."""
 
 import torch
 from torch import Tensor
