@@ -149,7 +149,7 @@ def test_equal_scores_are_paired_by_index_and_said_once(
 def test_nothing_to_learn_stops(settings: Settings, flat_reward: None) -> None:
     chosen = small(settings, 1, "flat")
     chosen.train.method = "ddpo"
-    with pytest.raises(UserError, match="norm is 0, so that no pair has anything to teach"):
+    with pytest.raises(UserError, match="norm is 0; no pair has anything to teach"):
         train_rounds(chosen)
     assert not (Path(chosen.save_path) / "flat" / "checkpoints" / "epoch0").exists()
 
