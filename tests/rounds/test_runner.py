@@ -304,7 +304,7 @@ def test_changed_scores_are_noticed(settings: Settings) -> None:
     value = json.loads(path.read_text())
     value["scores"] = {k: -v for k, v in value["scores"].items()}
     path.write_text(json.dumps(value))
-    with pytest.raises(UserError, match="the scores changed since"):
+    with pytest.raises(UserError, match="the scores have changed since"):
         session.sample_rounds(settings)
 
 
