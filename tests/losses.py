@@ -16,5 +16,5 @@ class TrajectoryDPO(Loss):
 
     def __call__(self, steps: Steps) -> Value:
         shift = steps.weight[:, None] * (steps.log_prob - steps.old)
-        sums = torch.zeros(int(steps.pair.max()) + 1, 2).index_add(0, steps.pair, shift)
+        sums = shift.new_zeros(int(steps.pair.max()) + 1, 2).index_add(0, steps.pair, shift)
         return Value(-torch.nn.functional.logsigmoid(self.beta * (sums[:, 0] - sums[:, 1])).sum())

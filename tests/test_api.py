@@ -82,6 +82,22 @@ def test_a_pipeline_stays_as_it_is(stock: StableDiffusionPipeline) -> None:
     assert not one(pipe).trajectories.base.equal(made.trajectories.base)
 
 
+def test_full_training_leaves_the_pipelines_weights_alone(stock: StableDiffusionPipeline) -> None:
+    before = [p.clone() for p in stock.unet.parameters()]
+    pipe = DFusionPipeline.from_pipe(stock)
+    made = one(pipe)
+    plain = score([made.base_sample, made.reference_sample], redness)
+    pipe.trainer(tune="full", learning_rate=1e-2).train_on(naive(pair(plain)))
+    assert all(p.equal(q) for p, q in zip(stock.unet.parameters(), before, strict=True))
+    assert not one(pipe).trajectories.base.equal(made.trajectories.base)
+
+
+def test_a_pipeline_that_cannot_be_used_is_refused(stock: StableDiffusionPipeline) -> None:
+    stock.scheduler.register_to_config(prediction_type="v_prediction")
+    with pytest.raises(UserError, match="^pipe predicts v_prediction"):
+        DFusionPipeline.from_pipe(stock)
+
+
 def test_shapes_and_identities(pipe: DFusionPipeline) -> None:
     lists = [ITEMS[text] for text in PROMPTS]
     made = pipe(PROMPTS, lists, base_seed=3, reference_seed=[7, 8], **HOW)
@@ -187,6 +203,8 @@ WRONG: list[tuple[Callable[[DFusionPipeline], object], str]] = [
     (lambda p: one(p, fusion_steps="9-1"), "fusion_steps: '9-1' is out of range"),
     (lambda p: one(p, mask_layers="0,1"), "mask_layers '0,1': must be layers of one grid"),
     (lambda p: one(p, fusion_layers="7"), "fusion_layers: "),
+    (lambda p: one(p, mask_merge="and"), "mask_merge 'and': choose from xor, or"),
+    (lambda p: one(p, fusion_parts="self_x"), "fusion_parts 'self_x': choose from"),
     (lambda p: p.sample("the dog", ["cat"], 1, **HOW), "item 'cat' is not in the prompt"),
     (lambda p: p.sample(["the dog"], [["dog"], ["cat"]], 1, **HOW), "items: 2 lists for 1 prompts"),
     (lambda p: p.sample(["the dog"], [["dog"]], [1, 2], **HOW), "seed: 2 for 1 prompts"),
@@ -200,6 +218,14 @@ WRONG: list[tuple[Callable[[DFusionPipeline], object], str]] = [
     (lambda p: p.trainer(learning_rat=1.0), "learning_rat: there is no such setting"),
     (lambda p: p.trainer(eps=2.0), "eps 2.0: must be below 1"),
 ]
+
+
+def test_fusion_is_refused_before_anything_is_sampled(
+    pipe: DFusionPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipe, "sample", lambda *args, **how: pytest.fail("sampled"))
+    with pytest.raises(UserError, match="fusion_steps"):
+        one(pipe, fusion_steps="9-1")
 
 
 @pytest.mark.parametrize(("call", "message"), WRONG, ids=[m for _, m in WRONG])

@@ -16,9 +16,9 @@ from dfusion.method.noise import noises
 from dfusion.method.prompts import Prompt, join
 from dfusion.method.sampling import GivenNoise, OnStep, Trajectory, sample
 from dfusion.models.plan import layers_of
-from dfusion.models.stable_diffusion import DiffusionModel
+from dfusion.models.stable_diffusion import DiffusionModel, check_pipeline
 from dfusion.settings.plain_text import names_of
-from dfusion.settings.schema import Pretrained
+from dfusion.settings.schema import SETTINGS, Pretrained
 from dfusion.settings.steps import parse_steps
 
 Seed = int | torch.Generator
@@ -48,6 +48,7 @@ class DFusionPipeline:
         The given pipeline can still be used: weights are shared, but its modules are not modified,
         and a LoRA trained here has no effect on it.
         """
+        check_pipeline(pipe, "pipe")
         return cls(DiffusionModel(pipe))
 
     @classmethod
@@ -81,18 +82,32 @@ class DFusionPipeline:
         negative_prompt: str = "",
         mask_layers: str = "first_up",
         mask_thr: float | Sequence[float | None] | None = None,
+        mask_merge: str = "xor",
+        mask_place: str = "items",
+        fusion_layers: str = "mid,up",
+        fusion_steps: str | None = None,
+        fusion_parts: str = "self_k,self_v",
+        fusion_masked: bool = True,
         batch_size: int = 4,
         callback_on_step_end: Callback | None = None,
-        **fusion: Any,
     ) -> FusedPair | list[FusedPair]:
         """The fused pair of a prompt, or of each of several prompts.
 
         items: the words whose regions are fused; for several prompts, one list per prompt.
         base_seed, reference_seed: a number or generator, or one for each prompt. With eta 1, a seed
         gives the same image as diffusers' DDIM. base_latents, reference_latents: x_T to use instead
-        of the seed's, (C, h, w), or (B, C, h, w) for several prompts. fusion: arguments of `fuse`.
-        The other arguments are those of `sample`.
+        of the seed's, (C, h, w), or (B, C, h, w) for several prompts. The other arguments are those
+        of `sample` and `fuse`.
         """
+        how_to_fuse: dict[str, Any] = {
+            "mask_merge": mask_merge,
+            "mask_place": mask_place,
+            "fusion_layers": fusion_layers,
+            "fusion_steps": fusion_steps,
+            "fusion_parts": fusion_parts,
+            "fusion_masked": fusion_masked,
+        }
+        self._plan(num_steps, **how_to_fuse)  # raises for bad arguments, before anything is sampled
         sides = [
             self.sample(
                 prompt,
@@ -114,7 +129,7 @@ class DFusionPipeline:
             list(zip(*sides, strict=True)),
             batch_size=batch_size,
             callback_on_step_end=callback_on_step_end,
-            **fusion,
+            **how_to_fuse,
         )
         return pairs[0] if isinstance(prompt, str) else pairs
 
@@ -199,14 +214,14 @@ class DFusionPipeline:
         if any(sample.sampling != sampling for both in pairs for sample in both):
             raise UserError("pairs: bases and references must be sampled alike (num_steps, eta, …)")
         total = sampling.num_steps
-        plan = FusionPlan(
-            layers=layers_of("fusion_layers", fusion_layers, self.model.layers),
-            steps=_steps(fusion_steps, total),
-            parts=frozenset(names_of(fusion_parts)),
-            masked=fusion_masked,
-            merge=mask_merge,
-            place=mask_place,
-            grids=frozenset(self.model.layers.grids),
+        plan = self._plan(
+            total,
+            mask_merge,
+            mask_place,
+            fusion_layers,
+            fusion_steps,
+            fusion_parts,
+            fusion_masked,
         )
         first = total - max(plan.steps, default=0)
         on_step = self._on_step(callback_on_step_end, policy_of(self.model, sampling, []))
@@ -226,6 +241,29 @@ class DFusionPipeline:
                 for (base, reference), image, target in zip(part, images, targets, strict=True)
             ]
         return found
+
+    def _plan(
+        self,
+        num_steps: int,
+        mask_merge: str,
+        mask_place: str,
+        fusion_layers: str,
+        fusion_steps: str | None,
+        fusion_parts: str,
+        fusion_masked: bool,
+    ) -> FusionPlan:
+        for name, value in (("mask.merge", mask_merge), ("mask.place", mask_place),
+                            ("fusion.parts", fusion_parts)):  # fmt: skip
+            SETTINGS[name].check(name.replace(".", "_"), value)
+        return FusionPlan(
+            layers=layers_of("fusion_layers", fusion_layers, self.model.layers),
+            steps=_steps(fusion_steps, num_steps),
+            parts=frozenset(names_of(fusion_parts)),
+            masked=fusion_masked,
+            merge=mask_merge,
+            place=mask_place,
+            grids=frozenset(self.model.layers.grids),
+        )
 
     def _images(self, states: list[Tensor]) -> list[Image.Image]:
         pixels = self.model.decode(torch.stack(states))

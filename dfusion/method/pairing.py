@@ -16,7 +16,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Group:
-    """The samples of one prompt in a round. scores: one per sample. image(n): image of sample n."""
+    """The samples of one prompt in a round. scores: one per sample. image(n): a PIL image."""
 
     prompt: str
     scores: Sequence[float]
@@ -28,8 +28,8 @@ class Group:
         return sorted(range(len(self.scores)), key=lambda n: -self.scores[n])
 
 
-# A pairing rule returns pairs (reference, base) of positions in the group. To add one, put it into
-# RULES, or pass it as --config.pair.rule module:name.
+# A pairing rule returns pairs (reference, base) of positions in the group, the same whenever it is
+# asked. To add one, put it into RULES, or pass it as --config.pair.rule module:name.
 Rule = Callable[[Group], list[tuple[int, int]]]
 
 

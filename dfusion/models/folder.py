@@ -45,12 +45,12 @@ def variant(folder: Path) -> str | None:
     return "fp16" if names and all(".fp16" in name for name in names) else None
 
 
-def check_prediction(settings: dict[str, Any], where: str) -> None:
+def check_prediction(settings: dict[str, Any], name: str) -> None:
     """Refuse a scheduler's settings unless the UNet predicts noise. Raises UserError."""
     kind = settings.get("prediction_type", "epsilon")
     if kind != "epsilon":
         raise UserError(
-            f"{FLAG}: '{where}' predicts {kind}; the paper's maths is for epsilon models such as "
+            f"{name} predicts {kind}; the paper's maths is for epsilon models such as "
             "SD2.1-base (512 px)"
         )
 
@@ -96,7 +96,7 @@ def _settings(path: Path) -> dict[str, Any]:
 
 def _check_fit(folder: Path, settings: dict[str, dict[str, Any]]) -> None:
     """Refuse, by its settings, another kind of model or parts of two models."""
-    check_prediction(settings["scheduler"], str(folder))
+    check_prediction(settings["scheduler"], f"{FLAG}: '{folder}'")
     unet, vae, text = (settings[name] for name in WEIGHTED)
     if unet.get("addition_embed_type") or unet.get("class_embed_type"):
         raise UserError(f"{FLAG}: '{folder}' needs more than a prompt; use an SD1.x or SD2.x model")

@@ -72,7 +72,7 @@ class DiffusionModel:
     ) -> "DiffusionModel":
         """Load a pipeline and its LoRA. Raises UserError that says what to do."""
         pipe = _load_pipeline(pretrained)
-        _check_pipeline(pipe, pretrained.model)
+        check_pipeline(pipe, f"{FLAG}: '{pretrained.model}'")
         for lora in names_of(pretrained.lora):
             _merge_lora(pipe, lora)
         return cls(pipe, device, dtype)
@@ -382,22 +382,24 @@ def _merge_lora(pipe: StableDiffusionPipeline, lora: str) -> None:
         ) from error
 
 
-def _check_pipeline(pipe: StableDiffusionPipeline, name: str) -> None:
+def check_pipeline(pipe: StableDiffusionPipeline, name: str) -> None:
+    """Refuse a pipeline of another kind, or one with damaged weights. Raises UserError.
+
+    name: what the error calls it.
+    """
     check_prediction(pipe.scheduler.config, name)
     if pipe.unet.config.addition_embed_type is not None:
-        raise UserError(
-            f"{FLAG}: '{name}' needs more than a prompt (SDXL?); use an SD1.x or SD2.x model"
-        )
+        raise UserError(f"{name} needs more than a prompt (SDXL?); use an SD1.x or SD2.x model")
     if pipe.unet.config.in_channels != pipe.vae.config.latent_channels:
         raise UserError(
-            f"{FLAG}: '{name}' takes {pipe.unet.config.in_channels} channels (an inpainting or "
-            "depth model?); use a plain text-to-image model"
+            f"{name} takes {pipe.unet.config.in_channels} channels (an inpainting or depth "
+            "model?); use a plain text-to-image model"
         )
     try:
         _check_values(pipe)
         LayerTable.of(pipe.unet)
     except ValueError as error:
-        raise UserError(f"{FLAG}: '{name}' cannot be used: {error}; {HELP}") from error
+        raise UserError(f"{name} cannot be used: {error}; {HELP}") from error
 
 
 def _check_values(pipe: StableDiffusionPipeline) -> None:

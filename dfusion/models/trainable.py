@@ -67,6 +67,8 @@ class FullTuning:
         self.unet = unet
         self._copy = copy.deepcopy(unet) if keep_initial else None
         self.keeps_initial = keep_initial
+        for parameter in unet.parameters():
+            parameter.data = parameter.data.clone()  # a pipeline that shares them keeps its own
         unet.requires_grad_(True)
         self.names = [name for name, _ in unet.named_parameters()]
         self.parameters = list(unet.parameters())

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
+from PIL import Image
 from torch import Tensor
 
 from dfusion.errors import NotFiniteError, UserError
@@ -284,9 +285,11 @@ class RoundRunner:
         made_with = self._fused_with()
         texts = round_.texts_to_score("images")
         listed = [scores[i] for i in range(len(texts))]
-        pairs = pairing.pair(
-            texts, listed, self.rule, lambda i: read_png(round_.image("images", i))
-        )
+
+        def image(i: int) -> Image.Image:
+            return Image.fromarray(read_png(round_.image("images", i)))
+
+        pairs = pairing.pair(texts, listed, self.rule, image)
         if round_.pairs() is None and self.world.rank == 0:
             round_.write_pairs(pairs, made_with)
         self._wait(lambda: int(round_.pairs() is not None), 1, "the pairs")

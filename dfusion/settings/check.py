@@ -6,6 +6,7 @@ from pathlib import Path
 from dfusion.errors import UserError
 from dfusion.method.pairing import per_prompt
 from dfusion.method.prompts import Prompt
+from dfusion.settings.own import own
 from dfusion.settings.plain_text import names_of
 from dfusion.settings.prompt_files import load_prompts
 from dfusion.settings.schema import SETTINGS, Settings, flat
@@ -20,6 +21,7 @@ def check_sampling(settings: Settings) -> tuple[Prompt, ...]:
     """Every check of run_sample.py that needs no model; returns the prompts. Raises UserError."""
     check(settings)
     check_names(settings)
+    _check_own("pair.rule", settings.pair.rule)
     prompts = load_prompts(settings)
     samples = len(prompts) * max(settings.images_per_prompt, settings.train.compare_images)
     if samples > MOST:
@@ -33,9 +35,10 @@ def check_sampling(settings: Settings) -> tuple[Prompt, ...]:
 def check_training(settings: Settings) -> tuple[Prompt, ...]:
     """Every check of run_train.py that needs no model; returns the prompts. Raises UserError."""
     prompts = check_sampling(settings)
+    _check_own("train.method", settings.train.method)
     each, updates = per_prompt(settings.images_per_prompt), settings.train.updates_per_inner_epoch
     pairs = len(prompts) * each
-    if pairs < updates:
+    if pairs < updates and ":" not in settings.pair.rule:  # your own rule may make more
         raise UserError(
             f"--config.train.updates_per_inner_epoch {updates}: {len(prompts)} prompts of "
             f"{settings.images_per_prompt} images make {pairs} pairs a round, fewer than optimiser "
@@ -59,6 +62,12 @@ def check(settings: Settings) -> None:
     _check_places(settings)
     if not names_of(settings.train.lora_targets):
         raise UserError("--config.train.lora_targets: name at least one module, e.g. to_q,to_v")
+
+
+def _check_own(flag: str, name: str) -> None:
+    """What a flag names as module:name can be imported."""
+    if ":" in name:
+        own(flag, name, SETTINGS[flag].words)
 
 
 def _check_rounds(settings: Settings) -> None:

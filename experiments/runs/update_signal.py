@@ -98,7 +98,7 @@ class Kind:
 
         The true gradient's length is its unbiased estimate, so that noise in it does not lower it.
         """
-        length = max(signal_and_noise(self.truth)[0], 1e-30) ** 0.5
+        length = signal_and_noise(self.truth)[0] ** 0.5
         products = self.pairs @ self.truth.T  # (P, N)
         gram = self.pairs @ self.pairs.T
         for _ in range(DRAWS):
@@ -116,14 +116,12 @@ class Kind:
             yield float((gram[others][:, chosen].sum(1) > 0).float().mean())
 
     def figures(self, n: int, rng: np.random.Generator) -> dict[str, object]:
-        """gain: mean and 95 % interval."""
-        gains = np.fromiter(self.gains(n, rng), float)
-        kept = {
-            "self": round(expected_cosine(self.pairs, n), 4),
-            "gain": [
-                round(float(v), 4) for v in (gains.mean(), *np.quantile(gains, (0.025, 0.975)))
-            ],
-        }
+        """gain: mean and 95 % interval; None where too few samples show no true gradient."""
+        kept: dict[str, object] = {"self": round(expected_cosine(self.pairs, n), 4), "gain": None}
+        if signal_and_noise(self.truth)[0] > 0:
+            gains = np.fromiter(self.gains(n, rng), float)
+            spread = gains.mean(), *np.quantile(gains, (0.025, 0.975))
+            kept["gain"] = [round(float(value), 4) for value in spread]
         if n < len(self.pairs):
             kept["accuracy"] = round(float(np.mean([*self.accuracies(n, rng)])), 4)
         return kept

@@ -410,3 +410,13 @@ def test_choices_are_those_of_the_modules_that_take_them() -> None:
     assert set(SETTINGS["sample.store_dtype"].words) == set(STORE_DTYPES)
     assert set(SETTINGS["pair.rule"].words) == set(RULES)
     assert set(SETTINGS["train.method"].words) == set(LOSSES)
+
+
+def test_a_name_of_your_own_is_imported_before_a_model_loads(settings: Settings) -> None:
+    settings.pair.rule = "tests.rules:absent"
+    with pytest.raises(UserError, match="pair.rule 'tests.rules:absent'.*give halves, quarter or"):
+        check_sampling(settings)
+    settings.pair.rule, settings.train.method = "tests.rules:reddest", "tests.losses:Absent"
+    check_sampling(settings)
+    with pytest.raises(UserError, match="train.method 'tests.losses:Absent'.*give dpo"):
+        check_training(settings)
