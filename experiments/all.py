@@ -115,7 +115,7 @@ def pictures(args: argparse.Namespace) -> list[Stage]:
     steps = PRESETS[args.preset]().sample.num_steps
     return [
         Stage(
-            module=f"experiments.{name}",
+            module=f"experiments.pairs.{name}",
             flags=tuple(chosen(args)),
             drawn=(asked.images + 2 * plans) * steps,
             drawn_before=chosen_pair.drawn_before(name, asked),
@@ -156,7 +156,7 @@ def _run(flags: list[str], kept: bool = False) -> Stage:
 
 
 def tried(args: argparse.Namespace) -> list[Stage]:
-    """What the testbed preset's learning rate was chosen from."""
+    """What the testbed's learning rates are chosen from."""
     if args.preset != "testbed":
         return []
     flags = [*chosen(args), f"--seed={args.seeds[0]}"]
@@ -193,7 +193,7 @@ def choices(args: argparse.Namespace) -> list[Stage]:
 def stages(args: argparse.Namespace) -> list[Stage]:
     """All of them, in order; a run that two of them need is in it once."""
     preset = (f"--preset={args.preset}",)
-    plots = [Stage(f"experiments.{name}", preset) for name in ("alignment_plot", "parts")]
+    plots = [Stage(f"experiments.runs.{name}", preset) for name in ("alignment_plot", "parts")]
     every = [
         *pictures(args),
         *grids(args),

@@ -1,6 +1,7 @@
 """Which runs the experiments make, what they share, and which they take as made."""
 
 import functools
+import importlib.util
 import json
 import subprocess
 from pathlib import Path
@@ -124,6 +125,15 @@ def test_every_training_run_has_a_name_of_its_own(
     needed = [ablations.flags_of(name, asked) for name in ablations.CHOICES]
     needed += rates.runs_of(rates.arguments(flags)).values() if preset == "testbed" else []
     assert {alignment.result_of(alignment.arguments(f)) for f in needed} <= set(runs[0])
+
+
+@pytest.mark.parametrize("preset", ["testbed", "paper"])
+def test_every_stage_is_a_command(
+    preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alignment, "DATA", tmp_path)
+    for stage in every.stages(every.arguments([f"--preset={preset}"])):
+        assert importlib.util.find_spec(stage.module) is not None, stage.module
 
 
 @pytest.mark.parametrize("template", [1, 2, 3])
