@@ -166,12 +166,12 @@ def plain_inner_epoch(
     old: list[list[Tensor]],
     beta: float,
     clip: float,
-    boost: float = 1.0,
+    loss_scale: float = 1.0,
 ) -> None:
-    """Add `boost` times the gradient of Eq. 6, summed over pairs and all steps, one by one."""
+    """Add `loss_scale` times the gradient of Eq. 6, summed over pairs and all steps, one by one."""
     for example, before in zip(examples, old, strict=True):
         for i in range(len(policy.ddim)):
             ratio = (log_probs(policy, network, example, i) - before[i]).exp()
             kept = ratio.clamp(1 - clip, 1 + clip)
             loss = torch.log1p(torch.exp(-beta * (kept[0] - kept[1])))
-            (loss * boost).backward()
+            (loss * loss_scale).backward()

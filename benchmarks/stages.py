@@ -141,7 +141,7 @@ def gradient_difference(trainer: Trainer) -> float:
     session, parameters = trainer.session, trainer.tuning.parameters
     data, policy = trainer.data(0), session.policy(0)
     updater = trainer.updater(policy, data)
-    updater.boost = trainer.boost
+    updater.loss_scale = trainer.loss_scale
     (update,) = trainer.order(0, 0, data, len(trainer.session.ddim))
     updater.backward(update.steps)
     ours = [p.grad.clone() for p in parameters if p.grad is not None]
@@ -185,7 +185,7 @@ def _plain_training(trainer: Trainer, pairs: list[baselines.Example]) -> None:
         _plain_epoch(trainer, pairs, old)
         for parameter in parameters:
             if parameter.grad is not None:
-                parameter.grad.div_(trainer.boost * len(pairs) * len(policy.ddim))
+                parameter.grad.div_(trainer.loss_scale * len(pairs) * len(policy.ddim))
         nn.utils.clip_grad_norm_(parameters, trainer.settings.train.max_grad_norm)
         trainer.optimiser.step()
 
@@ -199,7 +199,7 @@ def _plain_epoch(trainer: Trainer, pairs: list[baselines.Example], old: list[lis
         old,
         train.beta,
         train.eps,
-        trainer.boost,
+        trainer.loss_scale,
     )
 
 

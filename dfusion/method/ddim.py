@@ -46,14 +46,14 @@ class DDIM:
         self.x_scale = (a_prev / a_t).sqrt().float()
         self.eps_scale = (direction - (a_prev / a_t * (1 - a_t)).sqrt()).float()
         # eps_scale of a noise-free step (eta = 0), for inversion.
-        self.quiet_scale = ((1 - a_prev).sqrt() - (a_prev / a_t * (1 - a_t)).sqrt()).float()
+        self.eps_scale_eta0 = ((1 - a_prev).sqrt() - (a_prev / a_t * (1 - a_t)).sqrt()).float()
 
     def __len__(self) -> int:
         return len(self.timesteps)
 
     def to(self, device: torch.device | str) -> "DDIM":
         """Move the tables, so that a step needs no host-device synchronisation."""
-        for name in ("timesteps", "std", "x_scale", "eps_scale", "quiet_scale"):
+        for name in ("timesteps", "std", "x_scale", "eps_scale", "eps_scale_eta0"):
             setattr(self, name, getattr(self, name).to(device))
         return self
 
@@ -75,7 +75,7 @@ class DDIM:
 
     def invert(self, x_next: Tensor, eps: Tensor, i: int) -> Tensor:
         """The x_t, (B, C, h, w), that a noise-free step with prediction eps takes to x_next."""
-        return (x_next.float() - self.quiet_scale[i] * eps.float()) / self.x_scale[i]
+        return (x_next.float() - self.eps_scale_eta0[i] * eps.float()) / self.x_scale[i]
 
     @staticmethod
     def log_prob(x_next: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from dfusion.method.sampling import Policy
 from dfusion.models.batching import Fit
 from dfusion.training.order import Step
 from dfusion.training.pairs import Batch, TrainingPairs
-from dfusion.training.policy_cache import Known
+from dfusion.training.policy_cache import PolicyCache
 from dfusion.training.step_metrics import Tally
 from dfusion.training.transfer import to_device
 
@@ -52,7 +52,7 @@ class Updater:
     network: the UNet. initial: opens the initial model. fit: the size of micro-batches. zero:
     clears the parameters' gradients. pairs: those that this process trains on in the round.
 
-    fresh: whether the network is still theta_old. boost: a factor on the losses in the backward
+    fresh: whether the network is still theta_old. loss_scale: a factor on losses in the backward
     pass, so that float16 gradients do not vanish; the caller divides it out. watch(n): called with
     the number of steps to come; returns a function to call with each number of steps done.
 
@@ -73,10 +73,10 @@ class Updater:
     ) -> None:
         self.policy, self.network, self.data = policy, network, data
         self.objective, self.initial, self.fit, self.zero = objective, initial, fit, zero
-        self.fresh, self.boost = True, 1.0
+        self.fresh, self.loss_scale = True, 1.0
         self.watch: Callable[[int], Callable[[int], None]] = lambda total: lambda count: None
         device, steps = policy.model.device, len(policy.ddim)
-        self.old, self.first = (Known(len(pairs), steps, device) for _ in range(2))
+        self.old, self.first = (PolicyCache(len(pairs), steps, device) for _ in range(2))
         self._row = {p: n for n, p in enumerate(pairs)}
         self._advantages = to_device(torch.tensor([data.advantages(p) for p in pairs]), device)
         texts = [data.pairs[p].prompt for p in pairs]
@@ -101,7 +101,7 @@ class Updater:
             pass
 
     def backward(self, steps: Sequence[Step]) -> Tally:
-        """Store `boost` times the gradient of the sum of the steps' losses in the parameters.
+        """Store `loss_scale` times the gradient of the sum of the steps' losses in the parameters.
 
         Starts over with smaller micro-batches if the device runs out of memory.
         """
@@ -200,12 +200,14 @@ class Updater:
             loss, slopes = whole
             value = Value(loss)
             minimised = (slopes * torch.stack([now.log_prob, kl, far], 1)).sum((1, 2))
-        (minimised.sum() * self.boost).backward()
+        (minimised.sum() * self.loss_scale).backward()
         assert now.eps.grad is not None
         sides = now.eps.grad.detach().flatten(1).isfinite().all(1).unflatten(0, (-1, 2)).all(1)
         sound = torch.stack([loss.isfinite(), sides], -1)
         self._sound.append((chunk, sound))
-        gradient = now.eps.grad.flatten(1).norm(dim=1).unflatten(0, (-1, 2)).mean(-1) / self.boost
+        gradient = (
+            now.eps.grad.flatten(1).norm(dim=1).unflatten(0, (-1, 2)).mean(-1) / self.loss_scale
+        )
         tally.add(i, steps, Value(loss, value.clipped), gradient, far, sound)
 
     def _steps(self, index: Tensor, log_prob: Tensor, kl: Tensor) -> Steps:
@@ -245,7 +247,7 @@ class Updater:
         self.first.keep(index, found.log_prob, mean)
         self._met.update(chunk)
 
-    def _kl(self, known: Known | None, row: Tensor, i: Tensor, now: Transitions) -> Tensor:
+    def _kl(self, known: PolicyCache | None, row: Tensor, i: Tensor, now: Transitions) -> Tensor:
         """(B, 2) KL(now || known); zeros without `known`."""
         if known is None:
             return torch.zeros_like(now.log_prob)

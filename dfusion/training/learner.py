@@ -65,7 +65,7 @@ class Learner:
         )
 
     @property
-    def boost(self) -> float:
+    def loss_scale(self) -> float:
         """The factor on the losses in the backward pass."""
         return self.stepper.scale.value
 

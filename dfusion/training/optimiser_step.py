@@ -39,7 +39,7 @@ class Stepper:
         are, it is computed again with a lower loss scale. Raises NotSoundError.
         """
         while True:
-            updater.boost = self.scale.value
+            updater.loss_scale = self.scale.value
             tally = updater.backward(update.steps)
             norm, tally = self._over_processes(tally, update.pairs * update.fraction)
             bad_loss, bad_gradient = (

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 
-class Known:
+class PolicyCache:
     """Dense tables on the device; NaN marks what is not known.
 
     log_prob: (P, T, 2). mean: (P, T, 2, C, h, w), if a KL needs it; 0.8 GB for the paper's 320

@@ -106,7 +106,7 @@ def overflowing(monkeypatch: pytest.MonkeyPatch, trainer: Trainer, above: float)
     def transitions_(*args: Any) -> gradients.Transitions:
         found = real(*args)
         if found.log_prob.requires_grad:
-            factor = torch.inf if trainer.boost > above else 1.0
+            factor = torch.inf if trainer.loss_scale > above else 1.0
             found.log_prob.register_hook(lambda gradient: gradient * factor)
         return found
 
@@ -130,7 +130,7 @@ def test_an_overflow_of_float16_is_repeated_with_a_lower_scale(
     again = Trainer(open_session(trainer.settings))
     again.stepper.scale = LossScale(torch.float16)
     again.resume()
-    assert again.boost == 256
+    assert again.loss_scale == 256
 
 
 def test_a_gradient_that_no_scale_mends_stops(
