@@ -130,7 +130,9 @@ def _training(settings: Settings, sizes: Sizes, kept: float) -> float:
     passes += (
         met - drawn * first
     )  # theta_old's log-probs of all steps that the first update leaves out
-    return 2 * (steps * passes + min(CHECKED, sizes.pairs * sizes.steps))
+    # The check of the sampler, and the norm of the predicted noise beside the initial model's.
+    looked_at = 1 + 2 * (train.tune == "lora" or objective.needs_initial)
+    return 2 * (steps * passes + looked_at * min(CHECKED, sizes.pairs * sizes.steps))
 
 
 def _comparisons(settings: Settings) -> int:
