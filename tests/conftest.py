@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -178,6 +179,11 @@ def view_data(tmp_path_factory: pytest.TempPathFactory, pipeline_folder: Path) -
     folder = tmp_path_factory.mktemp("view")
     sample_rounds(make_settings(folder, pipeline_folder))
     return folder / "data"
+
+
+def metrics_of(folder: Path) -> list[dict[str, Any]]:
+    """The lines of an experiment's metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def grey_round(folder: Path, images: int = 3, reward: str = "redness", **settings: object) -> Round:

@@ -88,9 +88,7 @@ def test_two_processes_give_what_one_gives(tmp_path: Path, experiment: list[str]
 def test_two_terminals(tmp_path: Path, experiment: list[str]) -> None:
     """The loop as a user types it: scorer first, several experiments, stopped by Ctrl-C."""
     base = [*experiment, f"--config.save_path={tmp_path}"]
-    scorer = subprocess.Popen(
-        [sys.executable, "run_eval.py", *base], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+    scorer = subprocess.Popen([sys.executable, "run_eval.py", *base], cwd=ROOT)
     try:
         for name in ("first", "second"):
             command = [sys.executable, "run_sample.py", *base, f"--config.exp_name={name}"]
@@ -108,9 +106,7 @@ def test_two_terminals(tmp_path: Path, experiment: list[str]) -> None:
 
 def test_once_scores_what_is_there_and_ends(tmp_path: Path, experiment: list[str]) -> None:
     base = [*experiment, f"--config.save_path={tmp_path}", "--config.exp_name=exp"]
-    sampler = subprocess.Popen(
-        [sys.executable, "run_sample.py", *base], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    )
+    sampler = subprocess.Popen([sys.executable, "run_sample.py", *base], cwd=ROOT)
     try:
         deadline = time.monotonic() + 200
         while not (tmp_path / "exp").is_dir() and time.monotonic() < deadline:

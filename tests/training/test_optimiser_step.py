@@ -1,7 +1,6 @@
 """Optimiser steps that go wrong or have nothing to do: repeated, cut smaller, or skipped."""
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from dfusion.training import gradients, pairs
 from dfusion.training.loss_scale import LOWEST, LossScale
 from dfusion.training.pairs import TrainingRound
 from dfusion.training.trainer import Trainer
-from tests.conftest import make_settings, small
+from tests.conftest import make_settings, metrics_of, small
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +50,7 @@ def trained(trainer: Trainer) -> list[Tensor]:
 
 
 def rows_of(trainer: Trainer) -> list[dict[str, Any]]:
-    path = trainer.session.experiment.folder / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return metrics_of(trainer.session.experiment.folder)
 
 
 def equal(a: list[Tensor], b: list[Tensor]) -> bool:

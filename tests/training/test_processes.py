@@ -14,11 +14,13 @@ from safetensors.torch import load_file
 from dfusion.commands.verify import verify
 from dfusion.settings.schema import Settings
 from dfusion.training.trainer import train_rounds
+from tests.conftest import metrics_of
 
 ROOT = Path(__file__).parents[2]
 # What `accelerate launch` does for every process, with the settings read from a file.
 RANK = """
 import json, os, sys, time, torch
+from pathlib import Path
 torch.set_num_threads(1)
 os.fsync = lambda descriptor: None
 from dfusion.rounds import session
@@ -31,7 +33,7 @@ def loaded(*given):
     return lambda images, prompts: (print("scored", len(images)), reward(images, prompts))[1]
 session.load_reward = loaded
 act = {"sample": session.sample_rounds, "train": train_rounds}[sys.argv[2]]
-act(Settings.of(json.load(open(sys.argv[1]))))
+act(Settings.of(json.loads(Path(sys.argv[1]).read_text())))
 """
 
 
@@ -123,7 +125,7 @@ def test_two_processes_train_as_one(
         apart = sum(float((a[k] - b[k]).square().sum()) for k in ups) ** 0.5
         assert size > 1e-3
         assert apart < 1e-4 * size, (apart, size)
-    rows = [[json.loads(line) for line in (f / "metrics.jsonl").open()] for f in (alone, together)]
+    rows = [metrics_of(folder) for folder in (alone, together)]
     for one, two in zip(*rows, strict=True):
         if one["kind"] == "update":
             assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)

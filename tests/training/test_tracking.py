@@ -1,6 +1,5 @@
 """Trackers: what reaches them, and that nothing depends on one."""
 
-import json
 import os
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from dfusion.errors import UserError
 from dfusion.settings.schema import Settings
 from dfusion.training import tracking
 from dfusion.training.trainer import train_rounds
+from tests.conftest import metrics_of
 
 ROOT = Path(__file__).parents[2]
 LOGGED = """
@@ -157,7 +157,7 @@ def test_tensorboard_has_the_figures_and_the_pictures(
         log.Reload()
         found |= {tag: log.Scalars(tag)[-1].value for tag in log.Tags()["scalars"]}
         found |= dict.fromkeys(log.Tags()["images"])
-    rows = [json.loads(line) for line in (tmp_path / "data/exp/metrics.jsonl").open()]
+    rows = metrics_of(tmp_path / "data/exp")
     assert found["reward_mean"] == pytest.approx(rows[-1]["reward_mean"])
     assert found["loss"] == pytest.approx(rows[-2]["loss"])
     assert "pairs" in found

@@ -20,7 +20,7 @@ from dfusion.training import learner
 from dfusion.training.gradients import Updater, transitions
 from dfusion.training.order import Step
 from dfusion.training.trainer import Trainer, train_rounds
-from tests.conftest import small
+from tests.conftest import metrics_of, small
 from tests.losses import TrajectoryDPO
 
 
@@ -43,7 +43,7 @@ def test_several_updates_compare_with_the_policy_that_sampled(settings: Settings
     trainer.train_round(0, policy)
     assert len(seen) == 3  # of four updates
     assert all(torch.allclose(old.log_prob[3, 2], before[0], atol=1e-6) for old in seen)
-    rows = [json.loads(x) for x in (data.round.folder.parent / "metrics.jsonl").open()]
+    rows = metrics_of(data.round.folder.parent)
     ratios = [row["ratio"] for row in rows if row["kind"] == "update"]
     assert ratios[0] == 1 and all(ratio != 1 for ratio in ratios[1:])
 
@@ -107,7 +107,7 @@ def test_inversion_trains_on_guessed_trajectories(settings: Settings) -> None:
         assert guessed[-1].equal(target[-1]) and not guessed[1].equal(target[1])
         batch = data.read([Step(p, 1)])
         assert batch.x[0, 0].equal(guessed[1]) and batch.x_next[0, 0].equal(guessed[2])
-    rows = [json.loads(x) for x in (folder / "metrics.jsonl").open()]
+    rows = metrics_of(folder)
     assert rows[0]["fusion_shift"] == [None] * 4
 
 
@@ -171,7 +171,7 @@ def test_a_comparison_comes_before_any_training(settings: Settings) -> None:
 
 def test_metrics_of_a_round(settings: Settings) -> None:
     folder = train_rounds(small(settings, 1, "metrics"))
-    rows = [json.loads(x) for x in (folder / "metrics.jsonl").open()]
+    rows = metrics_of(folder)
     update, summary = rows[0], rows[-1]
     assert [row["kind"] for row in rows] == ["update", "update", "round"]
     assert len(update["clip_fraction"]) == len(update["gradient_share"]) == 4

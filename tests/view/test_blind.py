@@ -117,12 +117,12 @@ def test_ratings_survive_a_crash(tmp_path: Path) -> None:
         "while True:\n"
         "    append(Path(sys.argv[1]), {'n': n}); print(n, flush=True); n += 1\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", script, str(file)], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    for _ in range(20):
-        said = int(process.stdout.readline())
-    process.kill()
-    process.wait()
+    command = [sys.executable, "-c", script, str(file)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        for _ in range(20):
+            said = int(process.stdout.readline())
+        process.kill()
     assert [row["n"] for row in rows(file, bool)][: said + 1] == list(range(said + 1))
     count = len(rows(file, bool))
     with open(file, "ab") as torn:

@@ -74,15 +74,14 @@ def data(trained: Path, tmp_path: Path) -> Path:
 def serving(data: Path) -> Iterator[str]:
     """The app as a process of its own; yields its address."""
     command = [sys.executable, "-m", "dfusion.view", str(data), "--port", "0"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        match = re.search(r"http://\S+/", process.stdout.readline())
-        assert match
-        yield match[0]
-    finally:
-        process.terminate()
-        process.wait()
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            match = re.search(r"http://\S+/", process.stdout.readline())
+            assert match
+            yield match[0]
+        finally:
+            process.terminate()
 
 
 @contextmanager
