@@ -56,11 +56,11 @@ def session(tmp_path: Path) -> Session:
 
 
 def test_a_round_costs_what_table_3_says(session: Session) -> None:
-    """By hand: 8 x 4; 4 x 2 x 2; 4 x 2 steps x 2 sides x there and back x 2 epochs; 4 x 2."""
+    """By hand: 8 x 4; 4 x 2 x 2; 4 x 2 steps x 2 sides x there and back x 2 epochs; 4 x 2 x 3."""
     made = make_round(session)
     trained = train_round(Trainer(session))
     assert (made.sampling, made.fusion) == (32, 16)
-    assert (trained.training, trained.checks) == (64, 8)
+    assert (trained.training, trained.checks) == (64, 24)
     assert size_of(session) == RoundSize(8, 4, 4, 2, 2)
     whole = RoundCount(made.sampling, made.fusion, trained.training, trained.checks)
     scaled = whole.scaled(size_of(session))
@@ -155,7 +155,7 @@ def test_the_command_writes_its_table(tmp_path: Path, capsys: pytest.CaptureFixt
     assert result["stages"].keys() == set(bench.STAGES)
     assert all(row["ratio_to_bare"] > 0 for row in result["stages"].values())
     assert result["stages"]["fusion"]["difference_from_baseline"] < 1e-4
-    assert sum(result["evaluations_table3"].values()) == 70_400 + 2
+    assert sum(result["evaluations_table3"].values()) == 70_400 + 6
     assert result["options"]["model"] == "tiny"
     printed = capsys.readouterr().out
     assert all(stage in printed for stage in bench.STAGES)

@@ -17,11 +17,11 @@ from tests.conftest import small
 
 
 def test_a_compiled_run(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The states, maps and weights of a plain run; all graphs are there after the first update.
+    """The states, maps and weights of a plain run; all graphs are there after the first round.
 
     Graphs of a block: with maps kept, with keys fused, with gradients, and plain, where widths and
-    grids ask for their own. Another batch of prompts, a denoising step, a round or an update of the
-    LoRA asks for none.
+    grids ask for their own; and two without the LoRA, for the norm of the predicted noise. Another
+    batch of prompts, a denoising step, a round or an update of the LoRA asks for none.
     """
     torch.compiler.reset()
     counters.clear()
@@ -44,7 +44,8 @@ def test_a_compiled_run(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> 
         chosen.fusion.layers, chosen.train.compare_every = "mid", 1
         folders.append(train_rounds(chosen))
     assert graphs[:4] == [0] * 4 and 0 < graphs[4] < 10
-    assert counter.frame_count == graphs[4] and not counters["graph_break"]
+    assert graphs[5] == graphs[4] and graphs[6] == graphs[4] + 2
+    assert counter.frame_count == graphs[6] and not counters["graph_break"]
     for kind in ("epoch1/trajectories", "epoch1/targets", "checkpoints/epoch1"):
         assert_close(*(folder / kind for folder in folders))
 
