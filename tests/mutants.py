@@ -124,7 +124,7 @@ MUTANTS = [
     ("dfusion/view/duels.py", "float(better == a)", "float(better == b)", "view/test_two"),
     ("dfusion/view/duels.py", "digest(data, round_, kind, index) == seen", "True", "view/test_two"),
     ("dfusion/settings/presets.py", 'settings.mask.merge = "or"', 'settings.mask.merge = "xor"', "method/test_released"),
-    ("dfusion/api/pipeline.py", "(base.latents[0].float(), base.noise) for base, _ in", "(base.latents[0].float(), base.noise) for _, base in", "test_api"),
+    ("dfusion/api/pipeline.py", "[base.drawn for base, _ in", "[base.drawn for _, base in", "test_api"),
     ("dfusion/api/trainer.py", "latents = preference.base.latents if side", "latents = preference.base.latents if not side", "test_api"),
     ("dfusion/api/samples.py", "(samples[p.base], samples[p.reference])", "(samples[p.reference], samples[p.base])", "test_api"),
     ("dfusion/models/stable_diffusion.py", "self.pipe = copy.copy(pipe)", "self.pipe = pipe", "test_api"),

@@ -1,25 +1,23 @@
 """DFusionPipeline: samples and fused pairs around a diffusers pipeline, without files."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from dfusion.api.samples import FusedPair, Sample, Sampling
+from dfusion.api.samples import FusedPair, Sample, Sampling, common_sampling
 from dfusion.api.trainer import DFusionTrainer, policy_of
 from dfusion.errors import UserError
 from dfusion.method.fusion import FusionPlan, Source, fuse
 from dfusion.method.noise import noises
 from dfusion.method.prompts import Prompt, join
 from dfusion.method.sampling import GivenNoise, OnStep, Trajectory, sample
-from dfusion.models.plan import layers_of
+from dfusion.models.plan import fusion_plan, mask_layers_of
 from dfusion.models.stable_diffusion import DiffusionModel, check_pipeline
-from dfusion.settings.plain_text import names_of
-from dfusion.settings.schema import SETTINGS, Pretrained
-from dfusion.settings.steps import parse_steps
+from dfusion.settings.schema import SETTINGS, Fusion, Mask, Pretrained
 
 Seed = int | torch.Generator
 Names = Sequence[str | int]  # item words of one prompt, or their positions
@@ -82,8 +80,8 @@ class DFusionPipeline:
         negative_prompt: str = "",
         mask_layers: str = "first_up",
         mask_thr: float | Sequence[float | None] | None = None,
-        mask_merge: str = "xor",
-        mask_place: str = "items",
+        mask_merge: Literal["xor", "or"] = "xor",
+        mask_place: Literal["items", "random"] = "items",
         fusion_layers: str = "mid,up",
         fusion_steps: str | None = None,
         fusion_parts: str = "self_k,self_v",
@@ -162,7 +160,6 @@ class DFusionPipeline:
         """
         prompts = _prompts(prompt, items, mask_thr)
         sampling = Sampling(num_steps, eta, guidance_scale, negative_prompt)
-        policy = policy_of(self.model, sampling, [])
         if images_per_prompt is None:
             given = _each(seed, len(prompts))
             noise = [_drawn(s, num_steps, self.model.latent_shape) for s in given]
@@ -175,17 +172,17 @@ class DFusionPipeline:
         if latents is not None:
             starts = latents.reshape(-1, *self.model.latent_shape).float().cpu()
             noise = [(x, z) for x, (_, z) in zip(starts, noise, strict=True)]
-        layers = layers_of("mask_layers", mask_layers, self.model.layers)
+        layers = mask_layers_of("mask_layers", mask_layers, self.model.layers)
+        policy = policy_of(self.model, sampling, noise)
         on_step = self._on_step(callback_on_step_end, policy)
         found = []
         for start in range(0, len(prompts), batch_size):
-            texts, drawn = prompts[start : start + batch_size], noise[start : start + batch_size]
-            policy = policy_of(self.model, sampling, drawn)
-            walked = sample(policy, range(len(texts)), texts, layers, on_step)
+            indices = range(len(prompts))[start : start + batch_size]
+            walked = sample(policy, indices, [prompts[i] for i in indices], layers, on_step)
             images = self._images([t.latents[-1] for t in walked])
             found += [
-                Sample(text, image, t.latents, t.maps, z, sampling)
-                for text, image, t, (_, z) in zip(texts, images, walked, drawn, strict=True)
+                Sample(prompts[i], image, t.latents, t.maps, noise[i][1], sampling)
+                for i, image, t in zip(indices, images, walked, strict=True)
             ]
         return found
 
@@ -197,8 +194,8 @@ class DFusionPipeline:
         fusion_steps: str | None = None,
         fusion_parts: str = "self_k,self_v",
         fusion_masked: bool = True,
-        mask_merge: str = "xor",
-        mask_place: str = "items",
+        mask_merge: Literal["xor", "or"] = "xor",
+        mask_place: Literal["items", "random"] = "items",
         batch_size: int = 2,
         callback_on_step_end: Callback | None = None,
     ) -> list[FusedPair]:
@@ -210,12 +207,9 @@ class DFusionPipeline:
         """
         if not pairs:
             return []
-        sampling = pairs[0][0].sampling
-        if any(sample.sampling != sampling for both in pairs for sample in both):
-            raise UserError("pairs: bases and references must be sampled alike (num_steps, eta, …)")
-        total = sampling.num_steps
+        sampling = common_sampling("pairs", (sample for both in pairs for sample in both))
         plan = self._plan(
-            total,
+            sampling.num_steps,
             mask_merge,
             mask_place,
             fusion_layers,
@@ -223,47 +217,44 @@ class DFusionPipeline:
             fusion_parts,
             fusion_masked,
         )
-        first = total - max(plan.steps, default=0)
-        on_step = self._on_step(callback_on_step_end, policy_of(self.model, sampling, []))
+        first = sampling.num_steps - max(plan.steps, default=0)
+        policy = policy_of(self.model, sampling, [base.drawn for base, _ in pairs])
+        on_step = self._on_step(callback_on_step_end, policy)
+        sources = [
+            Source(n, base.prompt, _trajectory(base), _trajectory(reference))
+            for n, (base, reference) in enumerate(pairs)
+        ]
         found = []
         for start in range(0, len(pairs), batch_size):
-            part = pairs[start : start + batch_size]
-            noise = [(base.latents[0].float(), base.noise) for base, _ in part]
-            policy = policy_of(self.model, sampling, noise)
-            sources = [
-                Source(n, base.prompt, _trajectory(base), _trajectory(reference))
-                for n, (base, reference) in enumerate(part)
-            ]
-            targets = fuse(policy, plan, sources, on_step)
+            part = slice(start, start + batch_size)
+            targets = fuse(policy, plan, sources[part], on_step)
             images = self._images([target.latents[-1] for target in targets])
             found += [
                 FusedPair(base, reference, image, target.latents, target.masks, first)
-                for (base, reference), image, target in zip(part, images, targets, strict=True)
+                for (base, reference), image, target in zip(
+                    pairs[part], images, targets, strict=True
+                )
             ]
         return found
 
     def _plan(
         self,
         num_steps: int,
-        mask_merge: str,
-        mask_place: str,
+        mask_merge: Literal["xor", "or"],
+        mask_place: Literal["items", "random"],
         fusion_layers: str,
         fusion_steps: str | None,
         fusion_parts: str,
         fusion_masked: bool,
     ) -> FusionPlan:
+        if fusion_steps is None:
+            fusion_steps = f"{num_steps - 2}-1" if num_steps > 2 else ""
+        fusion = Fusion(fusion_layers, fusion_steps, fusion_parts, fusion_masked)
+        mask = Mask(merge=mask_merge, place=mask_place)
         for name, value in (("mask.merge", mask_merge), ("mask.place", mask_place),
                             ("fusion.parts", fusion_parts)):  # fmt: skip
             SETTINGS[name].check(name.replace(".", "_"), value)
-        return FusionPlan(
-            layers=layers_of("fusion_layers", fusion_layers, self.model.layers),
-            steps=_steps(fusion_steps, num_steps),
-            parts=frozenset(names_of(fusion_parts)),
-            masked=fusion_masked,
-            merge=mask_merge,
-            place=mask_place,
-            grids=frozenset(self.model.layers.grids),
-        )
+        return fusion_plan(fusion, mask, num_steps, self.model.layers, flag="{}_{}")
 
     def _images(self, states: list[Tensor]) -> list[Image.Image]:
         pixels = self.model.decode(torch.stack(states))
@@ -310,15 +301,6 @@ def _drawn(seed: Seed, steps: int, shape: tuple[int, ...]) -> Noise:
     x_T = torch.randn(shape, generator=rng, device=rng.device)
     z = torch.stack([torch.randn(shape, generator=rng, device=rng.device) for _ in range(steps)])
     return x_T.cpu(), z.cpu()
-
-
-def _steps(text: str | None, total: int) -> frozenset[int]:
-    if text is None:
-        return frozenset(range(1, total - 1))
-    try:
-        return parse_steps(text, total)
-    except ValueError as error:
-        raise UserError(f"fusion_steps: {error}") from error
 
 
 def _trajectory(sample: Sample) -> Trajectory:

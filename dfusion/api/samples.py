@@ -1,6 +1,6 @@
 """Samples, fused pairs and preferences, each with its score: the objects of the Python API."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
@@ -39,6 +39,11 @@ class Sample:
     noise: Tensor
     sampling: Sampling
     score: float | None = None
+
+    @property
+    def drawn(self) -> tuple[Tensor, Tensor]:
+        """All the randomness of the sample: x_T (C, h, w) and step noises (T, C, h, w)."""
+        return self.latents[0].float(), self.noise
 
 
 class Trajectories(NamedTuple):
@@ -104,6 +109,14 @@ class Preference:
     first: int = 0
 
 
+def common_sampling(what: str, samples: Iterable[Sample]) -> Sampling:
+    """How all of the samples, at least one, were denoised. Raises UserError if they differ."""
+    first, *others = dict.fromkeys(sample.sampling for sample in samples)
+    if others:
+        raise UserError(f"{what}: must be sampled alike (num_steps, eta, guidance_scale, …)")
+    return first
+
+
 Scored = TypeVar("Scored", Sample, FusedPair)
 
 
@@ -126,7 +139,7 @@ def pair(
 ) -> list[tuple[Sample, Sample]]:
     """Bases and references of each prompt, by score (Algorithm 1). rule: see method/pairing.py."""
     texts = [sample.prompt.text for sample in samples]
-    scores = [_score(sample) for sample in samples]
+    scores = [score_of(sample) for sample in samples]
     found = pairing.pair(texts, scores, rule, lambda i: samples[i].image)
     return [(samples[p.base], samples[p.reference]) for p in found]
 
@@ -141,7 +154,7 @@ def adopt(pairs: Sequence[FusedPair], threshold: float = 1.0) -> list[Preference
     found = []
     for fused in pairs:
         base, reference = fused.base_sample, fused.reference_sample
-        scores = _score(fused), _score(base), _score(reference)
+        scores = score_of(fused), score_of(base), score_of(reference)
         if pairing.adopted(*scores, threshold):
             preference = Preference(
                 base, fused.target_latents, scores[0], scores[2], True, fused.first
@@ -153,11 +166,12 @@ def adopt(pairs: Sequence[FusedPair], threshold: float = 1.0) -> list[Preference
 
 
 def _reference_preferred(base: Sample, reference: Sample) -> Preference:
-    value = _score(reference)
+    value = score_of(reference)
     return Preference(base, reference.latents, value, value, fused=False)
 
 
-def _score(scored: Sample | FusedPair) -> float:
+def score_of(scored: Sample | FusedPair) -> float:
+    """The score. Raises UserError if there is none yet."""
     if scored.score is None:
         raise UserError(f"'{scored.prompt.text}': has no score yet; call score(…) first")
     return scored.score

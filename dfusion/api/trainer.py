@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dfusion.api.samples import Preference, Sampling
+from dfusion.api.samples import Preference, Sampling, common_sampling, score_of
 from dfusion.errors import UserError
 from dfusion.method.advantages import normalised, statistics
 from dfusion.method.pairing import Pair
@@ -46,26 +46,15 @@ class DFusionTrainer(Learner):
         """
         if not preferences:
             return []
-        sampling = preferences[0].base.sampling
-        if any(p.base.sampling != sampling for p in preferences):
-            raise UserError(
-                "preferences: must be sampled alike (num_steps, eta, guidance_scale, …)"
-            )
+        sampling = common_sampling("preferences", (p.base for p in preferences))
         for p in preferences:
-            assert p.base.score is not None
             known = self._scores.setdefault(p.base.prompt.text, [])
-            known += [p.reference_score, p.base.score]
+            known += [p.reference_score, score_of(p.base)]
         pairs = _Preferences(preferences, self._scores)
-        given = [(p.base.latents[0].float(), p.base.noise) for p in preferences]
-        policy = policy_of(self.model, sampling, given)
-        passes = range(self.train.num_inner_epochs)
-        updates = [
-            (inner, update)
-            for inner in passes
-            for update in self.order(self.rounds, inner, pairs, sampling.num_steps)
-        ]
+        policy = policy_of(self.model, sampling, [p.base.drawn for p in preferences])
+        updates = self.updates(self.rounds, pairs, sampling.num_steps)
         updater = self.updater(policy, pairs)
-        self.begin(updater, policy, pairs, [update for _, update in updates])
+        self.begin(updater, updates)
         rows = [self.update(self.rounds, inner, updater, update) for inner, update in updates]
         self.rounds += 1
         return rows
@@ -93,8 +82,7 @@ class _Preferences(TrainingPairs):
     def advantages(self, p: int) -> list[float]:
         preference = self.preferences[p]
         about = self._statistics[preference.base.prompt.text]
-        assert preference.base.score is not None
-        return [normalised(s, *about) for s in (preference.score, preference.base.score)]
+        return [normalised(s, *about) for s in (preference.score, score_of(preference.base))]
 
     def states_of(self, step: Step, side: int) -> Tensor:  # (2, C, h, w)
         preference = self.preferences[step.pair]

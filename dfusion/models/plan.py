@@ -3,18 +3,25 @@
 from dfusion.errors import UserError
 from dfusion.method.fusion import FusionPlan
 from dfusion.settings.plain_text import names_of
-from dfusion.settings.schema import Settings
+from dfusion.settings.schema import Fusion, Mask, Settings
 from dfusion.settings.steps import parse_steps
 from diffusers_patched import LayerTable
 
+FLAG = "--config.{}.{}"  # a group's name and a setting's
+
 
 def layers_of(flag: str, text: str, layers: LayerTable) -> frozenset[int]:
-    """The layers that a flag names; those of the mask must have one grid. Raises UserError."""
+    """The layers that a flag names. Raises UserError."""
     try:
-        chosen = layers.parse(text)
+        return layers.parse(text)
     except ValueError as error:
         raise UserError(f"{flag}: {error}") from error
-    if "mask" in flag and len({layers.grids[layer] for layer in chosen}) != 1:
+
+
+def mask_layers_of(flag: str, text: str, layers: LayerTable) -> frozenset[int]:
+    """The layers that give the mask, which must have one grid. Raises UserError."""
+    chosen = layers_of(flag, text, layers)
+    if len({layers.grids[layer] for layer in chosen}) != 1:
         raise UserError(
             f"{flag} '{text}': must be layers of one grid, at least one; this UNet's grids are "
             f"{dict(enumerate(layers.grids))}"
@@ -22,15 +29,26 @@ def layers_of(flag: str, text: str, layers: LayerTable) -> frozenset[int]:
     return chosen
 
 
-def plan_of(settings: Settings, layers: LayerTable) -> tuple[FusionPlan, frozenset[int]]:
-    """The fusion plan and the mask's layers, for a UNet. Raises UserError naming the flag."""
-    plan = FusionPlan(
-        layers=layers_of("--config.fusion.layers", settings.fusion.layers, layers),
-        steps=parse_steps(settings.fusion.steps, settings.sample.num_steps),
-        parts=frozenset(names_of(settings.fusion.parts)),
-        masked=settings.fusion.masked,
-        merge=settings.mask.merge,
-        place=settings.mask.place,
+def fusion_plan(
+    fusion: Fusion, mask: Mask, num_steps: int, layers: LayerTable, flag: str = FLAG
+) -> FusionPlan:
+    """What to fuse where and when. flag: how errors write a setting. Raises UserError."""
+    try:
+        steps = parse_steps(fusion.steps, num_steps)
+    except ValueError as error:
+        raise UserError(f"{flag.format('fusion', 'steps')}: {error}") from error
+    return FusionPlan(
+        layers=layers_of(flag.format("fusion", "layers"), fusion.layers, layers),
+        steps=steps,
+        parts=frozenset(names_of(fusion.parts)),
+        masked=fusion.masked,
+        merge=mask.merge,
+        place=mask.place,
         grids=frozenset(layers.grids),
     )
-    return plan, layers_of("--config.mask.layers", settings.mask.layers, layers)
+
+
+def plan_of(settings: Settings, layers: LayerTable) -> tuple[FusionPlan, frozenset[int]]:
+    """The fusion plan and the mask's layers, for a UNet. Raises UserError naming the flag."""
+    plan = fusion_plan(settings.fusion, settings.mask, settings.sample.num_steps, layers)
+    return plan, mask_layers_of(FLAG.format("mask", "layers"), settings.mask.layers, layers)

@@ -74,7 +74,6 @@ class Learner:
 
         steps: T. Denoising steps without any gradient are left out; Algorithm 1 has no such steps.
         """
-
         updates = self.train.updates_per_inner_epoch
         if len(data.pairs) < updates:
             raise UserError(
@@ -96,6 +95,11 @@ class Learner:
             self.train.timestep_fraction,
         )
 
+    def updates(self, number: int, data: TrainingPairs, steps: int) -> list[tuple[int, Update]]:
+        """All optimiser steps of a round, each with its inner epoch. steps: T."""
+        passes = range(self.train.num_inner_epochs)
+        return [(k, update) for k in passes for update in self.order(number, k, data, steps)]
+
     def updater(
         self, policy: Policy, data: TrainingPairs, pairs: Sequence[int] | None = None
     ) -> Updater:
@@ -111,18 +115,17 @@ class Learner:
             pairs=range(len(data.pairs)) if pairs is None else pairs,
         )
 
-    def begin(
-        self, updater: Updater, policy: Policy, data: TrainingPairs, updates: Sequence[Update]
-    ) -> None:
+    def begin(self, updater: Updater, updates: Sequence[tuple[int, Update]]) -> None:
         """Prepare a round before its first optimiser step, while the policy is still theta_old.
 
         Stores theta_old's log-probs for later optimiser steps; those for the first one come from
         its own forward pass. Raises UserError if another network sampled.
         """
-        steps = list(dict.fromkeys(step for update in updates for step in update.steps))
+        steps = list(dict.fromkeys(step for _, update in updates for step in update.steps))
         if steps:  # a process may have none
-            self.check_sampler(policy, data, sorted({step.pair for step in steps}))
-        first = set(updates[0].steps)
+            pairs = sorted({step.pair for step in steps})
+            self.check_sampler(updater.policy, updater.data, pairs)
+        first = set(updates[0][1].steps)
         updater.remember([step for step in steps if step not in first])
 
     def update(self, number: int, inner: int, updater: Updater, update: Update) -> dict[str, Any]:

@@ -142,17 +142,15 @@ class Trainer(Learner):
 
     def _updates(self, number: int, policy: Policy, data: TrainingRound) -> list[dict[str, Any]]:
         """All optimiser steps of a round; returns their metrics. Continues where it stopped."""
-        passes, total = range(self.settings.train.num_inner_epochs), len(self.session.ddim)
-        updates = [(inner, u) for inner in passes for u in self.order(number, inner, data, total)]
-        steps = list(dict.fromkeys(step for _, update in updates for step in update.steps))
-        pairs = sorted({step.pair for step in steps})
+        updates = self.updates(number, data, len(self.session.ddim))
+        pairs = sorted({step.pair for _, update in updates for step in update.steps})
         data.check(pairs)
         updater = self.updater(policy, data, pairs)
         about = self._about(number, data)
         state = self.checkpoints.state_within(about)
         rows: list[dict[str, Any]] = []
         if state is None:
-            self.begin(updater, policy, data, [update for _, update in updates])
+            self.begin(updater, updates)
         else:
             self._load(self.checkpoints.within)
             self.checkpoints.load_known(self.rank, updater)
