@@ -28,7 +28,3 @@ def main() -> int | None:
         return 0 if asked else 2
     sys.argv = [f"dfusion {words[0]}", *words[1:]]
     return importlib.import_module(f"dfusion.commands.{words[0]}").main()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -18,7 +18,3 @@ def announce(settings: Settings) -> None:
 
 def main() -> None:
     flags.main(__doc__, announce, check)
-
-
-if __name__ == "__main__":
-    main()

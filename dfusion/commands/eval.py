@@ -16,7 +16,3 @@ def score(settings: Settings) -> None:
 
 def main() -> None:
     flags.main(__doc__, score, check_scoring)
-
-
-if __name__ == "__main__":
-    main()

@@ -18,7 +18,3 @@ def sample(settings: Settings) -> None:
 
 def main() -> None:
     flags.main(__doc__, sample, check_sampling)
-
-
-if __name__ == "__main__":
-    main()

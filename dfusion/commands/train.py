@@ -18,7 +18,3 @@ def train(settings: Settings) -> None:
 
 def main() -> None:
     flags.main(__doc__, train, check_training)
-
-
-if __name__ == "__main__":
-    main()

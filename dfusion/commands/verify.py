@@ -273,7 +273,3 @@ def main(given: list[str] | None = None) -> int:
         print(f"note: {error}")
     print("\n".join([*problems, f"{len(problems) or 'no'} problems in {folder}"]))
     return bool(problems)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

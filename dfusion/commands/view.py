@@ -77,7 +77,3 @@ def _bind(host: str, port: int) -> socket.socket:
 
 def _in_url(host: str) -> str:
     return {"0.0.0.0": socket.gethostname()}.get(host, f"[{host}]" if ":" in host else host)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
