@@ -137,7 +137,7 @@ def score(samples: Sequence[Scored], reward: Reward, batch_size: int = 16) -> li
 def pair(
     samples: Sequence[Sample], rule: pairing.Rule = pairing.halves
 ) -> list[tuple[Sample, Sample]]:
-    """Bases and references of each prompt, by score (Algorithm 1). rule: see method/pairing.py."""
+    """Bases and references of each prompt, by score (Algorithm 1). rule: see method/pairing/."""
     texts = [sample.prompt.text for sample in samples]
     scores = [score_of(sample) for sample in samples]
     found = pairing.pair(texts, scores, rule, lambda i: samples[i].image)

@@ -149,7 +149,7 @@ class Train:
     # The first round to run.
     begin_epoch: Free[CountOrNone] = 0
     # The loss: "dpo" (Eq. 6), "ddpo" (Eq. 8), "dpok" (Eq. 9), or a class of your own (see
-    # method/losses.py).
+    # method/losses/).
     method: OrOwn[Literal["dpo", "ddpo", "dpok"]] = "dpo"
     # What is preferred to the base. "dfusion": the target if it was adopted, else the reference.
     # "naive": the reference. "inversion": as dfusion, but with the targets' trajectories guessed by

@@ -1,7 +1,6 @@
-"""The training losses: Eq. 6 (DPO), 8 (DDPO) and 9 (DPOK), and the contract for others.
+"""What a loss is given and what it returns.
 
-A loss is a frozen dataclass. Its fields have the names of the settings that fill them. To add one,
-derive it from `Loss` and add it to LOSSES, or pass it as --config.train.method module:Name.
+A loss is a frozen dataclass. Its fields have the names of the settings that fill them.
 
 Log-probs come from DDIM.log_prob and are means over the latent's dimensions. The paper's ratio
 p_theta / p_theta_old is therefore a ratio per dimension here: exp(log_prob - old).
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -75,68 +73,3 @@ class Loss(ABC):
 
     @abstractmethod
     def __call__(self, steps: Steps) -> Value: ...
-
-
-@dataclass(frozen=True)
-class DPO(Loss):
-    """Eq. 6: -log sigmoid(beta r_target - beta r_base).
-
-    ratio: "log_ratio" uses log r in place of r (D3PO, Yang et al. 2024). eps: r is first clamped to
-    1 - eps … 1 + eps (as in D3PO's code); 0 disables this. reference: whether r compares with the
-    policy at the start of the "round" or with the "initial" model.
-    """
-
-    beta: float = 0.1
-    ratio: str = "ratio"
-    eps: float = 0.1
-    reference: str = "round"
-    pairwise = True
-
-    @property
-    def to_initial(self) -> bool:
-        return self.reference == "initial"
-
-    def __call__(self, steps: Steps) -> Value:
-        ratio = steps.ratio
-        kept = ratio.clamp(1 - self.eps, 1 + self.eps) if self.eps else ratio
-        target, base = (kept.log() if self.ratio == "log_ratio" else kept).unbind(-1)
-        loss = -F.logsigmoid(self.beta * target - self.beta * base)
-        return Value(loss, kept.detach() != ratio.detach())
-
-
-@dataclass(frozen=True)
-class DDPO(Loss):
-    """Eq. 8 as PPO's clipped surrogate, for both images: max(-A r, -A clamp(r, 1 - eps, 1 + eps)).
-
-    At r = 1 its gradient is that of Eq. 8. eps: 0 disables clipping. adv_clip_max: A is first
-    clamped to ± this value.
-    """
-
-    eps: float = 0.1
-    adv_clip_max: float = 5.0
-
-    def __call__(self, steps: Steps) -> Value:
-        advantage = steps.advantage.clamp(-self.adv_clip_max, self.adv_clip_max)
-        free = -advantage * steps.ratio
-        held = -advantage * steps.ratio.clamp(1 - self.eps, 1 + self.eps) if self.eps else free
-        return Value(torch.maximum(free, held).sum(-1), (held > free).detach())
-
-
-@dataclass(frozen=True)
-class DPOK(Loss):
-    """Eq. 9: dpok_alpha times DDPO's policy term plus dpok_beta times the KL to theta_old."""
-
-    eps: float = 0.1
-    adv_clip_max: float = 5.0
-    dpok_alpha: float = 0.99
-    dpok_beta: float = 0.01
-    needs_means = True
-
-    def __call__(self, steps: Steps) -> Value:
-        policy = DDPO(self.eps, self.adv_clip_max)(steps)
-        return Value(
-            self.dpok_alpha * policy.loss + self.dpok_beta * steps.kl.sum(-1), policy.clipped
-        )
-
-
-LOSSES: dict[str, type[Loss]] = {"dpo": DPO, "ddpo": DDPO, "dpok": DPOK}

@@ -1,0 +1,39 @@
+"""The pairing rules by name, and a round's pairs by any rule.
+
+To add a rule, put it into a file of its own and into RULES, or pass it as --config.pair.rule
+module:name.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dfusion.method.pairing.contract import Group, Pair, Rule
+from dfusion.method.pairing.halves import halves
+from dfusion.method.pairing.quarter import quarter
+
+RULES: dict[str, Rule] = {"halves": halves, "quarter": quarter}
+
+
+def pair(
+    prompts: Sequence[str],
+    scores: Sequence[float],
+    rule: Rule = halves,
+    image: Callable[[int], Any] = lambda index: None,
+) -> tuple[Pair, ...]:
+    """Pairs of a round, grouped by prompt in order of first appearance.
+
+    prompts, scores: per sample. image(i): sample i's image, for rules that look at them.
+    """
+    members: dict[str, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        members.setdefault(prompt, []).append(index)
+    pairs: list[Pair] = []
+    for prompt, places in members.items():
+        group = Group(prompt, [scores[i] for i in places], lambda n, at=places: image(at[n]))  # type: ignore[misc]
+        pairs += [Pair(prompt, places[reference], places[base]) for reference, base in rule(group)]
+    return tuple(pairs)
+
+
+def per_prompt(images: int) -> int:
+    """Number of pairs that each of RULES makes from `images` samples of a prompt."""
+    return images // 2
