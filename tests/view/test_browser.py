@@ -73,7 +73,7 @@ def data(trained: Path, tmp_path: Path) -> Path:
 @contextmanager
 def serving(data: Path) -> Iterator[str]:
     """The app as a process of its own; yields its address."""
-    command = [sys.executable, "-m", "dfusion.view", str(data), "--port", "0"]
+    command = [sys.executable, "-m", "dfusion", "view", str(data), "--port", "0"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
