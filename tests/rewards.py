@@ -12,6 +12,21 @@ def redness(images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray
     return np.array([np.asarray(image)[..., 0].mean() / 255 for image in images])
 
 
+class Rank:
+    """The place of each image among those of the call, by redness: 0 for the least red."""
+
+    whole_groups = True
+
+    def __init__(self, device: torch.device) -> None:
+        self.calls: list[list[float]] = []
+
+    def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> list[int]:
+        assert len(set(prompts)) == 1
+        values = redness(images, prompts).tolist()
+        self.calls.append(values)
+        return [sorted(values).index(value) for value in values]
+
+
 class Redness:
     """As a class, which is made with the device."""
 

@@ -18,7 +18,7 @@ from dfusion.storage.experiment import Experiment
 from dfusion.training import metrics
 from dfusion.training.trainer import train_rounds
 from tests.conftest import PROMPTS, make_pipeline, small
-from tests.rewards import redness
+from tests.rewards import Rank, redness
 
 ITEMS = {PROMPTS[0]: ["cat", 3], PROMPTS[1]: [1]}
 HOW: dict[str, Any] = {"num_steps": 4}
@@ -140,6 +140,22 @@ def test_it_makes_what_the_commands_make(pipe: DFusionPipeline, settings: Settin
         assert far(Image.open(round_.image("target_images", p)), fused.target) <= 1
         assert fused.score == pytest.approx(row["target"], abs=0.003)
     assert [p.fused for p in adopt(targets, 0.2)] == [row["adopted"] for row in rows]
+
+
+def test_a_reward_may_see_all_samples_of_a_prompt(pipe: DFusionPipeline) -> None:
+    """Against the numbers of redness: a sample's place, and a target's in place of its base."""
+    items = [["dog"]] * 3 + [["cat"]] * 3
+    made = pipe.sample(["the dog"] * 3 + ["a cat"] * 3, items, list(range(6)), **HOW)
+    rank, red = Rank(torch.device("cpu")), [s.score for s in score(made, redness)]
+    samples = score(made, rank)
+    order = [sorted(red[n : n + 3]) for n in (0, 3)]
+    assert [s.score for s in samples] == [order[n // 3].index(red[n]) for n in range(6)]
+    assert len(rank.calls) == 2
+    fused = pipe.fuse([(made[0], made[1]), (made[2], made[1])])
+    got = [p.score for p in score(fused, rank)]
+    for base, target, value in zip((0, 2), score(fused, redness), got, strict=True):
+        group = [red[n] for n in range(3) if n != base] + [target.score]
+        assert value == sorted(group).index(target.score)
 
 
 @pytest.mark.parametrize("method", ["dpo", "ddpo"])

@@ -1,6 +1,6 @@
 """Samples, fused pairs and preferences, each with its score: the objects of the Python API."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
@@ -10,8 +10,7 @@ from torch import Tensor
 from dfusion.errors import UserError
 from dfusion.method import pairing
 from dfusion.method.prompts import Prompt
-from dfusion.rewards.contract import Reward
-from dfusion.rewards.registry import as_numbers
+from dfusion.rewards.contract import Reward, as_numbers, sees_groups
 
 
 @dataclass(frozen=True)
@@ -123,14 +122,44 @@ Scored = TypeVar("Scored", Sample, FusedPair)
 def score(samples: Sequence[Scored], reward: Reward, batch_size: int = 16) -> list[Scored]:
     """The same samples or fused pairs with their scores: the reward of the image or of the target.
 
-    reward: a function of images and prompts, like those in dfusion.rewards.
+    reward: a function of images and prompts, like those in dfusion.rewards. If it sees whole
+    groups, a group is all samples of a prompt; a target is scored among the samples of its prompt's
+    pairs, in the place of its base.
     """
+    if sees_groups(reward):
+        return _score_groups(samples, reward)
     found: list[Scored] = []
     for start in range(0, len(samples), batch_size):
         part = samples[start : start + batch_size]
         images = [s.target if isinstance(s, FusedPair) else s.image for s in part]
         values = as_numbers(reward(images, [s.prompt.text for s in part]), len(part), "function")
         found += [replace(s, score=v) for s, v in zip(part, values, strict=True)]
+    return found
+
+
+def _score_groups(samples: Sequence[Scored], reward: Reward) -> list[Scored]:
+    """Scores by a reward that sees whole groups."""
+    groups: dict[str, dict[int, Image.Image]] = {}  # by prompt: images of its samples, by id
+    for s in samples:
+        of = (s.base_sample, s.reference_sample) if isinstance(s, FusedPair) else (s,)
+        groups.setdefault(s.prompt.text, {}).update({id(sample): sample.image for sample in of})
+
+    def numbers(text: str, images: Mapping[int, Image.Image]) -> dict[int, float]:
+        values = reward([*images.values()], [text] * len(images))
+        return dict(zip(images, as_numbers(values, len(images), "function"), strict=True))
+
+    known: dict[str, dict[int, float]] = {}
+    found: list[Scored] = []
+    for s in samples:
+        text = s.prompt.text
+        if isinstance(s, FusedPair):
+            base = id(s.base_sample)
+            value = numbers(text, {**groups[text], base: s.target})[base]
+        else:
+            if text not in known:
+                known[text] = numbers(text, groups[text])
+            value = known[text][id(s)]
+        found.append(replace(s, score=value))
     return found
 
 

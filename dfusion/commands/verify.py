@@ -21,7 +21,7 @@ from dfusion.models import lora
 from dfusion.settings.schema import RENEW, Settings, settings_of
 from dfusion.settings.steps import first_fused
 from dfusion.storage import last_error
-from dfusion.storage.experiment import DROPPED, PAIRED, SCORED, STATES, Experiment, Round
+from dfusion.storage.experiment import DROPPED, PAIRED, SCORED, STATES, WATCH, Experiment, Round
 from dfusion.storage.files import REBUILT, read_json, read_png, read_tensors, read_weights
 from dfusion.training import metrics
 from dfusion.training.checkpoints import Checkpoints, read_state
@@ -141,14 +141,15 @@ def _images(round_: Round) -> Iterator[str]:
     if round_.manifest() is None:
         yield f"{round_.folder}/manifest.json: missing; {AGAIN}"
         return
-    for kind in SCORED:
+    for kind in (*SCORED, WATCH):
         count = len(round_.texts_to_score(kind))
         scores = round_.scores(kind)
         for i in sorted(scores):
+            image = round_.image("images" if kind == WATCH else kind, i)
             if not 0 <= i < count or not np.isfinite(scores[i]):
                 yield f"{round_.scores_file(kind)}: score {scores[i]} of image {i}; {REBUILT}"
-            elif not round_.image(kind, i).exists():
-                yield f"{round_.image(kind, i)}: missing, though it has a score"
+            elif not image.exists():
+                yield f"{image}: missing, though it has a score"
     for kind in sorted(k for k, suffix in FOLDERS.items() if suffix == ".png"):
         for path in sorted((round_.folder / kind).glob("[0-9]*.png")):
             yield from _problem(path, read_png)
@@ -161,7 +162,7 @@ def _foreign(round_: Round) -> Iterator[str]:
     for path in sorted(p for p in round_.folder.rglob("*") if p.is_file()):
         kind, name = path.parent.name, path.name
         own = path.parent == round_.folder and name in FILES
-        own |= kind == "eval" and path.stem in SCORED
+        own |= kind == "eval" and path.stem in (*SCORED, WATCH)
         if kind in FOLDERS and path.stem.isdigit() and path.suffix == FOLDERS[kind]:
             own = int(path.stem) < limits[kind]
         if not own and not name.endswith(".tmp"):

@@ -1,24 +1,39 @@
 """Rewards by name: functions from images and prompts to scores."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
-import numpy as np
 import torch
 
 from dfusion.errors import UserError
 from dfusion.rewards.clip import clip_reward
 from dfusion.rewards.contract import Reward
+from dfusion.rewards.weighted_sum import Part, WeightedSum
 from dfusion.settings.own import own
+from dfusion.settings.reward_text import is_sum, terms_of
 from dfusion.settings.schema import Eval
 
 HUMAN = "human"  # scores that people give in the browser: dfusion.view
+FOLDERS = ("local-dir", "hf-hub")  # what open_clip's model names may begin with, before a colon
 
 
 def reward_name(settings: Eval) -> str:
-    """The reward's name on disk: the reward and, for CLIP, its model."""
-    if settings.reward != "clip":
-        return settings.reward
-    return ":".join(filter(None, ("clip", settings.model, settings.pretrained)))
+    """The reward's name on disk: for CLIP with its model, for a sum with its weights."""
+    if not is_sum(settings.reward):
+        return _name(settings.reward, settings)
+    terms = terms_of("eval.reward", settings.reward)
+    return " + ".join(f"{term.weight}*{_name(term.name, settings)}" for term in terms)
+
+
+def _name(name: str, settings: Eval) -> str:
+    if name == "clip":
+        return ":".join(filter(None, ("clip", settings.model, settings.pretrained)))
+    return name
+
+
+def watch_of(settings: Eval) -> Eval | None:
+    """Settings whose reward is the scorer that training never sees; None if there is none."""
+    return replace(settings, reward=settings.watch) if settings.watch else None
 
 
 def asked_for(settings: Eval) -> str | None:
@@ -28,33 +43,42 @@ def asked_for(settings: Eval) -> str | None:
 
 
 def load_reward(settings: Eval, device: torch.device) -> Reward:
-    """The reward that a flag names: one of REWARDS, or your own as "package.module:name".
+    """The reward that a flag names: one of REWARDS, your own as "package.module:name", or a sum.
 
     Yours takes (images, prompts) and returns one score each; a class is made with the device first.
     Raises UserError.
     """
-    if settings.reward == HUMAN:
+    if not is_sum(settings.reward):
+        return _load(settings.reward, settings, device)
+    return WeightedSum(
+        [
+            Part(term.weight, _name(term.name, settings), _load(term.name, settings, device))
+            for term in terms_of("eval.reward", settings.reward)
+        ]
+    )
+
+
+def _load(name: str, settings: Eval, device: torch.device) -> Reward:
+    if name == HUMAN:
         raise UserError(
             "--config.eval.reward human: people give these scores in the browser; run "
             "dfusion view data, and leave out --config.eval.in_process"
         )
-    if settings.reward in REWARDS:
-        return REWARDS[settings.reward](settings, device)
-    found = own("eval.reward", settings.reward, [*REWARDS, HUMAN])
+    if name.startswith("clip:"):
+        model, pretrained = _clip_model(name.removeprefix("clip:"))
+        return clip_reward(replace(settings, model=model, pretrained=pretrained), device)
+    if name in REWARDS:
+        return REWARDS[name](settings, device)
+    found = own("eval.reward", name, [*REWARDS, HUMAN])
     return found(device) if isinstance(found, type) else found
 
 
-def as_numbers(values: object, count: int, name: str) -> list[float]:
-    """What a reward returned (tensor, array or list) as plain numbers."""
-    if isinstance(values, torch.Tensor):
-        values = values.detach().float().cpu()
-    try:
-        numbers = np.asarray(values, dtype=float).reshape(-1)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"--config.eval.reward {name}: gave no numbers ({error})") from error
-    if len(numbers) != count:
-        raise UserError(f"--config.eval.reward {name}: gave {len(numbers)} scores for {count}")
-    return numbers.tolist()
+def _clip_model(text: str) -> tuple[str, str]:
+    """Model and weights of a CLIP reward's name on disk, after "clip:"."""
+    if text.startswith(tuple(f"{word}:" for word in FOLDERS)):
+        return text, ""
+    model, _, pretrained = text.partition(":")
+    return model, pretrained
 
 
 REWARDS: dict[str, Callable[[Eval, torch.device], Reward]] = {"clip": clip_reward}

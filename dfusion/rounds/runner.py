@@ -24,7 +24,7 @@ from dfusion.method.sampling import Policy, Trajectory, sample
 from dfusion.models.batching import Fit, unfinished
 from dfusion.progress import Progress, Stopwatch, clock
 from dfusion.rewards.contract import Reward
-from dfusion.rewards.registry import HUMAN, reward_name
+from dfusion.rewards.registry import HUMAN, reward_name, watch_of
 from dfusion.rounds.acceptance import GO_BACK_OR_PAIR, check_pairs, check_samples
 from dfusion.rounds.degenerate import equal_scores, odd_masks
 from dfusion.rounds.scoring import score_missing, scorer_alive, scorer_command, scorer_lock
@@ -32,7 +32,15 @@ from dfusion.rounds.sharing import Lender
 from dfusion.settings.own import own
 from dfusion.settings.schema import Settings
 from dfusion.settings.steps import fused_indices
-from dfusion.storage.experiment import DROPPED, PAIRED, SCORED, Experiment, Round, manifest_of
+from dfusion.storage.experiment import (
+    DROPPED,
+    PAIRED,
+    SCORED,
+    WATCH,
+    Experiment,
+    Round,
+    manifest_of,
+)
 from dfusion.storage.files import Writer, read_png, read_rows
 from dfusion.storage.lock import Lock, run_lock
 from dfusion.storage.round_files import read_source, write_sample, write_target
@@ -56,7 +64,8 @@ class World:
 class RoundRunner:
     """Runs the rounds of one experiment.
 
-    reward: scores this process's share of the images (eval.in_process); None: wait for a scorer.
+    reward, watch: score this process's share of the images (eval.in_process); None: wait for a
+    scorer, if there is anything to wait for.
     """
 
     def __init__(
@@ -68,10 +77,13 @@ class RoundRunner:
         mask_layers: frozenset[int],
         world: World,
         reward: Reward | None = None,
+        watch: Reward | None = None,
     ) -> None:
         self.settings, self.experiment, self.prompts = settings, experiment, prompts
         self.plan, self.mask_layers, self.world = plan, mask_layers, world
         self.reward, self.reward_name = reward, reward_name(settings.eval)
+        watching = watch_of(settings.eval)
+        self.watch, self.watch_name = watch, reward_name(watching) if watching else ""
         name, rules = settings.pair.rule, pairing.RULES
         self.rule = rules.get(name) or own("pair.rule", name, rules)
         self.lender = Lender.of(settings)
@@ -91,6 +103,9 @@ class RoundRunner:
             self._check_begun(round_, policy(number), each, known in (None, number))
             if round_.pairs() is not None:
                 check_pairs(round_, self._fused_with())
+        # Also those of finished rounds: curves of two scorers must not be joined.
+        for round_ in self.experiment.rounds().values() if self.watch_name else ():
+            round_.scores(WATCH, self.watch_name)
 
     def check_comparisons(self, first: int, policy: Policy) -> None:
         """Like `check`, for comparison images, if training continues with round `first`."""
@@ -147,6 +162,15 @@ class RoundRunner:
             self._sample(round_, policy, prompts, keep=False)
             return self._scores(round_, "images", len(prompts))
 
+    def watched(self, round_: Round) -> dict[int, float]:
+        """The scores of a round's samples by the scorer that training never sees; waits for them.
+
+        Empty if there is no such scorer.
+        """
+        if not self.watch_name:
+            return {}
+        return self._scores(round_, WATCH, len(round_.sample_prompts()))
+
     def say(self, text: str) -> None:
         """Print, once for all processes."""
         if self.world.rank == 0:
@@ -190,7 +214,8 @@ class RoundRunner:
         place = round_.folder.relative_to(self.experiment.folder).as_posix()
         fuses = self.settings.train.pairs != "naive"
         fused_with = self._fused_with() if fuses else None
-        said = self.lender.lend(place, round_, manifest, self.reward_name, fused_with)
+        names = {"images": self.reward_name, WATCH: self.watch_name}
+        said = self.lender.lend(place, round_, manifest, names, fused_with)
         if said:
             self.say(f"  {said}")
         return bool(said)
@@ -228,12 +253,15 @@ class RoundRunner:
     def _scores(self, round_: Round, kind: str, count: int) -> dict[int, float]:
         """Wait for all scores of a kind, computed here if `reward` is given, else by a scorer."""
         lock = scorer_lock(self.experiment.folder)
+        reward, name = self.reward, self.reward_name
+        if kind == WATCH:
+            reward, name = self.watch, self.watch_name
 
         def known() -> int:
-            found = len(round_.scores(kind, self.reward_name))
-            if found < count and self.reward and self._may_score(lock):
-                self._score(round_, kind, self.reward)
-                found = len(round_.scores(kind, self.reward_name))
+            found = len(round_.scores(kind, name))
+            if found < count and reward and self._may_score(lock):
+                self._score(round_, kind, reward, name)
+                found = len(round_.scores(kind, name))
             return found
 
         with self.stopwatch.stage("scoring"):  # or waiting for the scorer
@@ -241,7 +269,7 @@ class RoundRunner:
                 self._wait(known, count, f"scores of {kind}", lambda: self._scorer_hint(lock))
             finally:
                 lock.release()
-        return round_.scores(kind, self.reward_name)
+        return round_.scores(kind, name)
 
     def _may_score(self, lock: Lock) -> bool:
         """Whether no other scorer holds the experiment; process 0 takes the lock for all."""
@@ -249,12 +277,12 @@ class RoundRunner:
             return lock.acquire()
         return lock.with_owner_of(run_lock(self.experiment.folder))
 
-    def _score(self, round_: Round, kind: str, reward: Reward) -> None:
+    def _score(self, round_: Round, kind: str, reward: Reward, name: str) -> None:
         """Score this process's share."""
         world, batch = self.world, self.settings.eval.batch_size
         writing = FileLock(self.experiment.folder / ".scores.lock") if world.size > 1 else None
         turn = world.rank, world.size
-        score_missing(round_, kind, reward, self.reward_name, batch, turn=turn, writing=writing)
+        score_missing(round_, kind, reward, name, batch, turn=turn, writing=writing)
 
     def _scorer_hint(self, lock: Lock) -> str:
         folder = self.experiment.folder

@@ -2,18 +2,16 @@
 
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-
-from PIL import Image
 
 from dfusion.errors import UserError
 from dfusion.models.numerics import set_numerics
-from dfusion.rewards.contract import Reward, Scores
-from dfusion.rewards.registry import HUMAN, reward_name
-from dfusion.rounds.scoring import score_missing, scorer_lock
-from dfusion.settings.schema import RENEW, Settings, settings_of
-from dfusion.storage.experiment import SCORED, Experiment, Round
+from dfusion.rewards.contract import Reward
+from dfusion.rewards.registry import HUMAN, reward_name, watch_of
+from dfusion.rounds.scoring import score_missing, scorer_lock, unscored
+from dfusion.settings.schema import RENEW, Eval, Settings, settings_of
+from dfusion.storage.experiment import SCORED, WATCH, Experiment, Round
 from dfusion.storage.files import read_json, sweep
 from dfusion.storage.lock import Lock
 
@@ -23,7 +21,7 @@ RETRY_SECONDS = 60.0
 class Scorer:
     """Scores images as they appear under data/<exp>/, for the named experiments or for all.
 
-    load: loads the reward that settings name; called once per reward, when it is first needed.
+    load: loads a reward; called once per reward, when it is first needed.
     only: the one reward that this scorer gives; None: each experiment's own.
     """
 
@@ -31,7 +29,7 @@ class Scorer:
         self,
         data: Path,
         names: list[str],
-        load: Callable[[Settings], Reward],
+        load: Callable[[Eval], Reward],
         only: str | None,
         batch_size: int,
     ) -> None:
@@ -43,7 +41,7 @@ class Scorer:
 
     def prepare(self, settings: Settings) -> None:
         """Load the reward of these settings now. Raises UserError if that fails."""
-        self._rewards[reward_name(settings.eval)] = self.load(settings)
+        self._rewards[reward_name(settings.eval)] = self.load(settings.eval)
 
     def watch(self, poll_seconds: float, once: bool) -> int:
         """Score until interrupted or, with `once`, until nothing is left.
@@ -104,9 +102,9 @@ class Scorer:
             return 0, [f"{folder}: scored by {scorer_lock(folder).owner()}"]
         set_numerics(settings)
         total, problems = 0, []
-        for round_, kind in _to_score(experiment):
+        for round_, kind, by in _to_score(experiment, settings.eval):
             try:
-                total += self._score_kind(folder, round_, kind, settings)
+                total += self._score_kind(folder, round_, kind, by)
             except UserError as error:
                 problems.append(str(error))
         return total, problems
@@ -136,29 +134,28 @@ class Scorer:
         self._locks[folder] = lock
         return True
 
-    def _score_kind(self, folder: Path, round_: Round, kind: str, settings: Settings) -> int:
-        """Raises UserError for any exception in the experiment's reward."""
-        where, name = round_.folder / kind, reward_name(settings.eval)
-
-        def reward(images: Sequence[Image.Image], prompts: Sequence[str]) -> Scores:
-            return self._reward(settings, folder)(images, prompts)
-
+    def _score_kind(self, folder: Path, round_: Round, kind: str, by: Eval) -> int:
+        """by: names the reward. Raises UserError for any exception in it."""
+        where, name = round_.folder / kind, reward_name(by)
         self._check_rested(str(where), where)
         label = f"{folder.name}/{round_.folder.relative_to(folder)} {kind}"
         try:
+            if not unscored(round_, kind, name):
+                return 0
+            reward = self._reward(by, folder)
             return score_missing(round_, kind, reward, name, self.batch_size, label)
         except UserError:
             raise
         except (Exception, SystemExit) as error:  # a user's reward may raise anything
             raise self._rest(str(where), where, error) from error
 
-    def _reward(self, settings: Settings, folder: Path) -> Reward:
+    def _reward(self, by: Eval, folder: Path) -> Reward:
         """Raises UserError if it does not load; another scorer may then take the experiment."""
-        name = reward_name(settings.eval)
+        name = reward_name(by)
         if name not in self._rewards:
             self._check_rested(name, folder)
             try:
-                self._rewards[name] = self.load(settings)
+                self._rewards[name] = self.load(by)
             except (Exception, SystemExit) as error:  # so may importing its module
                 self._locks.pop(folder).release()
                 raise self._rest(name, folder, error) from error
@@ -187,6 +184,11 @@ def _in_words(error: BaseException) -> str:
     return f"{type(error).__name__} in {at.filename}, line {at.lineno}: {error}"
 
 
-def _to_score(experiment: Experiment) -> list[tuple[Round, str]]:
-    rounds = [(r, kind) for r in experiment.rounds().values() for kind in SCORED]
-    return rounds + [(r, "images") for r in experiment.comparisons().values()]
+def _to_score(experiment: Experiment, by: Eval) -> list[tuple[Round, str, Eval]]:
+    """What may have images to score, and by which reward; first what a run waits for."""
+    rounds, compared = experiment.rounds().values(), experiment.comparisons().values()
+    found = [(round_, kind, by) for round_ in rounds for kind in SCORED]
+    found += [(round_, "images", by) for round_ in compared]
+    if watch := watch_of(by):
+        found += [(round_, WATCH, watch) for round_ in (*rounds, *compared)]
+    return found

@@ -9,22 +9,40 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
 
 from dfusion.errors import UserError
 from dfusion.progress import Progress
-from dfusion.rewards.contract import Reward
-from dfusion.rewards.registry import HUMAN, as_numbers
+from dfusion.rewards.contract import Reward, as_numbers, sees_groups
+from dfusion.rewards.registry import HUMAN
+from dfusion.rewards.weighted_sum import WeightedSum
 from dfusion.settings.schema import Settings
-from dfusion.storage.experiment import Round
+from dfusion.storage.experiment import WATCH, Round
 from dfusion.storage.files import read_png, stamp, write_bytes
 from dfusion.storage.lock import Lock
 from dfusion.storage.strict_json import load_json
 
 BEAT_SECONDS = 5.0
 ALIVE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a reward is given at once. kept: the images whose scores it is called for, by number,
+    with their places in the call."""
+
+    pictures: list[Path]
+    texts: list[str]
+    kept: dict[int, int]
+
+
+def unscored(round_: Round, kind: str, name: str) -> list[int]:
+    """The images of a kind that exist and have no score yet."""
+    there = _there(round_, kind)
+    return sorted(set(there) - round_.scores(kind, name).keys()) if there else []
 
 
 def score_missing(
@@ -39,40 +57,139 @@ def score_missing(
 ) -> int:
     """Score the images of a kind that exist and have no score yet; returns how many.
 
-    Scores are saved after every batch. If an image of the batch is deleted or replaced meanwhile,
-    the batch and the rest are left for the next call. turn: (rank, size) if several processes see
-    the same images and take turns. writing: a lock to hold while scores are written. Raises
-    UserError for an unreadable image or a reward that does not return one finite number per image.
+    A reward that sees whole groups is called once all images of a prompt exist. Scores are saved
+    after every call. If an image of the call is deleted or replaced meanwhile, the call and the
+    rest are left for the next time. turn: (rank, size) if several processes see the same images and
+    take turns. writing: a lock to hold while scores are written. Raises UserError for an unreadable
+    image or a reward that does not return one finite number per image.
     """
-    texts = round_.texts_to_score(kind)
-    there = [i for i in range(len(texts)) if round_.image(kind, i).exists()]
-    if not there:
+    if not (pending := unscored(round_, kind, name)):
         return 0
-    pending = set(there) - round_.scores(kind, name).keys()
-    (rank, size), done = turn, 0
-    # All processes must form the same batches, no matter what has been scored meanwhile.
-    order = sorted(pending) if size == 1 else there
-    cut = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    mine = [[i for i in batch if i in pending] for batch in cut[rank::size]]
-    progress = Progress(label or f"scoring {kind}", sum(map(len, mine)))
-    for batch in filter(None, mine):
-        paths = [round_.image(kind, i) for i in batch]
-        seen = _stamps(paths)
-        images = [Image.fromarray(read_png(path)) for path in paths]
-        values = as_numbers(reward(images, [texts[i] for i in batch]), len(batch), name)
-        for i, value in zip(batch, values, strict=True):
-            if not math.isfinite(value):
-                raise UserError(f"{round_.image(kind, i)}: the reward {name} gave {value}")
-        if _stamps(paths) != seen:  # an image was replaced meanwhile; discard its score
+    (rank, size), done, grouped = turn, 0, sees_groups(reward)
+    if grouped:
+        calls = _ready(_groups(round_, kind), pending)
+    else:
+        calls = _batches(round_, kind, pending, batch_size, size)
+    mine = [call for call in calls[rank::size] if call.kept]
+    progress = Progress(label or f"scoring {kind}", sum(len(call.kept) for call in mine))
+    for call in mine:
+        seen = _stamps(call.pictures)
+        scores, parts = _given(reward, call, name)
+        if _stamps(call.pictures) != seen:  # an image was replaced meanwhile; discard its score
             break
         with writing or nullcontext():
-            # Another scorer may have written meanwhile: its scores are kept.
-            scores = {**dict(zip(batch, values, strict=True)), **round_.scores(kind, name)}
-            round_.write_scores(kind, name, scores)
-        done += len(batch)
+            _write(round_, kind, name, scores, parts, anew=grouped)
+        done += len(call.kept)
         if rank == 0:
-            progress.advance(len(batch))
+            progress.advance(len(call.kept))
     return done
+
+
+def _there(round_: Round, kind: str) -> list[int]:
+    texts = round_.texts_to_score(kind)
+    return [i for i in range(len(texts)) if _picture(round_, kind, i).exists()]
+
+
+def _picture(round_: Round, kind: str, index: int) -> Path:
+    return round_.image("images" if kind == WATCH else kind, index)
+
+
+def _batches(
+    round_: Round, kind: str, pending: list[int], batch_size: int, size: int
+) -> list[Call]:
+    """The pending images in calls of up to `batch_size`."""
+    texts, there = round_.texts_to_score(kind), _there(round_, kind)
+    # All processes must form the same batches, no matter what has been scored meanwhile.
+    order = pending if size == 1 else there
+    calls = []
+    for start in range(0, len(order), batch_size):
+        batch = [i for i in order[start : start + batch_size] if i in pending]
+        pictures = [_picture(round_, kind, i) for i in batch]
+        kept = {i: place for place, i in enumerate(batch)}
+        calls.append(Call(pictures, [texts[i] for i in batch], kept))
+    return calls
+
+
+def _groups(round_: Round, kind: str) -> list[Call]:
+    """A call for each prompt with all of its images; for targets, one for each pair.
+
+    A target takes its base's place among the samples of its prompt, so that its score compares with
+    theirs.
+    """
+    groups: dict[str, list[int]] = {}
+    for i, text in enumerate(round_.texts_to_score("images")):
+        groups.setdefault(text, []).append(i)
+    samples = {
+        text: [round_.image("images", i) for i in numbers] for text, numbers in groups.items()
+    }
+    if kind != "target_images":
+        return [
+            Call(samples[text], [text] * len(numbers), {i: n for n, i in enumerate(numbers)})
+            for text, numbers in groups.items()
+        ]
+    calls = []
+    for p, pair in enumerate(round_.pairs() or ()):
+        place = groups[pair.prompt].index(pair.base)
+        pictures = [*samples[pair.prompt]]
+        pictures[place] = round_.image(kind, p)
+        calls.append(Call(pictures, [pair.prompt] * len(pictures), {p: place}))
+    return calls
+
+
+def _ready(calls: list[Call], pending: list[int]) -> list[Call]:
+    """The calls; of those that lack an image or have nothing pending, no score is kept."""
+    waiting = set(pending)
+    return [
+        call
+        if call.kept.keys() & waiting and all(path.exists() for path in call.pictures)
+        else replace(call, kept={})
+        for call in calls
+    ]
+
+
+def _given(
+    reward: Reward, call: Call, name: str
+) -> tuple[dict[int, float], dict[str, dict[int, float]]]:
+    """The scores of a call's kept images, and those of each part of a weighted sum."""
+    images = [Image.fromarray(read_png(path)) for path in call.pictures]
+    if isinstance(reward, WeightedSum):
+        parts = reward.parts(images, call.texts)
+        values = reward.total(parts)
+    else:
+        parts, values = {}, as_numbers(reward(images, call.texts), len(images), name)
+    for giver, numbers in (*parts.items(), (name, values)):
+        for place in call.kept.values():
+            if not math.isfinite(numbers[place]):
+                raise UserError(f"{call.pictures[place]}: the reward {giver} gave {numbers[place]}")
+    kept = {i: values[place] for i, place in call.kept.items()}
+    return kept, {
+        giver: {i: numbers[place] for i, place in call.kept.items()}
+        for giver, numbers in parts.items()
+    }
+
+
+def _write(
+    round_: Round,
+    kind: str,
+    name: str,
+    scores: dict[int, float],
+    parts: dict[str, dict[int, float]],
+    anew: bool,
+) -> None:
+    """Add scores to those on disk. anew: replace those that are there already."""
+
+    def merged(new: dict[int, float], old: dict[int, float]) -> dict[int, float]:
+        # Another scorer may have written meanwhile: its scores are kept, unless they are relative
+        # to a group that has been scored again.
+        return {**old, **new} if anew else {**new, **old}
+
+    known = round_.score_parts(kind)
+    round_.write_scores(
+        kind,
+        name,
+        merged(scores, round_.scores(kind, name)),
+        {part: merged(given, known.get(part, {})) for part, given in parts.items()},
+    )
 
 
 def _stamps(paths: list[Path]) -> list[tuple[int, int, int]] | None:

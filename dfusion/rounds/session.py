@@ -19,14 +19,14 @@ from dfusion.models.plan import plan_of
 from dfusion.models.stable_diffusion import DiffusionModel, pick_device, pick_dtype, quiet_libraries
 from dfusion.report import page
 from dfusion.rewards.contract import Reward
-from dfusion.rewards.registry import asked_for, load_reward
+from dfusion.rewards.registry import asked_for, load_reward, watch_of
 from dfusion.rounds import sharing
 from dfusion.rounds.runner import RoundRunner, World
 from dfusion.rounds.scorer import Scorer
 from dfusion.rounds.scoring import heartbeat
 from dfusion.settings.check import check_names, check_sampling, check_scoring
 from dfusion.settings.prompt_files import item_flag
-from dfusion.settings.schema import AUTO, FREE, RENEW, Settings, flat, settings_of
+from dfusion.settings.schema import AUTO, FREE, RENEW, Eval, Settings, flat, settings_of
 from dfusion.storage import last_error
 from dfusion.storage.experiment import Experiment
 from dfusion.storage.files import read_json, sweep, write_json
@@ -112,8 +112,11 @@ def load_session(settings: Settings, prompts: tuple[Prompt, ...]) -> Session:
     except UserError as error:
         raise UserError(f"{item_flag(settings)}: {error}") from error
     ddim = model.sampler(settings.sample.num_steps, settings.sample.eta)
-    reward = load_reward(settings.eval, device) if settings.eval.in_process else None
-    runner = RoundRunner(settings, experiment, prompts, plan, mask_layers, world, reward)
+    reward = watch = None
+    if settings.eval.in_process:
+        reward, watching = load_reward(settings.eval, device), watch_of(settings.eval)
+        watch = load_reward(watching, device) if watching else None
+    runner = RoundRunner(settings, experiment, prompts, plan, mask_layers, world, reward, watch)
     if asked == AUTO and device.type == "cuda":
         runner.say(f"Precision of the UNet: {settings.mixed_precision} (auto)")
     return Session(settings, experiment, runner, model, ddim)
@@ -221,8 +224,8 @@ def score(settings: Settings) -> int:
     data, only = Path(settings.save_path), asked_for(settings.eval)
     quiet_libraries()
 
-    def load(found: Settings) -> Reward:
-        return load_reward(found.eval, device)
+    def load(named: Eval) -> Reward:
+        return load_reward(named, device)
 
     with heartbeat(data, names, only):  # from the start: models may take minutes to load
         try:

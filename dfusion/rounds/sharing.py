@@ -68,22 +68,24 @@ class Lender:
         place: str,
         to: Round,
         manifest: dict[str, Any],
-        reward: str,
+        scorers: Mapping[str, str],
         fused_with: dict[str, Any] | None,
     ) -> str:
         """Begin the round `to` with the files of the lender; returns a note of what was taken.
 
-        The note is empty if nothing was taken. reward: only its scores are taken. fused_with: only
-        targets made in this way are taken; None for none. The folder of `to` appears atomically.
+        The note is empty if nothing was taken. scorers: by kind, whose scores of the samples are
+        taken. fused_with: only targets made in this way are taken; None for none. The folder of
+        `to` appears atomically.
         """
         theirs = self.round(place)
         found = theirs.manifest()
         if found is None or differences(found, manifest):
             return ""
-        count, scored = len(manifest["samples"]), theirs.scored_by("images") == reward
+        count, reward = len(manifest["samples"]), scorers["images"]
         samples = [i for i in range(count) if theirs.image("images", i).exists()]
         files = [f for i in samples for f in (theirs.image("images", i), theirs.trajectory(i))]
-        files += [theirs.scores_file("images")] if scored else []
+        kinds = [kind for kind, name in scorers.items() if theirs.scored_by(kind) == name]
+        files += [theirs.scores_file(kind) for kind in kinds]
         same = fused_with is not None and found["prompts"] == manifest["prompts"]
         targets = _targets(theirs, fused_with, reward) if same else []
         aside = to.folder.with_name(f".{to.folder.name}.tmp")
@@ -93,7 +95,7 @@ class Lender:
         write_json(aside / "manifest.json", manifest)
         appear(aside, to.folder)
         fused = sum(path.parent.name == "targets" for path in targets)
-        also = ", their scores" * scored + f" and {fused} targets" * bool(fused)
+        also = ", their scores" * ("images" in kinds) + f" and {fused} targets" * bool(fused)
         return f"took {len(samples)} samples{also} from {theirs.folder}"
 
 

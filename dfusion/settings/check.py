@@ -9,6 +9,7 @@ from dfusion.method.prompts import Prompt
 from dfusion.settings.own import own
 from dfusion.settings.plain_text import names_of
 from dfusion.settings.prompt_files import load_prompts
+from dfusion.settings.reward_text import terms_of
 from dfusion.settings.schema import SETTINGS, Settings, flat
 from dfusion.settings.steps import parse_steps, parse_weights
 from dfusion.storage.formats import MOST
@@ -57,6 +58,7 @@ def check(settings: Settings) -> None:
     """Check each flag by itself, independently of the command. Raises UserError."""
     for name, value in flat(settings.to_dict()).items():
         SETTINGS[name].check(f"--config.{name}", value)
+    _check_rewards(settings)
     _check_rounds(settings)
     _check_steps(settings)
     _check_places(settings)
@@ -68,6 +70,18 @@ def _check_own(flag: str, name: str) -> None:
     """What a flag names as module:name can be imported."""
     if ":" in name:
         own(flag, name, SETTINGS[flag].words)
+
+
+def _check_rewards(settings: Settings) -> None:
+    """Check what can be said of rewards without importing them."""
+    named = terms_of("eval.reward", settings.eval.reward)
+    watching = terms_of("eval.watch", settings.eval.watch) if settings.eval.watch else []
+    human = "human" in {term.name for term in (*named, *watching)}
+    if human and (len(named) > 1 or watching):
+        raise UserError(
+            "--config.eval.reward human: people's scores cannot be combined with others; leave "
+            "out --config.eval.watch, and name no other reward"
+        )
 
 
 def _check_rounds(settings: Settings) -> None:

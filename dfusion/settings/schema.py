@@ -122,10 +122,15 @@ class Eval:
     """How images are scored."""
 
     # The reward: "clip" is the cosine of open_clip's image and text features, "human" waits for
-    # people's scores (dfusion view), and package.module:function is your own. run_eval.py scores
-    # each experiment with the reward in its config.json; if given a reward, it scores only the
+    # people's scores (dfusion view), and package.module:function is your own. Several are added up
+    # with weights, "0.5*clip + 2*mine:score". See docs/rewards.md. run_eval.py scores each
+    # experiment with the reward in its config.json; if given a reward, it scores only the
     # experiments that use it.
     reward: str = "clip"
+    # A scorer that training never sees, written as a reward. It scores the samples of each round
+    # and the comparison images. If the reward rises and this one does not, the reward is being
+    # exploited. Empty: none.
+    watch: Free[str] = ""
     # open_clip model: an architecture's name, or local-dir:path/to/folder.
     model: str = "ViT-H-14"
     # Weights of the open_clip model: a tag or a local file; empty for a local-dir.

@@ -7,7 +7,8 @@ epoch0/
   manifest.json          what samples depend on, prompts with items, prompt of every sample
   images/00000.png       every sample of the round
   trajectories/00000.safetensors   latents (T+1, C, h, w): x_T … x_0; maps (T, I, gh, gw)
-  eval/images.json       scores of images/
+  eval/images.json       scores of images/; of a weighted sum, also those of its parts
+  eval/watch.json        scores of images/ by a scorer that training never sees, if there is one
   pairs.json             reference and base of every pair
   base_images/, reference_images/, target_images/, masks/    00000.png: by pair
   targets/00000.safetensors        latents (T+1, C, h, w); masks (T, gh, gw)
@@ -37,6 +38,7 @@ from dfusion.storage.formats import check_adoption, check_manifest, check_pairs,
 _EPOCH = re.compile(r"^epoch(\d+)$")
 PAIRED = ("base_images", "reference_images", "masks", "target_images")  # one of each per pair
 SCORED = ("images", "target_images")
+WATCH = "watch"  # scores of images/ by --config.eval.watch
 STATES = ("trajectories", "targets", "inversions")  # folders of states, by far the largest files
 DROPPED = "dropped.json"
 
@@ -129,13 +131,22 @@ class Round:
 
     def texts_to_score(self, kind: str) -> list[str]:
         """Prompt text of every image of a scored kind; empty if not known yet."""
-        if kind == "images":
+        if kind in ("images", WATCH):
             return [prompt.text for prompt in self.sample_prompts()]
         return [pair.prompt for pair in self.pairs() or ()]
 
-    def write_scores(self, kind: str, reward: str, scores: dict[int, float]) -> None:
-        ordered = {str(i): scores[i] for i in sorted(scores)}
-        write_json(self.scores_file(kind), {"reward": reward, "scores": ordered})
+    def write_scores(
+        self,
+        kind: str,
+        reward: str,
+        scores: dict[int, float],
+        parts: dict[str, dict[int, float]] | None = None,
+    ) -> None:
+        """parts: what each reward of a weighted sum gave, by its name."""
+        value: dict[str, Any] = {"reward": reward, "scores": _ordered(scores)}
+        if parts:
+            value["parts"] = {name: _ordered(given) for name, given in parts.items()}
+        write_json(self.scores_file(kind), value)
 
     def scored_by(self, kind: str) -> str | None:
         """The name of the reward that scored a kind; None if nothing is scored."""
@@ -157,6 +168,14 @@ class Round:
                 "use that reward, or delete the file to have the images scored again"
             )
         return {int(i): score for i, score in value["scores"].items()}
+
+    def score_parts(self, kind: str) -> dict[str, dict[int, float]]:
+        """What each reward of a weighted sum gave, by its name; empty if there is no sum."""
+        path = self.scores_file(kind)
+        parts = _checked(path, check_scores).get("parts", {}) if path.exists() else {}
+        return {
+            name: {int(i): score for i, score in given.items()} for name, given in parts.items()
+        }
 
     def scores_by_text(self) -> dict[str, list[float]]:
         """Scores of the images that have one, by prompt text."""
@@ -228,6 +247,10 @@ def _checked(path: Path, check: Callable[[str, dict[str, Any]], None]) -> dict[s
     value = read_json(path)
     check(str(path), value)
     return value
+
+
+def _ordered(scores: dict[int, float]) -> dict[str, float]:
+    return {str(i): scores[i] for i in sorted(scores)}
 
 
 def _numbers(folder: Path) -> list[int]:

@@ -43,13 +43,18 @@ def check_pairs(source: str, value: Mapping[str, Any]) -> None:
 
 def check_scores(source: str, value: Mapping[str, Any]) -> None:
     """Raises UserError naming `source`."""
-    scores = value.get("scores")
-    if not isinstance(scores, dict) or not isinstance(value.get("reward"), str):
-        raise _wrong(source, "scores", scores)
-    for name, score in scores.items():
-        plain = name.isascii() and name.isdigit() and len(name) <= len(str(MOST))
-        if not plain or not _is_number(score):
-            raise _wrong(source, "scores", {name: score})
+    parts = value.get("parts", {})
+    if not isinstance(value.get("reward"), str):
+        raise _wrong(source, "reward", value.get("reward"))
+    if not isinstance(parts, dict):
+        raise _wrong(source, "parts", parts)
+    for scores in (value.get("scores"), *parts.values()):
+        if not isinstance(scores, dict):
+            raise _wrong(source, "scores", scores)
+        for name, score in scores.items():
+            plain = name.isascii() and name.isdigit() and len(name) <= len(str(MOST))
+            if not plain or not _is_number(score):
+                raise _wrong(source, "scores", {name: score})
 
 
 def check_adoption(source: str, value: Mapping[str, Any]) -> None:

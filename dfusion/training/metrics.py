@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dfusion.errors import UserError
-from dfusion.storage.experiment import Round
+from dfusion.storage.experiment import WATCH, Round
 from dfusion.storage.files import SCHEMA, read_tensors, write_bytes
 from dfusion.training.pairs import TrainingRound
 
@@ -67,6 +67,7 @@ def round_row(
             text: [float(np.mean(values)), float(np.std(values))]
             for text, values in by_prompt.items()
         },
+        **_other_scores(data.round),
         "images": len(every),
         "pairs": len(data.pairs),
         "skipped_updates": sum(row["skipped"] for row in updates),
@@ -75,6 +76,19 @@ def round_row(
         "seconds": {stage: round(spent, 3) for stage, spent in seconds.items()},
         "peak_memory_gib": peak_memory(),
     }
+
+
+def _other_scores(round_: Round) -> dict[str, Any]:
+    """Means of a weighted sum's parts, and of the scorer that training never sees, if any."""
+    found: dict[str, Any] = {}
+    if parts := round_.score_parts("images"):
+        found["reward_parts"] = {
+            name: float(np.mean([*given.values()])) for name, given in parts.items()
+        }
+    if watched := [*round_.scores(WATCH).values()]:
+        found["watch_mean"] = float(np.mean(watched))
+        found["watch_std"] = float(np.std(watched))
+    return found
 
 
 def mask_coverage(round_: Round, pairs: int, steps: frozenset[int]) -> float | None:

@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 
 from dfusion.errors import one_line
+from dfusion.rewards.registry import reward_name
 from dfusion.settings.plain_text import names_of
 from dfusion.settings.schema import Settings
 
@@ -31,7 +32,7 @@ def model_card(settings: Settings, number: int, rewards: Sequence[float]) -> str
     loras = names_of(settings.pretrained.lora)
     merged = f"\n| merged into it first | {_plain(', '.join(loras))} |" if loras else ""
     load = LOADS[train.tune].format(merged="".join(map(_merge, loras)))
-    scorer = _plain(f"{settings.eval.reward}: {settings.eval.model} {settings.eval.pretrained}")
+    scorer = _plain(reward_name(settings.eval))
     return f"""---
 base_model: {json.dumps(settings.pretrained.model)}
 library_name: diffusers

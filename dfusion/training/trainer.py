@@ -116,11 +116,16 @@ class Trainer(Learner):
     def compare(self, number: int) -> None:
         """Make comparison images after `number` rounds of training, if they are due."""
         if self.settings.train.compares_after(number):
-            scores = self.session.runner.compare(number, self.session.policy(COMPARED))
-            self.say(f"  mean reward, same noise each time: {np.mean(list(scores.values())):.4f}")
+            runner = self.session.runner
+            scores = runner.compare(number, self.session.policy(COMPARED))
+            watched = runner.watched(self.session.experiment.comparison(number))
+            also = f"; watch {np.mean(list(watched.values())):.4f}" if watched else ""
+            mean = np.mean(list(scores.values()))
+            self.say(f"  mean reward, same noise each time: {mean:.4f}{also}")
 
     def train_round(self, number: int, policy: Policy) -> None:
         """Inner epochs over the pairs of a round, then metrics and a checkpoint."""
+        self.session.runner.watched(self.session.experiment.round(number))
         with self.session.runner.stopwatch.stage("training"):
             data = self.data(number)
             self.accelerator.wait_for_everyone()  # inverted states may be another process's

@@ -26,11 +26,10 @@ from tests.rewards import Redness, redness
 SCORER = Path(__file__).parents[2] / "testbed" / "weights" / "scorer"
 
 
-def load(settings: Settings) -> Reward:
+def load(by: Eval) -> Reward:
     """The rewards of these tests, by what config.json calls them."""
-    if settings.eval.reward == "no.such.module:f":
-        return load_reward(settings.eval, torch.device("cpu"))
-    return {"redness": redness, "clip": darkness, "fails": fails}[settings.eval.reward]
+    known = {"redness": redness, "clip": darkness, "fails": fails}
+    return known.get(by.reward) or load_reward(by, torch.device("cpu"))
 
 
 def darkness(images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
@@ -98,9 +97,9 @@ def test_trouble_of_one_experiment_is_said_once_and_ends_nothing(tmp_path: Path)
     write_json(tmp_path / "f" / "config.json", {"settings": {"eval": {"reward": 3}}})
     loaded: list[str] = []
 
-    def noted(settings: Settings) -> Reward:
-        loaded.append(settings.eval.reward)
-        return load(settings)
+    def noted(by: Eval) -> Reward:
+        loaded.append(by.reward)
+        return load(by)
 
     scorer, said = Scorer(tmp_path, [], noted, None, 2), set()
     for _ in range(4):
@@ -119,7 +118,7 @@ def test_what_failed_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     round_ = grey_round(tmp_path / "a")
     monkeypatch.setattr("dfusion.rounds.scorer.RETRY_SECONDS", 0.0)
     ready: list[Reward] = []
-    scorer = Scorer(tmp_path, [], lambda settings: ready[0], None, 2)
+    scorer = Scorer(tmp_path, [], lambda by: ready[0], None, 2)
     assert "IndexError" in scorer.look()[1][0]
     ready.append(redness)
     assert scorer.look() == (3, []) and len(round_.scores("images")) == 3
