@@ -18,7 +18,7 @@ FOLDERS = ("local-dir", "hf-hub")  # what open_clip's model names may begin with
 
 
 def reward_name(settings: Eval) -> str:
-    """The reward's name on disk: for CLIP with its model, for a sum with its weights."""
+    """The reward's name on disk: with what its scores depend on, such as CLIP's model."""
     if not is_sum(settings.reward):
         return _name(settings.reward, settings)
     terms = terms_of("eval.reward", settings.reward)
@@ -28,6 +28,8 @@ def reward_name(settings: Eval) -> str:
 def _name(name: str, settings: Eval) -> str:
     if name == "clip":
         return ":".join(filter(None, ("clip", settings.model, settings.pretrained)))
+    if name == "vlm":
+        return f"vlm:{settings.vlm_model}:{settings.vlm_question}"
     return name
 
 
@@ -81,4 +83,35 @@ def _clip_model(text: str) -> tuple[str, str]:
     return model, pretrained
 
 
-REWARDS: dict[str, Callable[[Eval, torch.device], Reward]] = {"clip": clip_reward}
+# Those below import what they need when they are asked for.
+def _pickscore(settings: Eval, device: torch.device) -> Reward:
+    from dfusion.rewards.pickscore import PickScore
+
+    return PickScore(device)
+
+
+def _hpsv2(settings: Eval, device: torch.device) -> Reward:
+    from dfusion.rewards.hpsv2 import HPSv2
+
+    return HPSv2(device)
+
+
+def _imagereward(settings: Eval, device: torch.device) -> Reward:
+    from dfusion.rewards.image_reward import ImageReward
+
+    return ImageReward(device)
+
+
+def _vlm(settings: Eval, device: torch.device) -> Reward:
+    from dfusion.rewards.vlm import vlm_reward
+
+    return vlm_reward(settings)
+
+
+REWARDS: dict[str, Callable[[Eval, torch.device], Reward]] = {
+    "clip": clip_reward,
+    "pickscore": _pickscore,
+    "hpsv2": _hpsv2,
+    "imagereward": _imagereward,
+    "vlm": _vlm,
+}

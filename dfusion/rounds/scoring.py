@@ -254,7 +254,8 @@ def scorer_command(settings: Settings) -> str:
     for key in ("save_path", "device", "dev_id"):
         if given[key] != default[key]:
             flags[key] = given[key]
-    for key in ("reward", "model", "pretrained", "batch_size"):
+    vlm = ("vlm_address", "vlm_model", "vlm_question")
+    for key in ("reward", "model", "pretrained", *vlm, "batch_size"):
         if given["eval"][key] != default["eval"][key]:
             flags[f"eval.{key}"] = given["eval"][key]
     words = [f"--config.{key} {shlex.quote(str(value))}" for key, value in flags.items()]

@@ -122,8 +122,9 @@ class Eval:
     """How images are scored."""
 
     # The reward: "clip" is the cosine of open_clip's image and text features, "human" waits for
-    # people's scores (dfusion view), and package.module:function is your own. Several are added up
-    # with weights, "0.5*clip + 2*mine:score". See docs/rewards.md. run_eval.py scores each
+    # people's scores (dfusion view), and package.module:function is your own; there are also
+    # "pickscore", "hpsv2", "imagereward" and "vlm". Several are added up with weights,
+    # "0.5*clip + 2*mine:score". See docs/rewards.md. run_eval.py scores each
     # experiment with the reward in its config.json; if given a reward, it scores only the
     # experiments that use it.
     reward: str = "clip"
@@ -135,6 +136,13 @@ class Eval:
     model: str = "ViT-H-14"
     # Weights of the open_clip model: a tag or a local file; empty for a local-dir.
     pretrained: str = "laion2b_s32b_b79k"
+    # The reward "vlm": base address of a server that speaks OpenAI's chat completions, such as
+    # http://127.0.0.1:8000/v1. A key is taken from the environment variable VLM_API_KEY.
+    vlm_address: Free[str] = ""
+    # The reward "vlm": name of the vision-language model at that address.
+    vlm_model: str = ""
+    # The reward "vlm": the question, answered by yes or no; {prompt} becomes the image's prompt.
+    vlm_question: str = "Does this image show {prompt}? Answer with yes or no only."
     # Images in one call of the reward.
     batch_size: Free[Count] = 16
     # Seconds between checks for new images and scores.

@@ -4,24 +4,14 @@ import json
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import pytest
 import torch
-from PIL import Image
 from scipy import stats
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    CLIPProcessor,
-)
 
-from dfusion.rewards import hpsv2, pickscore
 from experiments.measures.intervals import gain, over_groups, over_seeds
 from experiments.measures.measure import diversity
 from experiments.pairs import mask_quality
 from experiments.runs import alignment_plot, generalisation, parts, side_by_side
-from tests.conftest import make_tokenizer
 
 
 def test_gain_is_the_paired_normal_interval() -> None:
@@ -46,84 +36,6 @@ def test_diversity_compares_images_of_one_prompt_only() -> None:
     a, b = rng.integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
     assert diversity(np.stack([a, a, b, b]), ["x", "x", "y", "y"]) == pytest.approx(0)
     assert diversity(np.stack([a, b]), ["x", "x"]) > 0.5
-
-
-def test_pickscore_pairs_each_image_with_its_prompt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tokenizer = make_tokenizer(tmp_path / "tokens")
-    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
-    heads = {"num_attention_heads": 2, "projection_dim": 8}
-    ids = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
-    config = CLIPConfig(
-        text_config={
-            **tower,
-            **heads,
-            **ids,
-            "vocab_size": len(tokenizer),
-            "max_position_embeddings": 16,
-        },
-        vision_config={**tower, **heads, "image_size": 32, "patch_size": 16},
-        projection_dim=8,
-    )
-    torch.manual_seed(0)
-    model = CLIPModel(config).eval()
-    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-    processor = CLIPProcessor(CLIPImageProcessor(**size), tokenizer)
-    model.save_pretrained(tmp_path / "pick")
-    processor.save_pretrained(tmp_path / "pick")
-    monkeypatch.setenv("PICKSCORE", str(tmp_path / "pick"))
-    monkeypatch.setattr(pickscore, "BATCH", 2)
-    pickscore.load.cache_clear()
-
-    rng = np.random.default_rng(1)
-    images = [Image.fromarray(a) for a in rng.integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)]
-    prompts = ["a cat", "the dog", "a sandwich"]
-    got = pickscore.score(images, prompts)
-    pickscore.load.cache_clear()
-    for image, prompt, value in zip(images, prompts, got, strict=True):
-        inputs = processor(images=image, text=[prompt], return_tensors="pt")
-        with torch.no_grad():
-            output = model(**inputs)
-        cosine = torch.cosine_similarity(output.image_embeds, output.text_embeds)
-        assert float(value) == pytest.approx(
-            float(cosine * model.logit_scale.detach().exp()), abs=1e-4
-        )
-
-
-def test_hpsv2_is_open_clip_with_the_named_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tiny = {
-        "embed_dim": 8,
-        "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
-        "text_cfg": {
-            "context_length": 77,
-            "vocab_size": 49408,
-            "width": 8,
-            "heads": 2,
-            "layers": 1,
-        },
-    }
-    (tmp_path / "tiny-for-hps.json").write_text(json.dumps(tiny))
-    open_clip.add_model_config(tmp_path / "tiny-for-hps.json")
-    torch.manual_seed(0)
-    model, _, preprocess = open_clip.create_model_and_transforms("tiny-for-hps")
-    torch.save({"state_dict": model.state_dict()}, tmp_path / "hps.pt")
-    monkeypatch.setattr(hpsv2, "MODEL", "tiny-for-hps")
-    monkeypatch.setattr(hpsv2, "BATCH", 2)
-    monkeypatch.setenv("HPSV2", str(tmp_path / "hps.pt"))
-    hpsv2.load.cache_clear()
-    rng = np.random.default_rng(0)
-    images = [Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)) for _ in range(3)]
-    prompts = ["a cat", "a dog", "a star"]
-    found = hpsv2.score(images, prompts)
-    hpsv2.load.cache_clear()
-    with torch.no_grad():
-        pictures = model.eval().encode_image(torch.stack([preprocess(i) for i in images]))
-        texts = model.encode_text(open_clip.get_tokenizer("tiny-for-hps")(prompts))
-    assert found == pytest.approx(torch.cosine_similarity(pictures, texts).numpy(), abs=1e-5)
-    assert len(set(found.round(3))) > 1
 
 
 def test_overlap_of_masks_by_hand() -> None:
