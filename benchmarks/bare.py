@@ -7,7 +7,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
 from dfusion.models import lora
-from dfusion.models.stable_diffusion import DiffusionModel
+from dfusion.models.diffusion_model import DiffusionModel
 from dfusion.settings.plain_text import names_of
 from dfusion.settings.schema import Train
 
@@ -15,8 +15,8 @@ from dfusion.settings.schema import Train
 def stock_unet(model: DiffusionModel) -> UNet2DConditionModel:
     """diffusers' own UNet and attention on the model's weights (shared, not copied)."""
     with torch.device("meta"):
-        stock = UNet2DConditionModel.from_config(model.unet.config)
-    stock.load_state_dict(model.unet.state_dict(), assign=True)
+        stock = UNet2DConditionModel.from_config(model.network.config)
+    stock.load_state_dict(model.network.state_dict(), assign=True)
     return stock.requires_grad_(False).eval()
 
 
@@ -60,5 +60,5 @@ def _inputs(model: DiffusionModel, rows: int) -> tuple[Tensor, Tensor, Tensor]:
     rng = torch.Generator().manual_seed(rows)
     x = torch.randn((rows, *model.latent_shape), generator=rng)
     timestep = torch.full((rows,), 501, device=model.device)
-    cond = model.encode([""]).expand(rows, -1, -1).contiguous()
+    cond = model.encode([""] * rows).tokens
     return x.to(model.device, model.dtype), timestep, cond

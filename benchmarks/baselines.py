@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dfusion.method.fusion import FusionPlan, Source
 from dfusion.method.masks import fusion_mask
 from dfusion.method.sampling import Policy
-from dfusion.models.stable_diffusion import DiffusionModel
+from dfusion.models.diffusion_model import DiffusionModel
 from diffusers_patched import UNet2DConditionModel
 
 
@@ -94,7 +94,7 @@ def released_fusion(
     """
     batches = [pairs[n : n + batch_size] for n in range(0, len(pairs), batch_size)]
     assert isinstance(policy.model, DiffusionModel)
-    with explicit_attention(policy.model.unet, plan.layers) as passes:
+    with explicit_attention(policy.model.network, plan.layers) as passes:
         return [x for batch in batches for x in _released_targets(policy, plan, batch, passes)]
 
 
@@ -102,7 +102,7 @@ def _released_targets(
     policy: Policy, plan: FusionPlan, pairs: Sequence[Source], passes: Passes
 ) -> Tensor:
     """(P, T+1, C, h, w)."""
-    model, ddim, total = policy.model, policy.ddim, len(policy.ddim)
+    model, sampler, total = policy.model, policy.sampler, len(policy.sampler)
     cond = model.encode([pair.prompt.text for pair in pairs])
     _, z = policy.noise([pair.base_index for pair in pairs])
     masks = torch.stack(
@@ -114,8 +114,8 @@ def _released_targets(
     for i in range(total):
 
         def walked(x: Tensor, i: int = i) -> Tensor:
-            eps, _ = model.predict(x, ddim.timesteps[i], cond, policy.guidance)
-            mean, std = ddim.transition(x, eps, i)
+            output, _ = policy.predict(x, i, cond)
+            mean, std = sampler.transition(x, output, i)
             return policy.rounded(mean + std.reshape(-1, 1, 1, 1) * z[:, i])
 
         passes.keeping, passes.mask = True, None
@@ -143,10 +143,9 @@ def log_probs(policy: Policy, network: nn.Module, example: Example, i: int) -> T
     for states in (example.preferred, example.base):
         x, x_next = (states[k : k + 1].to(policy.model.device).float() for k in (i, i + 1))
         cond = policy.model.encode([example.text])
-        t = policy.ddim.timesteps[i]
-        eps, _ = policy.model.predict(x, t, cond, policy.guidance, network=network)
-        mean, std = policy.ddim.transition(x, eps, i)
-        found.append(policy.ddim.log_prob(x_next, mean, std))
+        output, _ = policy.predict(x, i, cond, network=network)
+        mean, std = policy.sampler.transition(x, output, i)
+        found.append(policy.sampler.log_prob(x_next, mean, std))
     return torch.cat(found)
 
 
@@ -155,7 +154,7 @@ def old_policy_pass(
     policy: Policy, network: nn.Module, examples: Sequence[Example]
 ) -> list[list[Tensor]]:
     """log p_theta_old of every step of every pair, by a pass of its own."""
-    steps = range(len(policy.ddim))
+    steps = range(len(policy.sampler))
     return [[log_probs(policy, network, e, i) for i in steps] for e in examples]
 
 
@@ -170,7 +169,7 @@ def plain_inner_epoch(
 ) -> None:
     """Add `loss_scale` times the gradient of Eq. 6, summed over pairs and all steps, one by one."""
     for example, before in zip(examples, old, strict=True):
-        for i in range(len(policy.ddim)):
+        for i in range(len(policy.sampler)):
             ratio = (log_probs(policy, network, example, i) - before[i]).exp()
             kept = ratio.clamp(1 - clip, 1 + clip)
             loss = torch.log1p(torch.exp(-beta * (kept[0] - kept[1])))

@@ -22,7 +22,7 @@ from benchmarks.stages import Stage
 from benchmarks.table3 import RoundCount
 from benchmarks.timing import matrix_rate, race
 from benchmarks.workbench import make_round, open_workbench, settings_of, size_of, train_round
-from dfusion.models.stable_diffusion import quiet_libraries
+from dfusion.models.devices import quiet_libraries
 from dfusion.rounds.session import Session
 from dfusion.storage.files import write_json
 from dfusion.training.metrics import peak_memory
@@ -41,7 +41,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     device = torch.device(options.device)
     model = models.make(options.model, device, DTYPES[options.dtype])
     if options.compile:
-        _compile(model.unet)
+        _compile(model.network)
     settings = settings_of(model, options.pairs, options.batch_size, options.steps, folder)
     session = open_workbench(model, settings)
     made = make_round(session)

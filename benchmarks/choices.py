@@ -11,7 +11,8 @@ from benchmarks.timing import seconds_of
 from benchmarks.workbench import PROMPT
 from dfusion.method.sampling import Policy, sample
 from dfusion.models import lora
-from dfusion.models.stable_diffusion import DiffusionModel
+from dfusion.models.diffusion_model import DiffusionModel
+from dfusion.models.stable_diffusion import StableDiffusion
 from dfusion.settings.plain_text import names_of
 from dfusion.settings.schema import Train
 
@@ -54,33 +55,33 @@ def measure(
     no figures. The model gets LoRA, and ends as the last choice has it.
     """
     train, pipe = Train(), model.pipe
-    lora.add(model.unet, train.lora_rank, train.lora_alpha, names_of(train.lora_targets), seed=0)
-    trained = {name for name, p in model.unet.named_parameters() if p.requires_grad}
+    lora.add(model.network, train.lora_rank, train.lora_alpha, names_of(train.lora_targets), seed=0)
+    trained = {name for name, p in model.network.named_parameters() if p.requires_grad}
     for choice in tried:
         if time.perf_counter() > until:
             return
-        model = DiffusionModel(pipe, model.device, choice.dtype)
-        model.unet.to(memory_format=choice.layout)
-        for name, parameter in model.unet.named_parameters():
+        model = StableDiffusion(pipe, model.device, choice.dtype)
+        model.network.to(memory_format=choice.layout)
+        for name, parameter in model.network.named_parameters():
             parameter.requires_grad_(name in trained)
-        lora.parameters(model.unet)
+        lora.parameters(model.network)
         if choice.compiled:
             model.compile()
         yield {"choice": choice.name, **_figures(model, choice)}
 
 
 def _figures(model: DiffusionModel, choice: Choice) -> dict[str, float | None]:
-    policy = Policy(model=model, ddim=model.sampler(STEPS, 1.0), guidance=5.0, seed=0, round=0)
+    policy = Policy(model=model, sampler=model.sampler(STEPS, 1.0), guidance=5.0, seed=0, round=0)
     layers, batch = model.layers.names["first_up"], range(choice.items)
 
     def sampling() -> None:
         sample(policy, batch, [PROMPT] * choice.items, layers)
 
     x = torch.zeros(2 * choice.items, *model.latent_shape, device=model.device)
-    cond = model.encode([PROMPT.text]).expand(len(x), -1, -1)
+    cond = model.encode([PROMPT.text] * len(x))
 
     def training() -> None:
-        eps, _ = model.predict(x, policy.ddim.timesteps[0], cond, policy.guidance)
+        eps, _ = policy.predict(x, 0, cond)
         eps.square().mean().backward()
 
     found: dict[str, float | None] = {}
@@ -88,7 +89,7 @@ def _figures(model: DiffusionModel, choice: Choice) -> dict[str, float | None]:
         best, peak = _best(work, model.device)
         found[f"{name} ms"] = best and round(1000 * best / (choice.items * evaluations), 3)
         found[f"{name} GiB"] = peak
-    model.unet.zero_grad(set_to_none=True)
+    model.network.zero_grad(set_to_none=True)
     return found
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import bench, choices, models
-from dfusion.models.stable_diffusion import quiet_libraries
+from dfusion.models.devices import quiet_libraries
 from dfusion.storage.files import write_json
 
 # Of the stages: 4 pairs in a call, 16 rows.

@@ -19,7 +19,7 @@ import torch
 
 from benchmarks import models
 from benchmarks.workbench import make_round, open_workbench, settings_of, train_round
-from dfusion.models.stable_diffusion import quiet_libraries
+from dfusion.models.devices import quiet_libraries
 from dfusion.training.metrics import peak_memory
 from dfusion.training.trainer import Trainer
 

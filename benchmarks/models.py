@@ -11,7 +11,9 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from dfusion.models.stable_diffusion import DiffusionModel
+from dfusion.models.diffusion_model import DiffusionModel
+from dfusion.models.loading import load_model
+from dfusion.models.stable_diffusion import StableDiffusion
 from dfusion.settings.schema import Eval, Pretrained
 from testbed.models.unet import SCHEDULE
 
@@ -50,7 +52,7 @@ NAMES = ("testbed", *UNETS)
 def make(name: str, device: torch.device, dtype: torch.dtype) -> DiffusionModel:
     """A model of NAMES; random weights are the same every time."""
     if name == "testbed":
-        return DiffusionModel.load(Pretrained(model=TESTBED), device, dtype)
+        return load_model(Pretrained(model=TESTBED), device, dtype)
     torch.manual_seed(0)
     tokenizer = CLIPTokenizer.from_pretrained(f"{TESTBED}/tokenizer", model_max_length=TOKENS[name])
     unet = UNet2DConditionModel(**UNETS[name]).eval()
@@ -64,7 +66,7 @@ def make(name: str, device: torch.device, dtype: torch.dtype) -> DiffusionModel:
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    return DiffusionModel(pipe, device, dtype)
+    return StableDiffusion(pipe, device, dtype)
 
 
 def scorer(name: str) -> Eval:

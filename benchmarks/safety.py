@@ -147,7 +147,7 @@ def main() -> None:
 def _unet_seconds(name: str) -> float:
     """One row's evaluation here, in a batch of eight."""
     model = models.make(name, torch.device("cpu"), torch.float32)
-    return seconds_of(bare.unet_calls(model.unet, model, [8]), 5) / 8
+    return seconds_of(bare.unet_calls(model.network, model, [8]), 5) / 8
 
 
 if __name__ == "__main__":

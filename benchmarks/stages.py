@@ -54,7 +54,7 @@ def sampling(session: Session, unet: nn.Module, time_in_turns: TimeInTurns) -> S
         for batch in batches:
             sample(policy, batch, [prompts[i] for i in batch], layers)
 
-    rows = [2 * len(batch) for batch in batches for _ in policy.ddim.timesteps]
+    rows = [2 * len(batch) for batch in batches for _ in policy.sampler.timesteps]
     return _raced(
         session, {"ours": ours}, bare.unet_calls(unet, session.model, rows), time_in_turns
     )
@@ -86,7 +86,7 @@ def training(trainer: Trainer, unet: nn.Module, time_in_turns: TimeInTurns) -> S
     session, train = trainer.session, trainer.settings.train
     data, policy = trainer.data(0), session.policy(0)
     orders = [
-        trainer.order(0, inner, data, len(trainer.session.ddim))
+        trainer.order(0, inner, data, len(trainer.session.sampler))
         for inner in range(train.num_inner_epochs)
     ]
 
@@ -142,7 +142,7 @@ def gradient_difference(trainer: Trainer) -> float:
     data, policy = trainer.data(0), session.policy(0)
     updater = trainer.updater(policy, data)
     updater.loss_scale = trainer.loss_scale
-    (update,) = trainer.order(0, 0, data, len(trainer.session.ddim))
+    (update,) = trainer.order(0, 0, data, len(trainer.session.sampler))
     updater.backward(update.steps)
     ours = [p.grad.clone() for p in parameters if p.grad is not None]
     trainer.optimiser.zero_grad()
@@ -166,7 +166,7 @@ def _raced(
 
     def counted(work: Work) -> Callable[[], tuple[Any, float]]:
         def run() -> tuple[Any, float]:
-            with counting(session.model.unet) as count:
+            with counting(session.model.network) as count:
                 result = work()
             return result, count.total
 
@@ -185,7 +185,7 @@ def _plain_training(trainer: Trainer, pairs: list[baselines.Example]) -> None:
         _plain_epoch(trainer, pairs, old)
         for parameter in parameters:
             if parameter.grad is not None:
-                parameter.grad.div_(trainer.loss_scale * len(pairs) * len(policy.ddim))
+                parameter.grad.div_(trainer.loss_scale * len(pairs) * len(policy.sampler))
         nn.utils.clip_grad_norm_(parameters, trainer.settings.train.max_grad_norm)
         trainer.optimiser.step()
 

@@ -11,9 +11,9 @@ from PIL import Image
 from benchmarks.counter import counting
 from benchmarks.table3 import RoundCount, RoundSize
 from dfusion.method.prompts import Item, Prompt
+from dfusion.models.diffusion_model import DiffusionModel
 from dfusion.models.numerics import set_numerics
 from dfusion.models.plan import plan_of
-from dfusion.models.stable_diffusion import DiffusionModel
 from dfusion.rounds.runner import RoundRunner, World
 from dfusion.rounds.session import PRECISIONS, Session
 from dfusion.settings.schema import Settings
@@ -55,8 +55,8 @@ def open_workbench(model: DiffusionModel, settings: Settings) -> Session:
     runner = RoundRunner(
         settings, experiment, (PROMPT,), plan, mask_layers, World(), reward=brightness
     )
-    ddim = model.sampler(settings.sample.num_steps, settings.sample.eta)
-    return Session(settings, experiment, runner, model, ddim)
+    sampler = model.sampler(settings.sample.num_steps, settings.sample.eta)
+    return Session(settings, experiment, runner, model, sampler)
 
 
 def brightness(images: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
@@ -66,7 +66,7 @@ def brightness(images: Sequence[Image.Image], prompts: Sequence[str]) -> list[fl
 
 def make_round(session: Session) -> RoundCount:
     """Sample, pair and fuse round 0; the evaluations it took (no training yet)."""
-    unet, guided = session.model.unet, session.settings.sample.cfg
+    unet, guided = session.model.network, session.settings.sample.cfg
     policy = session.policy(0)
     with quiet():
         with counting(unet, guided) as sampled:
@@ -79,7 +79,7 @@ def make_round(session: Session) -> RoundCount:
 def train_round(trainer: Trainer) -> RoundCount:
     """Train on round 0; the evaluations it took."""
     session = trainer.session
-    with quiet(), counting(session.model.unet, session.settings.sample.cfg) as count:
+    with quiet(), counting(session.model.network, session.settings.sample.cfg) as count:
         trainer.train_round(0, session.policy(0))
     return RoundCount(0, 0, training=count.trained + count.backward, checks=count.plain)
 
@@ -90,7 +90,7 @@ def size_of(session: Session) -> RoundSize:
     return RoundSize(
         images=len(round_.sample_prompts()),
         pairs=len(round_.pairs() or ()),
-        steps=len(session.ddim),
+        steps=len(session.sampler),
         fused_steps=len(session.runner.plan.steps),
         inner_epochs=session.settings.train.num_inner_epochs,
     )

@@ -23,13 +23,14 @@ class LayerTable:
     grids: tuple[tuple[int, int], ...]
 
     @classmethod
-    def of(cls, unet: Any) -> "LayerTable":
+    def of(cls, unet: Any, latent: tuple[int, int] | None = None) -> "LayerTable":
         """The table of a diffusers UNet2DConditionModel.
 
-        Raises ValueError for a UNet without up-sampling attention (it has no mask source).
+        latent: (height, width) of latents; None for the size that the UNet was made for. Raises
+        ValueError for a UNet without up-sampling attention (it has no mask source).
         """
         with_attention = {_block_of(name) for name in unet.attn_processors}
-        size = unet.config.sample_size or 64  # some configs leave it open
+        size = latent or unet.config.sample_size or 64  # some configs leave it open
         height, width = (size, size) if isinstance(size, int) else size
         levels = len(unet.config.down_block_types)
         order = [(f"down_blocks.{i}", i) for i in range(levels)]

@@ -17,7 +17,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dfusion.method.prompts import Item, Prompt
 from dfusion.method.sampling import Policy
-from dfusion.models.stable_diffusion import DiffusionModel
+from dfusion.models.diffusion_model import DiffusionModel
+from dfusion.models.stable_diffusion import StableDiffusion
 from dfusion.rounds.session import sample_rounds
 from dfusion.settings.schema import Settings
 from dfusion.storage.experiment import Experiment, Round
@@ -128,12 +129,12 @@ def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> DiffusionModel:
-    return DiffusionModel(make_pipeline(tmp_path_factory.mktemp("pipe")), "cpu", torch.float32)
+    return StableDiffusion(make_pipeline(tmp_path_factory.mktemp("pipe")), "cpu", torch.float32)
 
 
 @pytest.fixture
 def policy(model: DiffusionModel) -> Policy:
-    return Policy(model=model, ddim=model.sampler(6, 1.0), guidance=5.0, seed=3, round=0)
+    return Policy(model=model, sampler=model.sampler(6, 1.0), guidance=5.0, seed=3, round=0)
 
 
 @pytest.fixture

@@ -21,10 +21,10 @@ COPIED = ("dfusion", "diffusers_patched", "config", "tests", "testbed", "experim
 # (file, what stands there, the bug, tests that must notice)
 MUTANTS = [
     ("dfusion/method/ddim.py", "eta**2 * (1 - a_prev)", "eta * (1 - a_prev)", "method/test_ddim"),
-    ("dfusion/method/ddim.py", "(direction - (a_prev", "(direction + (a_prev", "method/test_ddim"),
+    ("dfusion/method/ddim.py", "direction - (a_prev / a_t", "direction + (a_prev / a_t", "method/test_ddim"),
     ("dfusion/method/ddim.py", "previous >= 0, alphas", "previous > 1, alphas", "method/test_ddim"),
-    ("dfusion/method/ddim.py", "- std.log()", "+ std.log()", "method/test_ddim"),
-    ("dfusion/method/ddim.py", "return 0.5 * ((mean_p", "return ((mean_p", "method/test_ddim"),
+    ("dfusion/method/sampler.py", "- std.log()", "+ std.log()", "method/test_ddim"),
+    ("dfusion/method/sampler.py", "return 0.5 * ((mean_p", "return ((mean_p", "method/test_ddim"),
     ("dfusion/method/masks.py", "% 2 == 1", ">= 1", "method/test_masks"),
     ("dfusion/method/masks.py", "item >= (otsu", "item > (otsu", "method/test_masks"),
     ("dfusion/method/masks.py", ".mean(-3) for tokens", ".sum(-3) for tokens", "method/test_masks"),
@@ -85,8 +85,13 @@ MUTANTS = [
     ("dfusion/training/pairs.py", "else kept[rows]", "else kept[rows].flip(0)", "training/test_gradients"),
     ("dfusion/training/pairs.py", "return fused and step.i >= self._fused_from",
      "return fused and step.i > self._fused_from", "training/test_gradients"),
-    ("dfusion/method/ddim.py", "self.eps_scale_eta0[i] * eps.float()) / self.x_scale[i]",
-     "self.eps_scale[i] * eps.float()) / self.x_scale[i]", "method/test_inversion"),
+    ("dfusion/method/sampler.py", "self.output_scale_still[i] * output.float()",
+     "self.output_scale[i] * output.float()", "method/test_inversion"),
+    ("dfusion/method/ddim.py", "+ direction * (1 - a_t).sqrt()", "- direction * (1 - a_t).sqrt()", "method/test_ddim"),
+    ("dfusion/method/ddim.py", "direction * (a_t / (1 - a_t)).sqrt()", "direction * a_t.sqrt()", "method/test_ddim"),
+    ("dfusion/method/flow.py", "(1 - now) / (now * (1 - then))", "/ now", "method/test_flow"),
+    ("dfusion/method/flow.py", "then.square() - std.square()", "then.square()", "method/test_flow"),
+    ("dfusion/method/flow.py", "(scale * now)", "(scale * then)", "method/test_flow"),
     ("dfusion/method/inversion.py", "guidance=None", "guidance=policy.guidance", "method/test_inversion"),
     ("dfusion/method/objective.py", "self.kl_initial * kl_initial.sum(-1)",
      "self.kl_initial * kl_initial.mean(-1)", "method/test_objective"),
@@ -137,7 +142,7 @@ MUTANTS = [
     ("dfusion/api/trainer.py", "latents = preference.base.latents if side", "latents = preference.base.latents if not side", "test_api"),
     ("dfusion/api/samples.py", "(samples[p.base], samples[p.reference])", "(samples[p.reference], samples[p.base])", "test_api"),
     ("dfusion/models/stable_diffusion.py", "self.pipe = copy.copy(pipe)", "self.pipe = pipe", "test_api"),
-    ("dfusion/models/stable_diffusion.py", "self.encode([self.negative_prompt])", 'self.encode([""])', "test_api"),
+    ("dfusion/models/diffusion_model.py", "self.encode([negative] * rows)", 'self.encode([""] * rows)', "test_api"),
     ("dfusion/training/learner.py", "updater.remember([step", "len([step", "test_api"),
 ]  # fmt: skip
 

@@ -14,7 +14,7 @@ from dfusion.method.fusion import FusionPlan, Source, fuse
 from dfusion.method.inversion import invert
 from dfusion.method.prompts import Prompt
 from dfusion.method.sampling import Policy, sample
-from dfusion.models.stable_diffusion import DiffusionModel
+from dfusion.models.stable_diffusion import StableDiffusion
 from dfusion.settings.schema import Settings
 from dfusion.training.trainer import Trainer, train_rounds
 from tests.conftest import make_pipeline, small
@@ -68,8 +68,8 @@ def test_waits(gpu: PretendGpu, name: str) -> None:
 
 
 def policy_on_gpu(folder: Path, steps: int) -> Policy:
-    model = DiffusionModel(make_pipeline(folder), "cuda", torch.float16)
-    return Policy(model=model, ddim=model.sampler(steps, 1.0), guidance=5.0, seed=3, round=0)
+    model = StableDiffusion(make_pipeline(folder), "cuda", torch.float16)
+    return Policy(model=model, sampler=model.sampler(steps, 1.0), guidance=5.0, seed=3, round=0)
 
 
 def sample_fuse_and_invert(policy: Policy, prompt: Prompt) -> None:
@@ -103,13 +103,13 @@ def look_at_values(policy: Policy, x: Tensor) -> Tensor:
 
 def noise_on_the_cpu(policy: Policy, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
     shape = policy.model.latent_shape
-    return torch.ones(1, *shape, device="cuda"), torch.ones(1, len(policy.ddim), *shape)
+    return torch.ones(1, *shape, device="cuda"), torch.ones(1, len(policy.sampler), *shape)
 
 
 def noise_on_the_gpu(policy: Policy, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
     rng, shape = torch.Generator().manual_seed(0), (1, *policy.model.latent_shape)
     x_T = torch.randn(shape, generator=rng, device=policy.model.device)
-    return x_T, x_T[:, None].expand(-1, len(policy.ddim), -1, -1, -1)
+    return x_T, x_T[:, None].expand(-1, len(policy.sampler), -1, -1, -1)
 
 
 @pytest.mark.parametrize("bug", [noise_on_the_cpu, noise_on_the_gpu])
@@ -129,7 +129,7 @@ def test_planted_float_norms_are_refused(
     gpu: PretendGpu, tmp_path: Path, prompts: list[Prompt]
 ) -> None:
     policy = policy_on_gpu(tmp_path, 1)
-    for module in policy.model.unet.modules():
+    for module in policy.model.network.modules():
         if isinstance(module, nn.LayerNorm | nn.GroupNorm):
             module.float()
     with pytest.raises(CudaError, match="one dtype"):

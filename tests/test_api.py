@@ -75,7 +75,7 @@ def test_a_pipeline_stays_as_it_is(stock: StableDiffusionPipeline) -> None:
     made = one(pipe)
     plain = score([made.base_sample, made.reference_sample], redness)
     pipe.trainer(learning_rate=1e-2).train_on(naive(pair(plain)))
-    assert pipe.model.unet is not stock.unet
+    assert pipe.model.network is not stock.unet
     assert all(stock.components[name] is part for name, part in parts.items())
     assert [p.requires_grad for p in stock.unet.parameters()] == wanted
     assert (drawn() == before).all()
@@ -93,8 +93,8 @@ def test_full_training_leaves_the_pipelines_weights_alone(stock: StableDiffusion
 
 
 def test_a_pipeline_that_cannot_be_used_is_refused(stock: StableDiffusionPipeline) -> None:
-    stock.scheduler.register_to_config(prediction_type="v_prediction")
-    with pytest.raises(UserError, match="^pipe predicts v_prediction"):
+    stock.scheduler.register_to_config(prediction_type="flow_prediction")
+    with pytest.raises(UserError, match="^pipe predicts flow_prediction"):
         DFusionPipeline.from_pipe(stock)
 
 
@@ -195,9 +195,9 @@ def test_weights_are_saved_for_diffusers(pipe: DFusionPipeline, tmp_path: Path) 
     trainer.train_on(naive(pair(score([made.base_sample, made.reference_sample], redness))))
     trainer.save(tmp_path / "lora")
     stock = make_pipeline(tmp_path / "stock")
-    x, cond = torch.randn(1, 4, 8, 8), pipe.model.encode(["the dog"])
+    x, cond = torch.randn(1, 4, 8, 8), pipe.model.encode(["the dog"]).tokens
     with torch.no_grad():
-        ours, plain = pipe.model.unet(x, 500, cond).sample, stock.unet(x, 500, cond).sample
+        ours, plain = pipe.model.network(x, 500, cond).sample, stock.unet(x, 500, cond).sample
         stock.load_lora_weights(tmp_path / "lora")
         theirs = stock.unet(x, 500, cond).sample
     assert torch.allclose(ours, theirs, atol=1e-5) and not torch.allclose(ours, plain, atol=1e-4)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
@@ -15,8 +15,9 @@ from dfusion.method.fusion import FusionPlan, Source, fuse
 from dfusion.method.noise import noises
 from dfusion.method.prompts import Prompt, join
 from dfusion.method.sampling import GivenNoise, OnStep, Trajectory, sample
+from dfusion.models.diffusion_model import DiffusionModel
+from dfusion.models.loading import load_model, model_of
 from dfusion.models.plan import fusion_plan, mask_layers_of
-from dfusion.models.stable_diffusion import DiffusionModel, check_pipeline
 from dfusion.settings.schema import SETTINGS, Fusion, Mask, Pretrained
 
 Seed = int | torch.Generator
@@ -40,14 +41,13 @@ class DFusionPipeline:
         self.model = model
 
     @classmethod
-    def from_pipe(cls, pipe: StableDiffusionPipeline) -> "DFusionPipeline":
+    def from_pipe(cls, pipe: DiffusionPipeline) -> "DFusionPipeline":
         """Wrap a diffusers pipeline, on its device and in its precision.
 
         The given pipeline can still be used: weights are shared, but its modules are not modified,
         and a LoRA trained here has no effect on it.
         """
-        check_pipeline(pipe, "pipe")
-        return cls(DiffusionModel(pipe))
+        return cls(model_of(pipe))
 
     @classmethod
     def from_pretrained(
@@ -59,7 +59,7 @@ class DFusionPipeline:
         torch_dtype: torch.dtype = torch.float32,
     ) -> "DFusionPipeline":
         """Load a local diffusers folder, a .safetensors file or a Hub id, with `lora` merged in."""
-        return cls(DiffusionModel.load(Pretrained(model=model, lora=lora), device, torch_dtype))
+        return cls(load_model(Pretrained(model=model, lora=lora), device, torch_dtype))
 
     def trainer(self, **settings: Any) -> DFusionTrainer:
         """A trainer for this pipeline's model. settings: those of --config.train, by name."""
@@ -263,7 +263,7 @@ class DFusionPipeline:
     def _on_step(self, callback: Callback | None, policy: GivenNoise) -> OnStep:
         def told(i: int, x: Tensor) -> None:
             if callback is not None:
-                callback(self, i, policy.ddim.timesteps[i], {"latents": x})
+                callback(self, i, policy.sampler.timesteps[i], {"latents": x})
 
         return told
 

@@ -11,7 +11,7 @@ from dfusion.errors import UserError
 from dfusion.method.advantages import normalised, statistics
 from dfusion.method.pairing import Pair
 from dfusion.method.sampling import GivenNoise
-from dfusion.models.stable_diffusion import DiffusionModel
+from dfusion.models.diffusion_model import DiffusionModel
 from dfusion.settings.schema import SETTINGS, Train
 from dfusion.training.learner import Learner
 from dfusion.training.order import Step
@@ -97,12 +97,12 @@ def policy_of(
 
     given: x_T (C, h, w) and step noises (T, C, h, w) of each.
     """
-    model.negative_prompt = sampling.negative_prompt
     return GivenNoise(
         model=model,
-        ddim=model.sampler(sampling.num_steps, sampling.eta),
+        sampler=model.sampler(sampling.num_steps, sampling.eta),
         guidance=sampling.guidance_scale,
         seed=0,
         round=0,
+        negative=sampling.negative_prompt,
         given=tuple(given),
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dfusion.method.denoiser import Cond
 from dfusion.method.masks import elsewhere, fusion_mask
 from dfusion.method.noise import generator
 from dfusion.method.prompts import Prompt
@@ -68,7 +69,7 @@ def fuse(
     base.
     """
     masks = torch.stack([_masks(policy, pair, plan) for pair in pairs])  # (P, T, gh, gw)
-    total = len(policy.ddim)
+    total = len(policy.sampler)
     fused = [total - i in plan.steps for i in range(total)]
     first = fused.index(True) if any(fused) else total
     device = policy.model.device
@@ -79,15 +80,12 @@ def fuse(
     on_device = masks.to(device)
 
     def predict(x: Tensor, i: int) -> tuple[Tensor, Tensor | None]:
-        timestep = policy.ddim.timesteps[i]
         if not fused[i]:
-            return policy.model.predict(x, timestep, cond, policy.guidance)
+            return policy.predict(x, i, cond)
         both = torch.cat([references[:, i], x])
-        control = fusion_control(plan, on_device[:, i], policy.guidance is not None)
-        eps, _ = policy.model.predict(
-            both, timestep, torch.cat([cond, cond]), policy.guidance, control
-        )
-        return eps[len(x) :], None
+        control = fusion_control(plan, on_device[:, i], policy.doubled)
+        output, _ = policy.predict(both, i, Cond.cat([cond, cond]), control)
+        return output[len(x) :], None
 
     states = list(bases.unbind(1))
     walk = denoise(policy, states[-1], z, cond, steps=range(first, total), predict=predict)
@@ -98,14 +96,14 @@ def fuse(
     return [Target(latents[p], masks[p]) for p in range(len(pairs))]
 
 
-def fusion_control(plan: FusionPlan, mask: Tensor, guided: bool) -> AttentionControl:
+def fusion_control(plan: FusionPlan, mask: Tensor, doubled: bool) -> AttentionControl:
     """The control of one call on [references, targets], doubled by guidance.
 
     mask: (P, gh, gw) bool. In either half, row r + P (a target) takes from row r (its reference).
     """
     pairs = len(mask)
     half = torch.arange(pairs, device=mask.device).repeat(2)  # (2 P,)
-    source = torch.cat([half, half + 2 * pairs]) if guided else half
+    source = torch.cat([half, half + 2 * pairs]) if doubled else half
     rows = mask.repeat(len(source) // pairs, 1, 1)
     fusion = AttentionFusion(
         source, plan.layers, rows if plan.masked else None, plan.parts, plan.grids

@@ -6,6 +6,7 @@ own trajectories.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,10 +21,11 @@ def invert(policy: Policy, x0: Tensor, texts: Sequence[str]) -> Tensor:
     x0: (B, C, h, w) clean latents. The network predicts with the prompt but, as is usual, without
     guidance, which would make the guess diverge (Mokady et al. 2022).
     """
-    model, ddim = policy.model, policy.ddim
-    cond = model.encode(list(texts))
-    states = [policy.rounded(x0.to(model.device))]
-    for i in reversed(range(len(ddim))):
-        eps, _ = model.predict(states[-1], ddim.timesteps[i], cond, guidance=None)
-        states.append(policy.rounded(ddim.invert(states[-1], eps, i)))
+    sampler = policy.sampler
+    unguided = replace(policy, guidance=None)
+    cond = policy.model.encode(list(texts))
+    states = [policy.rounded(x0.to(policy.model.device))]
+    for i in reversed(range(len(sampler))):
+        output, _ = unguided.predict(states[-1], i, cond)
+        states.append(policy.rounded(sampler.invert(states[-1], output, i)))
     return torch.stack(states[::-1], 1).to(policy.store_dtype).cpu()

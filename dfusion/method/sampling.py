@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from dfusion.method.ddim import DDIM
-from dfusion.method.denoiser import Denoiser
+from dfusion.method.denoiser import Cond, Denoiser
 from dfusion.method.masks import item_maps
 from dfusion.method.noise import noises
 from dfusion.method.prompts import Prompt
+from dfusion.method.sampler import Sampler
 from diffusers_patched import AttentionControl, Record
 
 STORE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -32,15 +32,38 @@ class Trajectory:
 class Policy:
     """A model and how to sample it; the same for all samples and targets of a round.
 
-    guidance: scale, or None for no guidance. store_dtype: the dtype that states are rounded to.
+    guidance: scale, or None for no guidance. negative: the prompt that guidance leads away from.
+    store_dtype: the dtype that states are rounded to.
     """
 
     model: Denoiser
-    ddim: DDIM
+    sampler: Sampler
     guidance: float | None
     seed: int
     round: int
     store_dtype: torch.dtype = torch.float32
+    negative: str = ""
+
+    def predict(
+        self,
+        x: Tensor,
+        i: int | Tensor,
+        cond: Cond,
+        control: AttentionControl | None = None,
+        network: nn.Module | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The network's guided output at step i, (B, C, h, w), and the recorded maps.
+
+        x: (B, C, h, w). i: step index, one for all or (B,) long. network: called in place of the
+        model's own.
+        """
+        timestep = self.sampler.timesteps[i]
+        return self.model.predict(x, timestep, cond, self.guidance, self.negative, control, network)
+
+    @property
+    def doubled(self) -> bool:
+        """Whether a network call has unconditional rows, before the others."""
+        return self.model.doubles(self.guidance)
 
     def noise(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """x_T (B, C, h, w), already rounded, and step noises (B, T, C, h, w), on the device."""
@@ -50,7 +73,7 @@ class Policy:
 
     def drawn(self, index: int) -> tuple[Tensor, Tensor]:
         """x_T (C, h, w) and step noises (T, C, h, w) of one sample, on the CPU."""
-        return noises(self.seed, self.round, index, len(self.ddim), self.model.latent_shape)
+        return noises(self.seed, self.round, index, len(self.sampler), self.model.latent_shape)
 
     def identity(self) -> dict[str, object]:
         """Everything that a sample depends on besides its prompt and index."""
@@ -59,8 +82,8 @@ class Policy:
             "round": self.round,
             "weights": self.model.fingerprint(),
             "precision": str(self.model.dtype).removeprefix("torch."),
-            "timesteps": self.ddim.timesteps.tolist(),
-            "sigmas": [round(sigma, 6) for sigma in self.ddim.std.tolist()],
+            "timesteps": self.sampler.timesteps.tolist(),
+            "sigmas": [round(sigma, 6) for sigma in self.sampler.std.tolist()],
             "guidance": self.guidance,
             "states": str(self.store_dtype).removeprefix("torch."),
         }
@@ -91,7 +114,7 @@ def denoise(
     policy: Policy,
     x: Tensor,  # (B, C, h, w)
     z: Tensor,  # (B, T, C, h, w)
-    cond: Tensor,  # (B, L, E)
+    cond: Cond,
     control: AttentionControl | None = None,
     steps: range | None = None,
     predict: Callable[[Tensor, int], tuple[Tensor, Tensor | None]] | None = None,
@@ -102,12 +125,11 @@ def denoise(
     """
 
     def plain(x: Tensor, i: int) -> tuple[Tensor, Tensor | None]:
-        timestep = policy.ddim.timesteps[i]
-        return policy.model.predict(x, timestep, cond, policy.guidance, control)
+        return policy.predict(x, i, cond, control)
 
-    for i in steps if steps is not None else range(len(policy.ddim)):
-        eps, maps = (predict or plain)(x, i)
-        mean, std = policy.ddim.transition(x, eps, i)
+    for i in steps if steps is not None else range(len(policy.sampler)):
+        output, maps = (predict or plain)(x, i)
+        mean, std = policy.sampler.transition(x, output, i)
         x = policy.rounded(mean + std.reshape(-1, 1, 1, 1) * z[:, i])
         yield x, maps
 
@@ -127,7 +149,7 @@ def sample(
     record = Record(
         layers=mask_layers,
         columns=columns.to(model.device),
-        first_row=len(prompts) if policy.guidance is not None else 0,
+        first_row=len(prompts) if policy.doubled else 0,
     )
     x, z = policy.noise(indices)
     cond = model.encode([prompt.text for prompt in prompts])

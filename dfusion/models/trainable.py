@@ -1,4 +1,4 @@
-"""What is trained: LoRA on a frozen UNet, or all of the UNet."""
+"""What is trained: LoRA on a frozen network, or all of the network."""
 
 import copy
 from collections.abc import Iterator
@@ -6,19 +6,20 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from diffusers import ModelMixin
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import Tensor, nn
 
 from dfusion.errors import UserError
 from dfusion.models import lora
+from dfusion.models.diffusion_model import DiffusionModel
 from dfusion.settings.plain_text import names_of
 from dfusion.settings.schema import Train
 from dfusion.storage.files import read_weights, write_weights
-from diffusers_patched import UNet2DConditionModel
 
 
 class Tuning(Protocol):
-    """The trainable part of a UNet. names: its parameters' names, in order."""
+    """The trainable part of a network. names: its parameters' names, in order."""
 
     names: list[str]
     parameters: list[nn.Parameter]
@@ -35,55 +36,55 @@ class Tuning(Protocol):
 
 
 class LoraTuning:
-    """LoRA; the initial model is the UNet with LoRA switched off."""
+    """LoRA; the initial model is the network with LoRA switched off."""
 
     keeps_initial = True
 
-    def __init__(self, unet: UNet2DConditionModel, train: Train, seed: int) -> None:
-        self.unet = unet
+    def __init__(self, network: ModelMixin, name: str, train: Train, seed: int) -> None:
+        self.network, self._name = network, name
         targets = names_of(train.lora_targets)
-        self.parameters = lora.add(unet, train.lora_rank, train.lora_alpha, targets, seed)
-        self.names = [name for name, p in unet.named_parameters() if p.requires_grad]
+        self.parameters = lora.add(network, train.lora_rank, train.lora_alpha, targets, seed)
+        self.names = [name for name, p in network.named_parameters() if p.requires_grad]
 
     def save(self, folder: Path) -> None:
-        lora.save(self.unet, folder)
+        lora.save(self.network, self._name, folder)
 
     def load(self, folder: Path) -> None:
-        lora.load(self.unet, folder)
+        lora.load(self.network, self._name, folder)
 
     @contextmanager
     def initial(self) -> Iterator[nn.Module]:
-        self.unet.disable_adapters()
+        self.network.disable_adapters()
         try:
-            yield self.unet
+            yield self.network
         finally:
-            self.unet.enable_adapters()
+            self.network.enable_adapters()
 
 
 class FullTuning:
     """All weights, in float32. keep_initial: a frozen copy stays in memory."""
 
-    def __init__(self, unet: UNet2DConditionModel, keep_initial: bool) -> None:
-        self.unet = unet
-        self._copy = copy.deepcopy(unet) if keep_initial else None
+    def __init__(self, network: ModelMixin, name: str, keep_initial: bool) -> None:
+        self.network, self._name = network, name
+        self._copy = copy.deepcopy(network) if keep_initial else None
         self.keeps_initial = keep_initial
-        for parameter in unet.parameters():
+        for parameter in network.parameters():
             parameter.data = parameter.data.clone()  # a pipeline that shares them keeps its own
-        unet.requires_grad_(True)
-        self.names = [name for name, _ in unet.named_parameters()]
-        self.parameters = list(unet.parameters())
+        network.requires_grad_(True)
+        self.names = [name for name, _ in network.named_parameters()]
+        self.parameters = list(network.parameters())
 
     def save(self, folder: Path) -> None:
-        self.unet.save_config(folder / "unet")
-        path = folder / "unet" / SAFETENSORS_WEIGHTS_NAME
-        write_weights(path, self.unet.state_dict(), {"format": "pt"})
+        self.network.save_config(folder / self._name)
+        path = folder / self._name / SAFETENSORS_WEIGHTS_NAME
+        write_weights(path, self.network.state_dict(), {"format": "pt"})
 
     def load(self, folder: Path) -> None:
         saved: dict[str, Tensor] = {}
-        for part in sorted((folder / "unet").glob("*.safetensors")):
+        for part in sorted((folder / self._name).glob("*.safetensors")):
             saved |= read_weights(part, lora.REMOVE)
         try:
-            self.unet.load_state_dict(saved)
+            self.network.load_state_dict(saved)
         except RuntimeError as error:
             raise UserError(
                 f"{folder / 'unet'}: does not fit this model; start from the "
@@ -96,8 +97,8 @@ class FullTuning:
         yield self._copy
 
 
-def tune(unet: UNet2DConditionModel, train: Train, seed: int, keep_initial: bool) -> Tuning:
-    """Make the UNet trainable as the settings ask."""
+def tune(model: DiffusionModel, train: Train, seed: int, keep_initial: bool) -> Tuning:
+    """Make the model's network trainable as the settings ask."""
     if train.tune == "full":
-        return FullTuning(unet, keep_initial)
-    return LoraTuning(unet, train, seed)
+        return FullTuning(model.network, model.network_name, keep_initial)
+    return LoraTuning(model.network, model.network_name, train, seed)

@@ -424,7 +424,7 @@ def _pictures(policy: Policy, results: Sequence[Trajectory | Target], names: lis
     for result, name in zip(results, names, strict=True):
         good = result.latents.isfinite().flatten(1).all(1)
         if not good.all():
-            step = len(policy.ddim) - int(good.long().argmin()) + 1
+            step = len(policy.sampler) - int(good.long().argmin()) + 1
             raise UserError(
                 f"round {policy.round}, {name}: NaN or Inf after step t = {step}; {TRY}"
             )

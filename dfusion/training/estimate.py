@@ -17,9 +17,11 @@ from torch import Tensor
 from dfusion.method.fusion import FusionPlan, fusion_control
 from dfusion.method.sampling import STORE_DTYPES
 from dfusion.models.batching import guess
+from dfusion.models.devices import pick_device, pick_dtype, quiet_libraries
+from dfusion.models.diffusion_model import DiffusionModel
+from dfusion.models.loading import load_model
 from dfusion.models.numerics import set_numerics
 from dfusion.models.plan import plan_of
-from dfusion.models.stable_diffusion import DiffusionModel, pick_device, pick_dtype, quiet_libraries
 from dfusion.models.trainable import tune
 from dfusion.progress import clock
 from dfusion.rewards.registry import load_reward
@@ -181,7 +183,7 @@ def estimate(settings: Settings, adopted: float = 1.0) -> Estimate:
     quiet_libraries()
     set_numerics(settings)
     dtype = pick_dtype(settings.mixed_precision, device)
-    model = DiffusionModel.load(settings.pretrained, device, dtype)
+    model = load_model(settings.pretrained, device, dtype, settings.size)
     if settings.compile:
         model.compile()
     if device.type == "cuda":
@@ -238,17 +240,16 @@ def _guided(
     """Guided noise of `samples` samples, from states of plain noise."""
     rng = torch.Generator().manual_seed(settings.seed)
     x = torch.randn((samples, *model.latent_shape), generator=rng).to(model.device)
-    cond = model.encode([settings.prompt]).expand(samples, -1, -1)
+    cond = model.encode([settings.prompt] * samples)
     t = torch.full((samples,), 501, device=model.device)
-    guidance = settings.sample.guidance_scale if settings.sample.cfg else None
-    return model.predict(x, t, cond, guidance, control)[0]
+    return model.predict(x, t, cond, settings.guidance, control=control)[0]
 
 
 @torch.no_grad()
 def _sampling_call(settings: Settings, model: DiffusionModel, mask_layers: frozenset[int]) -> None:
     samples = _in_a_call(settings)
     columns = torch.ones((samples, 2), dtype=torch.long, device=model.device)
-    record = Record(mask_layers, columns, samples if settings.sample.cfg else 0)
+    record = Record(mask_layers, columns, samples if model.doubles(settings.guidance) else 0)
     _guided(settings, model, samples, AttentionControl(record=record))
 
 
@@ -258,15 +259,17 @@ def _fused_call(
 ) -> None:
     pairs, grid = guess(settings.fusion.batch_size), model.layers.grids[min(mask_layers)]
     mask = torch.ones((pairs, *grid), dtype=torch.bool, device=model.device)
-    _guided(settings, model, 2 * pairs, fusion_control(plan, mask, settings.sample.cfg))
+    _guided(
+        settings, model, 2 * pairs, fusion_control(plan, mask, model.doubles(settings.guidance))
+    )
 
 
 def _training_call(settings: Settings, model: DiffusionModel) -> Callable[[], None]:
     """Forward and backward of a micro-batch; the first call also creates the optimiser's state."""
     train = settings.train
-    tuning = tune(model.unet, train, settings.seed, objective_of(train).needs_initial)
+    tuning = tune(model, train, settings.seed, objective_of(train).needs_initial)
     if train.gradient_checkpointing:
-        model.unet.enable_gradient_checkpointing()
+        model.network.enable_gradient_checkpointing()
     adam = optimiser.make(tuning.parameters, train, model.device)
 
     def work() -> None:

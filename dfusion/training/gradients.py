@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dfusion.method.ddim import LOG_2PI
 from dfusion.method.losses import Steps, Value
 from dfusion.method.objective import Objective
+from dfusion.method.sampler import LOG_2PI
 from dfusion.method.sampling import Policy
 from dfusion.models.batching import Fit
 from dfusion.training.order import Step
@@ -27,23 +27,24 @@ from dfusion.training.transfer import to_device
 
 @dataclass(frozen=True)
 class Transitions:
-    """log_prob (B, 2), mean (B, 2, C, h, w) and guided noise eps (2 B, C, h, w) of a batch."""
+    """Of a batch: log_prob (B, 2), mean (B, 2, C, h, w), and the network's guided output,
+    (2 B, C, h, w)."""
 
     log_prob: Tensor
     mean: Tensor
-    eps: Tensor
+    output: Tensor
 
 
 def transitions(policy: Policy, network: nn.Module, batch: Batch) -> Transitions:
     """The batch's transitions under `network`."""
-    model, ddim = policy.model, policy.ddim
+    model, sampler = policy.model, policy.sampler
     x, x_next = (b.flatten(0, 1).to(model.device) for b in (batch.x, batch.x_next))
     i = batch.i.to(model.device)[:, None].expand(-1, 2).flatten()
     cond = model.encode([text for text in batch.texts for _ in range(2)])
-    eps, _ = model.predict(x, ddim.timesteps[i], cond, policy.guidance, network=network)
-    mean, std = ddim.transition(x, eps, i)
-    log_prob = ddim.log_prob(x_next, mean, std)
-    return Transitions(log_prob.unflatten(0, (-1, 2)), mean.unflatten(0, (-1, 2)), eps)
+    output, _ = policy.predict(x, i, cond, network=network)
+    mean, std = sampler.transition(x, output, i)
+    log_prob = sampler.log_prob(x_next, mean, std)
+    return Transitions(log_prob.unflatten(0, (-1, 2)), mean.unflatten(0, (-1, 2)), output)
 
 
 class Updater:
@@ -75,7 +76,7 @@ class Updater:
         self.objective, self.initial, self.fit, self.zero = objective, initial, fit, zero
         self.fresh, self.loss_scale = True, 1.0
         self.watch: Callable[[int], Callable[[int], None]] = lambda total: lambda count: None
-        device, steps = policy.model.device, len(policy.ddim)
+        device, steps = policy.model.device, len(policy.sampler)
         self.old, self.first = (PolicyCache(len(pairs), steps, device) for _ in range(2))
         self._row = {p: n for n, p in enumerate(pairs)}
         self._advantages = to_device(torch.tensor([data.advantages(p) for p in pairs]), device)
@@ -86,7 +87,7 @@ class Updater:
         self._drawn: tuple[int, Tensor] | None = None
         # For each micro-batch: its steps, and (B, 2) whether loss and gradient are finite.
         self._sound: list[tuple[Sequence[Step], Tensor]] = []
-        policy.model.encode(["", *texts])
+        policy.model.encode([policy.negative, *texts])
 
     @torch.no_grad()
     def remember(self, steps: Sequence[Step]) -> None:
@@ -110,7 +111,7 @@ class Updater:
     def _backward(self, steps: Sequence[Step]) -> Tally:
         self.zero()
         self._sound = []
-        device, total = self.policy.model.device, len(self.policy.ddim)
+        device, total = self.policy.model.device, len(self.policy.sampler)
         tally = Tally.empty(total, device)
         self._weights = to_device(self.objective.weights(total), device)
         whole = self._whole(steps) if self.objective.loss.whole_update else None
@@ -156,7 +157,7 @@ class Updater:
 
     def broken(self) -> str:
         """The first step with NaN or Inf in the last `backward`, in words; empty if none has."""
-        total = len(self.policy.ddim)
+        total = len(self.policy.sampler)
         for chunk, sound in self._sound:
             for what, good in zip(("loss", "gradient"), sound.T.cpu(), strict=True):
                 if not bool(good.all()):
@@ -192,7 +193,7 @@ class Updater:
             self._add_shifts(chunk, batch, now, tally)
         kl, far = self._kls(index, now)
         steps = self._steps(index, now.log_prob, kl)
-        now.eps.retain_grad()
+        now.output.retain_grad()
         if whole is None:
             value = self.objective(steps, far)
             loss, minimised = value.loss.detach(), value.loss
@@ -201,12 +202,12 @@ class Updater:
             value = Value(loss)
             minimised = (slopes * torch.stack([now.log_prob, kl, far], 1)).sum((1, 2))
         (minimised.sum() * self.loss_scale).backward()
-        assert now.eps.grad is not None
-        sides = now.eps.grad.detach().flatten(1).isfinite().all(1).unflatten(0, (-1, 2)).all(1)
+        assert now.output.grad is not None
+        sides = now.output.grad.detach().flatten(1).isfinite().all(1).unflatten(0, (-1, 2)).all(1)
         sound = torch.stack([loss.isfinite(), sides], -1)
         self._sound.append((chunk, sound))
         gradient = (
-            now.eps.grad.flatten(1).norm(dim=1).unflatten(0, (-1, 2)).mean(-1) / self.loss_scale
+            now.output.grad.flatten(1).norm(dim=1).unflatten(0, (-1, 2)).mean(-1) / self.loss_scale
         )
         tally.add(i, steps, Value(loss, value.clipped), gradient, far, sound)
 
@@ -253,8 +254,8 @@ class Updater:
             return torch.zeros_like(now.log_prob)
         assert known.mean is not None
         mean, before = now.mean.flatten(0, 1), known.mean[row, i].flatten(0, 1)
-        std = self.policy.ddim.std[i[:, None].expand(-1, 2).flatten()]
-        return self.policy.ddim.kl(mean, before, std).unflatten(0, (-1, 2))
+        std = self.policy.sampler.std[i[:, None].expand(-1, 2).flatten()]
+        return self.policy.sampler.kl(mean, before, std).unflatten(0, (-1, 2))
 
     def _noise(self, step: Step) -> Tensor:
         """The noise, (C, h, w), in the base's x_{t-1}; kept for the next steps of the pair."""
@@ -276,7 +277,7 @@ class Updater:
         nothing, device = torch.zeros(self.policy.model.latent_shape), now.mean.device
         drawn = [self._noise(s) if w else nothing for s, w in zip(chunk, walked, strict=True)]
         z, counts = (to_device(t, device) for t in (torch.stack(drawn), torch.tensor(walked)))
-        std = self.policy.ddim.std[batch.i].reshape(-1, 1, 1, 1)
+        std = self.policy.sampler.std[batch.i].reshape(-1, 1, 1, 1)
         moved = (batch.x_next[:, 0] - now.mean[:, 0]) / std - z
         tally.add_shift(batch.i, moved.square().flatten(1).mean(1).sqrt(), counts)
 
@@ -289,7 +290,7 @@ class Updater:
         self.old.restore("old", tensors)
         self.first.restore("first", tensors)
         met = tensors["first.log_prob"].isfinite().all(-1)
-        steps = range(len(self.policy.ddim))
+        steps = range(len(self.policy.sampler))
         self._met = {Step(p, i) for p, n in self._row.items() for i in steps if met[n, i]}
         self.fresh = False
 
@@ -308,6 +309,8 @@ def sampling_gap(
     gaps = []
     for n, step in enumerate(steps):
         _, z = policy.noise([data.pairs[step.pair].base])
-        expected = -0.5 * (z[0, step.i].square().mean() + LOG_2PI) - policy.ddim.std[step.i].log()
+        expected = (
+            -0.5 * (z[0, step.i].square().mean() + LOG_2PI) - policy.sampler.std[step.i].log()
+        )
         gaps.append((log_prob[n, 1] - expected).abs())
     return float(torch.stack(gaps).max())

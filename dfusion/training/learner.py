@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from dfusion.errors import UserError
 from dfusion.method.sampling import Policy
 from dfusion.models.batching import Fit
-from dfusion.models.stable_diffusion import DiffusionModel
+from dfusion.models.diffusion_model import DiffusionModel
 from dfusion.models.trainable import tune
 from dfusion.progress import Progress
 from dfusion.settings.schema import Train
@@ -48,11 +48,11 @@ class Learner:
         self.model, self.train, self.seed, self.say = model, train, seed, say
         self.processes, self.rank, self.shows = processes, rank, shows and rank == 0
         self.objective = objective_of(train)
-        self.tuning = tune(model.unet, train, seed, keep_initial=self.objective.needs_initial)
+        self.tuning = tune(model, train, seed, keep_initial=self.objective.needs_initial)
         if train.gradient_checkpointing:
-            model.unet.enable_gradient_checkpointing()
+            model.network.enable_gradient_checkpointing()
         self.optimiser = optimiser.make(self.tuning.parameters, train, model.device)
-        self.network: nn.Module = model.unet
+        self.network: nn.Module = model.network
         self.fit = Fit("train.batch_size", train.batch_size, model.device)
         self.stepper = Stepper(
             parameters=self.tuning.parameters,
@@ -153,7 +153,7 @@ class Learner:
 
     def check_sampler(self, policy: Policy, data: TrainingPairs, share: Sequence[int]) -> None:
         """Raise UserError if the network that trains is not the one that sampled (ratio = 1)."""
-        gap = sampling_gap(policy, self.network, data, _probes(len(policy.ddim), share))
+        gap = sampling_gap(policy, self.network, data, _probes(len(policy.sampler), share))
         limit = max(GAP[self.model.dtype], GAP[policy.store_dtype])
         if not gap <= limit:
             raise UserError(
@@ -170,10 +170,10 @@ class Learner:
         """
         if not self.tuning.keeps_initial:
             return None
-        batch = data.read(_probes(len(policy.ddim), range(len(data.pairs))))
-        now = transitions(policy, self.network, batch).eps.flatten(1).norm(dim=1)
+        batch = data.read(_probes(len(policy.sampler), range(len(data.pairs))))
+        now = transitions(policy, self.network, batch).output.flatten(1).norm(dim=1)
         with self.tuning.initial() as network:
-            before = transitions(policy, network, batch).eps.flatten(1).norm(dim=1)
+            before = transitions(policy, network, batch).output.flatten(1).norm(dim=1)
         return float((now / before).mean())
 
 

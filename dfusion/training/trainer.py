@@ -140,14 +140,14 @@ class Trainer(Learner):
 
     def data(self, number: int) -> TrainingRound:
         """The pairs of a round, with the step at which targets depart from their bases."""
-        first = first_fused(self.settings.fusion.steps, len(self.session.ddim))
+        first = first_fused(self.settings.fusion.steps, len(self.session.sampler))
         return TrainingRound(
             self.session.experiment, number, self.settings.train.pairs, fused_from=first
         )
 
     def _updates(self, number: int, policy: Policy, data: TrainingRound) -> list[dict[str, Any]]:
         """All optimiser steps of a round; returns their metrics. Continues where it stopped."""
-        updates = self.updates(number, data, len(self.session.ddim))
+        updates = self.updates(number, data, len(self.session.sampler))
         pairs = sorted({step.pair for _, update in updates for step in update.steps})
         data.check(pairs)
         updater = self.updater(policy, data, pairs)
@@ -242,7 +242,7 @@ class Trainer(Learner):
         """Write metrics and checkpoint, on one process."""
         if self.rank == 0:
             folder = self.session.experiment.folder
-            indices = fused_indices(self.settings.fusion.steps, len(self.session.ddim))
+            indices = fused_indices(self.settings.fusion.steps, len(self.session.sampler))
             seconds = self.session.runner.stopwatch.take()
             row = metrics.round_row(number, data, seconds, indices, rows)
             row["noise_norm"] = self.noise_norm(policy, data)

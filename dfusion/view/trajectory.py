@@ -17,8 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from dfusion.errors import UserError
-from dfusion.method.ddim import DDIM
+from dfusion.method.ddim import ddim
 from dfusion.method.noise import noises
+from dfusion.method.sampler import Sampler
 from dfusion.storage.experiment import SCORED, Round
 from dfusion.storage.files import read_tensors, stamp
 from dfusion.view.folders import NotThereError, present, why_not
@@ -64,23 +65,23 @@ def predictions(round_: Round, latents: Tensor, sample: int) -> Tensor | None:
     found = schedule(made.get("timesteps", []), made.get("sigmas", []))
     if found is None:
         return None
-    ddim, a_t = found
+    sampler, a_t = found
     steps, shape = len(latents) - 1, tuple(latents.shape[1:])
     x_T, z = noises(made["seed"], made["round"], sample, steps, shape)
-    if len(ddim) != steps or not x_T.to(latents.dtype).equal(latents[0]):
+    if len(sampler) != steps or not x_T.to(latents.dtype).equal(latents[0]):
         return None
     x, x_next = latents[:-1].double(), latents[1:].double()
 
     def column(table: Tensor) -> Tensor:
         return table.double().reshape(-1, 1, 1, 1)
 
-    mean = x_next - column(ddim.std) * z.double()
-    eps = (mean - column(ddim.x_scale) * x) / column(ddim.eps_scale)
+    mean = x_next - column(sampler.std) * z.double()
+    eps = (mean - column(sampler.x_scale) * x) / column(sampler.output_scale)
     a = column(a_t)
     return ((x - (1 - a).sqrt() * eps) / a.sqrt()).float()
 
 
-def schedule(timesteps: list[int], sigmas: list[float]) -> tuple[DDIM, Tensor] | None:
+def schedule(timesteps: list[int], sigmas: list[float]) -> tuple[Sampler, Tensor] | None:
     """Stable Diffusion's schedule and alphas_cumprod at its steps (T,), if these are its sigmas."""
     if not timesteps or len(timesteps) != len(sigmas):
         return None
@@ -90,11 +91,12 @@ def schedule(timesteps: list[int], sigmas: list[float]) -> tuple[DDIM, Tensor] |
         return None
     largest = torch.tensor(sigmas).max()
     for final in (float(alphas[0]), 1.0):
-        whole = DDIM(alphas, t, final, eta=1.0)
+        whole = ddim(alphas, t, final, eta=1.0)
         eta = min(1.0, float(largest / whole.std.max()))
-        ddim = DDIM(alphas, t, final, eta)
-        if (ddim.std - torch.tensor(sigmas)).abs().max() < 1e-4 and (ddim.eps_scale != 0).all():
-            return ddim, alphas[t]
+        found = ddim(alphas, t, final, eta)
+        same = (found.std - torch.tensor(sigmas)).abs().max() < 1e-4
+        if same and (found.output_scale != 0).all():
+            return found, alphas[t]
     return None
 
 

@@ -21,9 +21,10 @@ from PIL import Image
 from dfusion.errors import UserError, ends_in_one_line
 from dfusion.method.fusion import FusionPlan, Source, fuse
 from dfusion.method.sampling import Policy, sample
+from dfusion.models.devices import pick_device, pick_dtype, quiet_libraries
+from dfusion.models.loading import load_model
 from dfusion.models.numerics import set_numerics
 from dfusion.models.plan import plan_of
-from dfusion.models.stable_diffusion import DiffusionModel, pick_device, pick_dtype, quiet_libraries
 from dfusion.rewards.contract import Reward
 from dfusion.rewards.registry import load_reward
 from dfusion.rounds.session import policy_of
@@ -139,10 +140,10 @@ def choose(args: argparse.Namespace) -> ChosenPair:
     quiet_libraries()
     set_numerics(settings)
     dtype = pick_dtype(settings.mixed_precision, device)
-    model = DiffusionModel.load(settings.pretrained, device, dtype)
+    model = load_model(settings.pretrained, device, dtype, settings.size)
     plan, mask_layers = plan_of(settings, model.layers)
-    ddim = model.sampler(settings.sample.num_steps, settings.sample.eta)
-    policy = policy_of(settings, model, ddim, number=0)
+    sampler = model.sampler(settings.sample.num_steps, settings.sample.eta)
+    policy = policy_of(settings, model, sampler, number=0)
     reward = load_reward(settings.eval, device)
     named = [i for i in (args.base, args.reference) if i is not None]
     if len(named) == 2 and named[0] == named[1]:

@@ -31,7 +31,7 @@ def draw(row: np.ndarray, maps: Tensor, label: str, image: np.ndarray, titles: l
 def main() -> None:
     args = parser(__doc__).parse_args()
     pair = choose(args)
-    total = len(pair.policy.ddim)
+    total = len(pair.policy.sampler)
     indices = np.unique(np.linspace(0, total - 1, min(SHOWN, total)).round().astype(int)).tolist()
     titles = [f"t = {total - i}" for i in indices]
     items = pair.source.prompt.items

@@ -57,7 +57,7 @@ class Cell:
     def plan(self, pool: Candidates) -> FusionPlan:
         return FusionPlan(
             layers=pool.session.model.layers.parse(self.layers),
-            steps=parse_steps(self.steps, len(pool.session.ddim)),
+            steps=parse_steps(self.steps, len(pool.session.sampler)),
             masked=self.merge != "none",
             merge="or" if self.merge == "none" else self.merge,
             place=self.place,

@@ -72,7 +72,7 @@ def overlap(masks: Tensor, truths: Tensor) -> dict[str, float]:
 
 def measure(policy: Policy, template: int, scenes: int) -> dict[str, list[dict[str, float]]]:
     """Of each rule, the figures at every step t = T … 1; "everywhere": of a mask of all cells."""
-    steps = range(len(policy.ddim))
+    steps = range(len(policy.sampler))
     rng = np.random.default_rng((SEED, template))
     listed, thresholds = (
         json.loads(prompts_file("testbed", template, kind).read_text())

@@ -36,7 +36,7 @@ def columns(steps: int) -> list[str]:
 def main() -> None:
     args = parser(__doc__).parse_args()
     pair = choose(args)
-    steps = len(pair.policy.ddim)
+    steps = len(pair.policy.sampler)
     wanted = columns(steps)
     layers = rows(pair.policy.model.layers)
     measured = {}

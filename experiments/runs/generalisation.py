@@ -23,9 +23,11 @@ from PIL import Image
 from dfusion.errors import UserError, ends_in_one_line
 from dfusion.method.prompts import Prompt
 from dfusion.method.sampling import sample
+from dfusion.models.devices import pick_device, pick_dtype, quiet_libraries
+from dfusion.models.diffusion_model import DiffusionModel
+from dfusion.models.loading import load_model
 from dfusion.models.numerics import set_numerics
 from dfusion.models.plan import plan_of
-from dfusion.models.stable_diffusion import DiffusionModel, pick_device, pick_dtype, quiet_libraries
 from dfusion.progress import Progress
 from dfusion.rewards.registry import load_reward
 from dfusion.rounds.session import policy_of
@@ -64,7 +66,7 @@ def model_of(settings: Settings) -> DiffusionModel:
     device = pick_device(settings.device, settings.dev_id)
     set_numerics(settings)
     dtype = pick_dtype(settings.mixed_precision, device)
-    return DiffusionModel.load(settings.pretrained, device, dtype)
+    return load_model(settings.pretrained, device, dtype, settings.size)
 
 
 def images_of(preset: str, prompts: int) -> int:
@@ -74,8 +76,8 @@ def images_of(preset: str, prompts: int) -> int:
 
 def sampled(settings: Settings, model: DiffusionModel, prompts: Sequence[Prompt]) -> np.ndarray:
     """One image for each prompt, uint8 (N, H, W, 3), from noise that only the seed decides."""
-    ddim = model.sampler(settings.sample.num_steps, settings.sample.eta)
-    policy = policy_of(settings, model, ddim, NUMBER)
+    sampler = model.sampler(settings.sample.num_steps, settings.sample.eta)
+    policy = policy_of(settings, model, sampler, NUMBER)
     _, layers = plan_of(settings, model.layers)
     progress, pictures = Progress("sampling", len(prompts)), []
     for start in range(0, len(prompts), BATCH):

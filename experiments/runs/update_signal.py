@@ -49,12 +49,12 @@ def score_vector(
     policy: Policy, text: str, latents: Tensor, steps: Tensor, parameters: Sequence[nn.Parameter]
 ) -> Tensor:
     """(D,) gradient of a trajectory's summed log-probs. latents: (T+1, C, h, w), steps: (S,)."""
-    model, ddim = policy.model, policy.ddim
-    cond = model.encode([text]).expand(len(steps), -1, -1)
+    sampler = policy.sampler
+    cond = policy.model.encode([text] * len(steps))
     x, x_next = latents[steps].float(), latents[steps + 1].float()
-    eps, _ = model.predict(x, ddim.timesteps[steps], cond, policy.guidance)
-    mean, std = ddim.transition(x, eps, steps)
-    gradients = torch.autograd.grad(ddim.log_prob(x_next, mean, std).sum(), parameters)
+    output, _ = policy.predict(x, steps, cond)
+    mean, std = sampler.transition(x, output, steps)
+    gradients = torch.autograd.grad(sampler.log_prob(x_next, mean, std).sum(), parameters)
     return torch.cat([g.flatten() for g in gradients])
 
 
@@ -132,10 +132,10 @@ class Scores:
 
     def __init__(self, session: Session, settings: Settings) -> None:
         torch.manual_seed(settings.seed)
-        tuning = tune(session.model.unet, settings.train, settings.seed, keep_initial=False)
+        tuning = tune(session.model.network, settings.train, settings.seed, keep_initial=False)
         self.session, self.parameters = session, tuning.parameters
         weighs = objective_of(settings.train).weighs
-        self.steps = torch.tensor([i for i in range(len(session.ddim)) if weighs(i)])
+        self.steps = torch.tensor([i for i in range(len(session.sampler)) if weighs(i)])
         self._used: Tensor | None = None
 
     def of(self, policy: Policy, texts: Sequence[str], paths: Sequence[Path], what: str) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dfusion.method.sampling import Policy
-from dfusion.models.stable_diffusion import DiffusionModel
+from dfusion.models.diffusion_model import DiffusionModel
 from diffusers_patched import AttentionControl, Record
 from testbed.figures.evaluate import GUIDANCE, WEIGHTS
 from testbed.figures.validity import as_prompts, load_policy
@@ -53,7 +53,7 @@ def maps_of(policy: Policy, texts: list[str], images: np.ndarray, step: int) -> 
     assert isinstance(model, DiffusionModel)  # whose autoencoder is at hand
     vae = model.pipe.vae
     x0 = vae.encode(to_model(images)).latent_dist.mean * vae.config.scaling_factor
-    t = policy.ddim.timesteps[step]
+    t = policy.sampler.timesteps[step]
     signal = model.pipe.scheduler.alphas_cumprod[t]
     x = signal.sqrt() * x0 + (1 - signal).sqrt() * torch.randn_like(x0)
     columns = [
@@ -61,7 +61,7 @@ def maps_of(policy: Policy, texts: list[str], images: np.ndarray, step: int) -> 
         for item in (tuple(model.columns(p)) for p in as_prompts(texts))
     ]
     record = Record(model.layers.names["first_up"], torch.tensor(columns), first_row=len(texts))
-    _, maps = model.predict(x, t, model.encode(texts), policy.guidance, AttentionControl(record))
+    _, maps = policy.predict(x, step, model.encode(texts), AttentionControl(record))
     assert maps is not None
     return maps
 
@@ -77,7 +77,7 @@ def collect(policy: Policy, template: int, scenes: int) -> Maps:
         part = drawn[start : start + BATCH]
         shown = [render(text, rng) for text in part]
         images = np.stack([picture.image for picture in shown])
-        step = FIRST + int(rng.integers(len(policy.ddim) - FIRST))
+        step = FIRST + int(rng.integers(len(policy.sampler) - FIRST))
         maps = maps_of(policy, part, images, step)
         for text, picture, own in zip(part, shown, maps, strict=True):
             for place, position in enumerate(item_positions(text)):

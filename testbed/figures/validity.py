@@ -22,7 +22,7 @@ from torch import Tensor
 from dfusion.method.fusion import FusionPlan, Source, fuse
 from dfusion.method.prompts import Prompt, join
 from dfusion.method.sampling import Policy, Trajectory, sample
-from dfusion.models.stable_diffusion import DiffusionModel
+from dfusion.models.loading import load_model
 from dfusion.settings.schema import Pretrained
 from testbed.figures.evaluate import ETA, GUIDANCE, STEPS, WEIGHTS
 from testbed.models.judge import Judge
@@ -36,7 +36,7 @@ SEED = 2024
 
 def load_policy(weights: Path, guidance: float, seed: int = SEED) -> Policy:
     settings = Pretrained(model=str(weights / "diffusion"))
-    model = DiffusionModel.load(settings, "cpu", torch.float32)
+    model = load_model(settings, "cpu", torch.float32)
     return Policy(model, model.sampler(STEPS, ETA), guidance, seed, 0)
 
 

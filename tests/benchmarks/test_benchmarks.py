@@ -11,6 +11,7 @@ from benchmarks.counter import counting
 from benchmarks.table3 import RoundCount, RoundSize
 from benchmarks.timing import Race, race
 from benchmarks.workbench import make_round, open_workbench, settings_of, size_of, train_round
+from dfusion.method.denoiser import Cond
 from dfusion.method.fusion import fuse
 from dfusion.method.prompts import Prompt
 from dfusion.method.sampling import Policy, sample
@@ -23,10 +24,10 @@ def test_counter_counts_samples_and_backward_passes(policy: Policy, prompts: lis
     """3 samples of 6 steps; 2 samples there and back; one call without guidance."""
     model = policy.model
     x, t = torch.zeros(2, 4, 8, 8), torch.tensor(501)
-    with counting(model.unet) as count:
+    with counting(model.network) as count:
         sample(policy, [0, 1, 2], [prompts[0]] * 3, frozenset({3}))
         assert (count.plain, count.trained, count.backward) == (18, 0, 0)
-        cond = model.encode(["the dog"] * 2).requires_grad_()
+        cond = Cond(model.encode(["the dog"] * 2).tokens.requires_grad_())
         eps, _ = model.predict(x, t, cond, 5.0)
         assert (count.plain, count.trained, count.backward) == (18, 2, 0)
         eps.sum().backward()
@@ -72,7 +73,7 @@ def test_released_fusion_gives_our_targets(session: Session) -> None:
     """To float tolerance, with masks that are neither empty nor full; and counts three passes."""
     make_round(session)
     policy, sources = session.policy(0), stages._sources(session)
-    with counting(session.model.unet) as count:
+    with counting(session.model.network) as count:
         theirs = baselines.released_fusion(policy, session.runner.plan, sources, 2)
     assert count.total == 4 * 4 * 3
     targets = fuse(policy, session.runner.plan, sources)
@@ -84,7 +85,7 @@ def test_released_fusion_gives_our_targets(session: Session) -> None:
 
 
 def test_released_fusion_leaves_the_processors_as_they_were(policy: Policy) -> None:
-    unet = policy.model.unet
+    unet = policy.model.network
     before = unet.attn_processors
     with baselines.explicit_attention(unet, frozenset({3})):
         assert unet.attn_processors.keys() == before.keys()
@@ -94,11 +95,11 @@ def test_released_fusion_leaves_the_processors_as_they_were(policy: Policy) -> N
 
 def test_explicit_attention_is_attention(policy: Policy) -> None:
     model = policy.model
-    inputs = torch.randn(2, 4, 8, 8), torch.tensor(501), model.encode(["the dog"] * 2)
+    inputs = torch.randn(2, 4, 8, 8), torch.tensor(501), model.encode(["the dog"] * 2).tokens
     with torch.no_grad():
-        plain = model.unet(*inputs).sample
-        with baselines.explicit_attention(model.unet, frozenset()):
-            assert torch.allclose(model.unet(*inputs).sample, plain, atol=1e-5)
+        plain = model.network(*inputs).sample
+        with baselines.explicit_attention(model.network, frozenset()):
+            assert torch.allclose(model.network(*inputs).sample, plain, atol=1e-5)
 
 
 def test_plain_training_has_our_gradient(session: Session) -> None:
@@ -106,7 +107,7 @@ def test_plain_training_has_our_gradient(session: Session) -> None:
     make_round(session)
     trainer = Trainer(session)
     assert stages.gradient_difference(trainer) < 1e-4
-    with counting(session.model.unet) as count:
+    with counting(session.model.network) as count:
         stages._plain_training(trainer, stages.examples(session))
     assert count.plain == 4 * 4 * 2
     assert count.trained == count.backward == 4 * 4 * 2 * 2
@@ -115,17 +116,17 @@ def test_plain_training_has_our_gradient(session: Session) -> None:
 def test_stock_unet_is_the_model(policy: Policy) -> None:
     """Bare calls are of the same network; its LoRA is its own."""
     model = policy.model
-    inputs = torch.randn(2, 4, 8, 8), torch.tensor(501), model.encode(["the dog"] * 2)
+    inputs = torch.randn(2, 4, 8, 8), torch.tensor(501), model.encode(["the dog"] * 2).tokens
     stock = bare.stock_unet(model)
     with torch.no_grad():
-        assert stock(*inputs).sample.equal(model.unet(*inputs).sample)
-    assert stock.conv_in.weight.data_ptr() == model.unet.conv_in.weight.data_ptr()
+        assert stock(*inputs).sample.equal(model.network(*inputs).sample)
+    assert stock.conv_in.weight.data_ptr() == model.network.conv_in.weight.data_ptr()
     tuned = bare.with_lora(stock, Settings().train)
     bare.unet_calls(tuned, model, [4, 2], trained=True)()
     trained = [p for p in tuned.parameters() if p.grad is not None]
     assert trained and all(p.requires_grad for p in trained)
-    assert not any(".lora_" in name for name, _ in model.unet.named_parameters())
-    assert not any(p.requires_grad for p in model.unet.parameters())
+    assert not any(".lora_" in name for name, _ in model.network.named_parameters())
+    assert not any(p.requires_grad for p in model.network.parameters())
 
 
 def test_race_takes_turns() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dfusion.method.sampling import Policy
-from dfusion.models.stable_diffusion import DiffusionModel
+from dfusion.models.stable_diffusion import StableDiffusion
 from dfusion.models.trainable import tune
 from dfusion.settings.schema import Train
 from experiments.runs.update_signal import (
@@ -71,9 +71,9 @@ def test_gain_and_accuracy_of_pairs_that_agree_and_of_pairs_that_do_not() -> Non
 
 def test_score_vector_is_the_slope_of_the_log_prob(tmp_path: Path) -> None:
     """Against a finite difference along a random direction of the LoRA weights."""
-    model = DiffusionModel(make_pipeline(tmp_path), "cpu", torch.float32)
+    model = StableDiffusion(make_pipeline(tmp_path), "cpu", torch.float32)
     policy = Policy(model, model.sampler(6, 1.0), 5.0, seed=3, round=0)
-    parameters = tune(model.unet, Train(), seed=1, keep_initial=False).parameters
+    parameters = tune(model.network, Train(), seed=1, keep_initial=False).parameters
     torch.manual_seed(0)
     latents, steps = torch.randn(7, *model.latent_shape), torch.tensor([0, 2, 4])
     directions = [torch.randn_like(p) for p in parameters]
@@ -88,8 +88,8 @@ def test_score_vector_is_the_slope_of_the_log_prob(tmp_path: Path) -> None:
         for i in steps.tolist():
             cond = model.encode(["a cat"])
             with torch.no_grad():
-                eps, _ = model.predict(latents[i : i + 1], policy.ddim.timesteps[i], cond, 5.0)
-            mean, std = policy.ddim.transition(latents[i : i + 1], eps, i)
+                eps, _ = policy.predict(latents[i : i + 1], i, cond)
+            mean, std = policy.sampler.transition(latents[i : i + 1], eps, i)
             found += float(
                 torch.distributions.Normal(mean, std.view(-1, 1, 1, 1))
                 .log_prob(latents[i + 1 : i + 2])

@@ -7,19 +7,19 @@ from torch import Tensor
 
 from dfusion.method.inversion import invert
 from dfusion.method.sampling import Policy
-from dfusion.models.stable_diffusion import DiffusionModel
+from dfusion.models.diffusion_model import DiffusionModel
 
 
 def test_inverse_steps_are_those_of_diffusers(policy: Policy) -> None:
     """Apart from diffusers' first step, which starts at another noise level."""
     theirs = DDIMInverseScheduler.from_config(policy.model.pipe.scheduler.config)
-    theirs.set_timesteps(len(policy.ddim))
+    theirs.set_timesteps(len(policy.sampler))
     rng = torch.Generator().manual_seed(1)
-    for n, i in enumerate(reversed(range(len(policy.ddim)))):
+    for n, i in enumerate(reversed(range(len(policy.sampler)))):
         x, eps = (torch.randn((2, 4, 8, 8), generator=rng) for _ in range(2))
         expected = theirs.step(eps, theirs.timesteps[n], x).prev_sample
         if n:
-            assert torch.allclose(policy.ddim.invert(x, eps, i), expected, atol=1e-5)
+            assert torch.allclose(policy.sampler.invert(x, eps, i), expected, atol=1e-5)
 
 
 def test_inversion_undoes_sampling_without_noise(
@@ -48,9 +48,9 @@ def test_inversion_predicts_from_the_cleaner_state(policy: Policy) -> None:
     """Written out for the first two steps up, with the prompt and without guidance."""
     x0 = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(4))
     states = invert(policy, x0, ["the dog"])
-    unet, cond = policy.model.unet, policy.model.encode(["the dog"])
+    unet, cond = policy.model.network, policy.model.encode(["the dog"]).tokens
     alphas = policy.model.pipe.scheduler.alphas_cumprod
-    times = policy.ddim.timesteps.tolist()
+    times = policy.sampler.timesteps.tolist()
     with torch.no_grad():
         for k in (1, 2):
             low = alphas[times[-k] - 1000 // 6] if times[-k] >= 1000 // 6 else alphas[0]
@@ -65,7 +65,7 @@ def test_inversion_predicts_from_the_cleaner_state(policy: Policy) -> None:
 @pytest.mark.parametrize("store_dtype", [torch.float16, torch.bfloat16])
 def test_states_are_rounded_as_stored_ones(policy: Policy, store_dtype: torch.dtype) -> None:
     rounded = Policy(
-        policy.model, policy.ddim, policy.guidance, policy.seed, policy.round, store_dtype
+        policy.model, policy.sampler, policy.guidance, policy.seed, policy.round, store_dtype
     )
     states = invert(rounded, torch.randn(1, 4, 8, 8), ["the dog"])
     assert states.dtype == store_dtype

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from dfusion.method.advantages import normalised, statistics
-from dfusion.method.ddim import DDIM
 from dfusion.method.losses import DDPO, DPO, DPOK, Loss, Steps, Value
+from dfusion.method.sampler import Sampler
 
 
 def t(*values: float) -> Tensor:
@@ -139,7 +139,7 @@ def test_policy_gradient_of_a_gaussian() -> None:
     mean = torch.randn(1, 4, 3, 3, generator=rng, dtype=torch.float64).requires_grad_()
     x = torch.randn(1, 4, 3, 3, generator=rng, dtype=torch.float64)
     std = t(0.4)
-    log_prob = DDIM.log_prob(x, mean, std)
+    log_prob = Sampler.log_prob(x, mean, std)
     one_side(DDPO(), log_prob, log_prob.detach(), t(1.5)).loss.sum().backward()
     free = mean.detach().clone().requires_grad_()
     density = torch.distributions.Normal(free, std).log_prob(x.double()).mean()

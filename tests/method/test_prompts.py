@@ -5,7 +5,7 @@ import pytest
 from dfusion.errors import UserError
 from dfusion.method.prompts import Item, Prompt, item_columns, join, occurrences
 from dfusion.method.sampling import _pack
-from dfusion.models.stable_diffusion import DiffusionModel
+from dfusion.models.diffusion_model import DiffusionModel
 
 
 def columns(model: DiffusionModel, text: str, *names: str | int) -> list[list[list[int]]]:

@@ -16,8 +16,8 @@ from dfusion.method.fusion import FusionPlan, Source, fuse
 from dfusion.method.masks import fusion_mask
 from dfusion.method.prompts import Item, Prompt
 from dfusion.method.sampling import Policy, sample
+from dfusion.models.diffusion_model import DiffusionModel
 from dfusion.models.plan import plan_of
-from dfusion.models.stable_diffusion import DiffusionModel
 from dfusion.settings.presets import PRESETS
 
 GUIDANCE = 5.0
@@ -88,17 +88,17 @@ def test_released_preset_gives_the_released_target(model: DiffusionModel) -> Non
     reference, base = sample(policy, [0, 1], [prompt] * 2, mask_layers)
     (target,) = fuse(policy, plan, [Source(1, prompt, base, reference)])
 
-    unet = model.unet
+    unet = model.network
     stock = dict(unet.attn_processors)
     slow = {name: SlowAttention(name) for name in stock}
     unet.set_attn_processor(dict(slow))
     try:
-        cond = torch.cat([model.encode([""]), model.encode([prompt.text])])
+        cond = model.encode(["", prompt.text]).tokens
         x_reference, z_reference = policy.noise([0])
         x_target, z_target = policy.noise([1])
         masks = []
         with torch.no_grad():
-            for i, t in enumerate(policy.ddim.timesteps):
+            for i, t in enumerate(policy.sampler.timesteps):
                 x_reference, mask = step(policy, slow, x_reference, z_reference[:, i], i, t, cond)
                 masks.append(mask)
                 if 6 - i in plan.steps:
@@ -131,9 +131,9 @@ def step(
     cond: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """One released sampling step: guidance, DDIM, and the mask of this pass."""
-    eps = policy.model.unet(torch.cat([x, x]), t, cond).sample
+    eps = policy.model.network(torch.cat([x, x]), t, cond).sample
     uncond, text = eps.chunk(2)
-    mean, std = policy.ddim.transition(x, uncond + GUIDANCE * (text - uncond), i)
-    heads = policy.model.unet.mid_block.attentions[0].transformer_blocks[0].attn1.heads
+    mean, std = policy.sampler.transition(x, uncond + GUIDANCE * (text - uncond), i)
+    heads = policy.model.network.mid_block.attentions[0].transformer_blocks[0].attn1.heads
     mask = slow_mask(slow, heads, [2, 3], [0.0625, 0.0626])
     return mean + std[:, None, None, None] * z, mask

@@ -12,7 +12,7 @@ from dfusion.method.fusion import FusionPlan, Source, fuse
 from dfusion.method.noise import generator, noises
 from dfusion.method.prompts import Prompt
 from dfusion.method.sampling import Policy, Trajectory, sample
-from dfusion.models.stable_diffusion import DiffusionModel
+from dfusion.models.diffusion_model import DiffusionModel
 from dfusion.settings.steps import parse_steps
 from tests.conftest import SCHEDULE
 
@@ -128,8 +128,8 @@ def test_unfused_steps_at_the_end_follow_the_plain_policy(
     cond = model.encode([pair.prompt.text])
     with torch.no_grad():
         for i in (4, 5):
-            eps, _ = model.predict(x, policy.ddim.timesteps[i], cond, 5.0)
-            mean, std = policy.ddim.transition(x, eps, i)
+            eps, _ = model.predict(x, policy.sampler.timesteps[i], cond, 5.0)
+            mean, std = policy.sampler.transition(x, eps, i)
             x = mean + std * z[:, i]
     assert torch.allclose(target.latents[6], x[0], atol=1e-5)
 
@@ -158,8 +158,8 @@ def test_stored_states_are_the_walked_ones(
     for i in range(6):
         x = walked.latents[i].float()[None]
         with torch.no_grad():
-            eps, _ = coarse.model.predict(x, coarse.ddim.timesteps[i], cond, 5.0)
-        mean, std = coarse.ddim.transition(x, eps, i)
+            eps, _ = coarse.model.predict(x, coarse.sampler.timesteps[i], cond, 5.0)
+        mean, std = coarse.sampler.transition(x, eps, i)
         step: Tensor = (mean + std * z[:, i])[0]
         assert step.to(dtype).equal(walked.latents[i + 1])
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch._dynamo.testing import CompileCounter
 from torch._dynamo.utils import counters
 
-from dfusion.models.stable_diffusion import DiffusionModel
+from dfusion.models.diffusion_model import DiffusionModel
 from dfusion.settings.schema import Settings
 from dfusion.training.trainer import Trainer, train_rounds
 from tests.conftest import small

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dfusion.errors import UserError
-from dfusion.models.stable_diffusion import DiffusionModel
+from dfusion.models.loading import load_model
 from dfusion.rounds.session import sample_rounds
 from dfusion.settings.schema import Pretrained, Settings
 from dfusion.training.trainer import train_rounds
@@ -90,8 +90,7 @@ MODELS: list[tuple[str, Damage, str]] = [
     *((f"{name} NaN", tensors(name, nan), "has NaN or Inf in") for name in (UNET, VAE, TEXT)),
     *((f"{name} reshaped", tensors(name, reshaped), "does not load") for name in (UNET, TEXT)),
     ("inpainting", edit("unet/config.json", in_channels=9), "takes 9 channels"),
-    ("v-prediction", edit(SCHEDULER, prediction_type="v_prediction"), "predicts v_prediction"),
-    ("x0-prediction", edit(SCHEDULER, prediction_type="sample"), "predicts sample"),
+    ("flow", edit(SCHEDULER, prediction_type="flow_prediction"), "predicts flow_prediction"),
     ("another schedule", edit(SCHEDULER, beta_schedule="odd"), "odd is not implemented"),
     ("schedule of text", edit(SCHEDULER, beta_start="x"), "does not load"),
     ("schedule listed", text(SCHEDULER, "[]"), "is not a JSON object"),
@@ -150,9 +149,7 @@ def test_loras(
     elif content is not None:
         save_file(content, path)
     with pytest.raises(UserError) as caught:
-        DiffusionModel.load(
-            Pretrained(model=str(pipeline_folder), lora=str(tmp_path)), "cpu", torch.float32
-        )
+        load_model(Pretrained(model=str(pipeline_folder), lora=str(tmp_path)), "cpu", torch.float32)
     line = str(caught.value)
     assert line.startswith(f"--config.pretrained.lora: '{tmp_path}'") and line.isprintable()
 

@@ -12,7 +12,8 @@ import torch
 from huggingface_hub import constants
 
 from dfusion.errors import UserError, reason
-from dfusion.models.stable_diffusion import DiffusionModel
+from dfusion.models.diffusion_model import DiffusionModel
+from dfusion.models.loading import load_model
 from dfusion.rewards.registry import load_reward
 from dfusion.settings.schema import Eval, Pretrained
 
@@ -41,7 +42,7 @@ def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[floa
 
 
 def model(name: str) -> DiffusionModel:
-    return DiffusionModel.load(Pretrained(model=name), "cpu", torch.float32)
+    return load_model(Pretrained(model=name), "cpu", torch.float32)
 
 
 def clip(name: str) -> object:

@@ -10,8 +10,8 @@ import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
 
+from dfusion.models import loading
 from dfusion.models.numerics import set_numerics
-from dfusion.models.stable_diffusion import DiffusionModel
 from dfusion.rounds.scorer import Scorer
 from dfusion.rounds.session import open_session
 from dfusion.settings.schema import Settings
@@ -53,7 +53,7 @@ def test_what_loads_a_model_has_set_them(
         seen.append(switches())
         raise LoadedError
 
-    monkeypatch.setattr(DiffusionModel, "load", load)
+    monkeypatch.setattr(loading, "_from_folder", load)
     set_numerics(Settings(allow_tf32=not allowed))
     settings.allow_tf32 = allowed
     with pytest.raises(LoadedError):

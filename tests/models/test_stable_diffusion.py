@@ -12,19 +12,17 @@ from torch import Tensor
 
 from dfusion.errors import UserError
 from dfusion.models import lora
-from dfusion.models.stable_diffusion import (
-    DiffusionModel,
-    _single_file_config,
-    pick_dtype,
-    quiet_libraries,
-)
+from dfusion.models.devices import pick_dtype, quiet_libraries
+from dfusion.models.diffusion_model import DiffusionModel
+from dfusion.models.loading import _single_file_kind, load_model
+from dfusion.models.stable_diffusion import StableDiffusion
 from dfusion.settings.schema import Pretrained
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
 def load(folder: Path, **pretrained: str) -> DiffusionModel:
-    return DiffusionModel.load(Pretrained(model=str(folder), **pretrained), "cpu", torch.float32)
+    return load_model(Pretrained(model=str(folder), **pretrained), "cpu", torch.float32)
 
 
 def noise(model: DiffusionModel) -> Tensor:
@@ -69,7 +67,7 @@ def test_single_files_get_the_right_config(
     key = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
     path = tmp_path / "model.safetensors"
     save_file({key: torch.zeros(2, width)}, path)
-    assert _single_file_config(path) == config
+    assert _single_file_kind(path) == ("StableDiffusionPipeline", config)
     asked: dict[str, object] = {}
 
     def from_single_file(name: str, **kwargs: object) -> None:
@@ -85,7 +83,7 @@ def test_single_files_get_the_right_config(
 
 def test_a_file_without_a_unet_is_refused(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
-    with pytest.raises(UserError, match="holds no Stable Diffusion UNet"):
+    with pytest.raises(UserError, match="holds no UNet of Stable Diffusion"):
         load(tmp_path / "x.safetensors")
 
 
@@ -94,9 +92,9 @@ def lora_folder(pipeline_folder: Path, tmp_path: Path) -> tuple[Path, Tensor]:
     """A LoRA with alpha unlike its rank, and what the model predicts with it."""
     model = load(pipeline_folder)
     rng = torch.Generator().manual_seed(1)
-    for parameter in lora.add(model.unet, 2, 6, TARGETS, seed=0):
+    for parameter in lora.add(model.network, 2, 6, TARGETS, seed=0):
         parameter.data.copy_(torch.randn(parameter.shape, generator=rng) * 0.1)
-    lora.save(model.unet, tmp_path / "lora")
+    lora.save(model.network, "unet", tmp_path / "lora")
     return tmp_path / "lora", noise(model)
 
 
@@ -105,7 +103,7 @@ def test_lora_is_merged(pipeline_folder: Path, lora_folder: tuple[Path, Tensor])
     merged = load(pipeline_folder, lora=str(folder))
     assert torch.allclose(noise(merged), expected, atol=1e-5)
     assert not torch.allclose(noise(load(pipeline_folder)), expected, atol=1e-3)
-    assert not any("lora" in name for name, _ in merged.unet.named_parameters())
+    assert not any("lora" in name for name, _ in merged.network.named_parameters())
 
 
 def test_several_lora_are_merged_one_upon_the_other(
@@ -118,7 +116,7 @@ def test_several_lora_are_merged_one_upon_the_other(
     stock.load_lora_weights(folder)
     stock.fuse_lora(lora_scale=2.0)
     stock.unload_lora_weights()
-    expected = noise(DiffusionModel(stock, "cpu", torch.float32))
+    expected = noise(StableDiffusion(stock, "cpu", torch.float32))
     assert torch.allclose(noise(twice), expected, atol=1e-5)
 
 
@@ -130,7 +128,7 @@ def test_lora_with_alpha_unlike_rank_loads_in_stock_diffusers(
     stock.load_lora_weights(folder)
     stock.fuse_lora()
     stock.unload_lora_weights()
-    assert torch.allclose(noise(DiffusionModel(stock, "cpu", torch.float32)), expected, atol=1e-5)
+    assert torch.allclose(noise(StableDiffusion(stock, "cpu", torch.float32)), expected, atol=1e-5)
 
 
 def test_a_foreign_lora_is_refused(pipeline_folder: Path, tmp_path: Path) -> None:
@@ -145,7 +143,7 @@ def test_a_foreign_lora_is_refused(pipeline_folder: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("part", "change", "message"),
     [
-        ("scheduler/scheduler_config.json", {"prediction_type": "v_prediction"}, "v_prediction"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "odd"}, "predicts odd"),
         ("vae/config.json", {"latent_channels": 9}, "load|channels"),
     ],
 )
@@ -163,14 +161,14 @@ def test_fingerprint_follows_the_weights(pipeline_folder: Path) -> None:
     model, again = load(pipeline_folder), load(pipeline_folder)
     before = model.fingerprint()
     assert again.fingerprint() == before
-    parameters = lora.add(model.unet, 2, 2, TARGETS, seed=0)
+    parameters = lora.add(model.network, 2, 2, TARGETS, seed=0)
     assert model.fingerprint() == before  # B is zero: it does nothing yet
     with torch.no_grad():
         parameters[1][0, 0] = 0.5
     changed = model.fingerprint()
     assert changed != before
     with torch.no_grad():
-        again.unet.conv_in.weight[0, 0, 0, 0] += 1
+        again.network.conv_in.weight[0, 0, 0, 0] += 1
     assert again.fingerprint() not in (before, changed)
 
 

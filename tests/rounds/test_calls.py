@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from dfusion.models import stable_diffusion
 from dfusion.models.batching import Fit
-from dfusion.models.stable_diffusion import DiffusionModel
+from dfusion.models.diffusion_model import DiffusionModel
 from dfusion.rounds import runner, session
 from dfusion.settings.schema import Settings
 from dfusion.storage.experiment import Experiment
@@ -96,7 +96,7 @@ def test_the_decoder_runs_in_half_precision_where_it_can(
     x0 = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         plain = pipe.image_processor.postprocess(pipe.vae.decode(x0 / 0.5).sample, "pt")
-    model = stable_diffusion.DiffusionModel(pipe, "cpu", dtype)
+    model = stable_diffusion.StableDiffusion(pipe, "cpu", dtype)
     assert model.pipe.vae.dtype == expected
     difference = model.decode(x0)[0] / 255 - plain[0].permute(1, 2, 0)
     assert difference.abs().max() < 0.03

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dfusion.errors import UserError
 from dfusion.method.sampling import Policy
-from dfusion.models.stable_diffusion import DiffusionModel
+from dfusion.models.diffusion_model import DiffusionModel
 from dfusion.rewards.registry import REWARDS
 from dfusion.rounds.degenerate import equal_scores, odd_masks
 from dfusion.rounds.session import sample_rounds

@@ -13,7 +13,7 @@ import pytest
 
 from dfusion.commands.verify import verify
 from dfusion.errors import UserError
-from dfusion.models.stable_diffusion import DiffusionModel
+from dfusion.models import loading
 from dfusion.rounds import runner
 from dfusion.rounds.session import sample_rounds
 from dfusion.settings.schema import Settings, flat
@@ -171,7 +171,7 @@ def test_samples_that_are_not_the_same_are_refused_before_anything_is_written(
             chosen[name] = chosen[name].format(data=data)
     run = changed(lent, "refused", chosen)
     if flags in [f for f, _ in BEFORE_A_MODEL]:
-        monkeypatch.setattr(DiffusionModel, "load", None)
+        monkeypatch.setattr(loading, "_from_folder", None)
     with pytest.raises(UserError, match=told) as caught:
         train_rounds(run)
     assert str(caught.value).startswith("--config.samples_from ")

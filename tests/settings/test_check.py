@@ -16,7 +16,8 @@ from dfusion.method.losses import LOSSES
 from dfusion.method.pairing import RULES
 from dfusion.method.prompts import Item
 from dfusion.method.sampling import STORE_DTYPES
-from dfusion.models.stable_diffusion import DiffusionModel, pick_device
+from dfusion.models.devices import pick_device
+from dfusion.models.loading import load_model
 from dfusion.settings.check import check, check_names, check_sampling, check_training
 from dfusion.settings.presets import PRESETS
 from dfusion.settings.prompt_files import load_prompts
@@ -294,7 +295,7 @@ def test_models_that_do_not_load_say_what_to_do(
     tmp_path: Path, make: Callable[[Path], str], message: str
 ) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        DiffusionModel.load(Pretrained(model=make(tmp_path)), "cpu", None)
+        load_model(Pretrained(model=make(tmp_path)), "cpu", None)
     text = str(caught.value)
     assert text.startswith("--config.pretrained.model")
     assert "\n" not in text

@@ -16,7 +16,7 @@ from dfusion.errors import UserError, one_line
 from dfusion.method.pairing import Pair
 from dfusion.method.prompts import Item, Prompt
 from dfusion.models.folder import check_folder
-from dfusion.models.stable_diffusion import DiffusionModel
+from dfusion.models.loading import load_model
 from dfusion.report import page
 from dfusion.report.contact_sheet import contact_sheet
 from dfusion.rounds.scoring import scorer_alive
@@ -70,7 +70,7 @@ def test_pickled_weights_are_never_opened(pipeline_folder: Path, tmp_path: Path,
         for other in ("pytorch_model.bin", "diffusion_pytorch_model.bin"):
             (folder / name / other).write_bytes(pickle.dumps(Evil(mark)))
     with pytest.raises(UserError, match="is a pickle, which could run code"):
-        DiffusionModel.load(Pretrained(model=str(folder)), "cpu", None)  # type: ignore[arg-type]
+        load_model(Pretrained(model=str(folder)), "cpu", None)  # type: ignore[arg-type]
     assert not mark.exists()
 
 
@@ -79,7 +79,7 @@ def test_a_pickled_lora_is_never_opened(pipeline_folder: Path, tmp_path: Path, n
     (tmp_path / name).write_bytes(pickle.dumps(Evil(tmp_path / "mark")))
     for lora in (tmp_path, tmp_path / name):
         with pytest.raises(UserError, match="--config.pretrained.lora"):
-            DiffusionModel.load(
+            load_model(
                 Pretrained(model=str(pipeline_folder), lora=str(lora)),
                 "cpu",
                 None,  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from dfusion.errors import UserError
 from dfusion.method.noise import generator
-from dfusion.models.stable_diffusion import DiffusionModel
+from dfusion.models.loading import load_model
 from dfusion.rounds.session import open_session
 from dfusion.settings.schema import Settings
 from dfusion.storage.files import write_json
@@ -52,12 +52,12 @@ def test_lora_loads_into_a_stock_pipeline(settings: Settings, pipeline_folder: P
     trainer.run()
     stock = StableDiffusionPipeline.from_pretrained(pipeline_folder, safety_checker=None)
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    text = trainer.session.model.encode(["the dog"])
+    text = trainer.session.model.encode(["the dog"]).tokens
     predict: Callable = lambda unet: unet(x, torch.tensor(501), text).sample  # noqa: E731
     with torch.no_grad():
         plain = predict(stock.unet)
         stock.load_lora_weights(trainer.checkpoints.path(0))
-        ours = predict(trainer.session.model.unet)
+        ours = predict(trainer.session.model.network)
         assert torch.allclose(predict(stock.unet), ours, atol=1e-6)
         assert not torch.allclose(plain, ours, atol=1e-5)
 
@@ -110,13 +110,13 @@ def test_the_card_loads_what_was_trained_on_a_merged_lora(
     stock = StableDiffusionPipeline.from_pretrained(pipeline_folder, safety_checker=None)
     exec(code, {"pipe": stock})
     both = dataclasses.replace(second.pretrained, lora=f"{first},{last}")
-    ours = DiffusionModel.load(both, "cpu", torch.float32)
+    ours = load_model(both, "cpu", torch.float32)
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    text = ours.encode(["the dog"])
+    text = ours.encode(["the dog"]).tokens
     with torch.no_grad():
         wanted, *found = (
             unet(x, torch.tensor(501), text).sample
-            for unet in (trainer.session.model.unet, stock.unet, ours.unet)
+            for unet in (trainer.session.model.network, stock.unet, ours.unet)
         )
     assert all(torch.allclose(noise, wanted, atol=1e-5) for noise in found)
 

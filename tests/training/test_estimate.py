@@ -63,7 +63,7 @@ def test_evaluations_are_those_of_a_real_run(
 ) -> None:
     change(settings)
     trainer = Trainer(open_session(settings))
-    with counting(trainer.session.model.unet, settings.sample.cfg) as count:
+    with counting(trainer.session.model.network, settings.sample.cfg) as count:
         trainer.run()
     rounds = range(settings.train.begin_epoch, settings.train.num_epochs)
     fused = [trainer.data(number).fused for number in rounds]

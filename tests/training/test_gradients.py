@@ -97,16 +97,16 @@ def plain_dpo(trainer: Trainer, old: dict, remember: bool) -> Tensor:
     session, model = trainer.session, trainer.session.model
     round_ = session.experiment.round(0)
     total = torch.zeros(())
-    scheduler_sigma = session.ddim.std
+    scheduler_sigma = session.sampler.std
     for p, (pair, row) in enumerate(zip(round_.pairs(), round_.adoption(), strict=True)):
         preferred = round_.target(p) if row["adopted"] else round_.trajectory(pair.reference)
         sides = [load_file(f)["latents"] for f in (preferred, round_.trajectory(pair.base))]
         cond, uncond = model.pipe.encode_prompt(pair.prompt, "cpu", 1, True)
-        for i, t in enumerate(session.ddim.timesteps):
+        for i, t in enumerate(session.sampler.timesteps):
             ratios = []
             for s, x in enumerate(sides):
-                u, c = model.unet(torch.stack([x[i], x[i]]), t, torch.cat([uncond, cond])).sample
-                mean, _ = session.ddim.transition(x[i][None], (u + 5 * (c - u))[None], i)
+                u, c = model.network(torch.stack([x[i], x[i]]), t, torch.cat([uncond, cond])).sample
+                mean, _ = session.sampler.transition(x[i][None], (u + 5 * (c - u))[None], i)
                 normal = torch.distributions.Normal(mean[0], scheduler_sigma[i])
                 log_prob = normal.log_prob(x[i + 1]).mean()
                 if remember:
@@ -150,7 +150,7 @@ def test_a_loss_of_whole_trajectories(trainer: Trainer, moved: bool) -> None:
             for parameter in trainer.tuning.parameters:
                 parameter.mul_(1.3)
     now = transitions(policy, trainer.network, batch)
-    std = policy.ddim.std[batch.i].reshape(-1, 1, 1, 1, 1)
+    std = policy.sampler.std[batch.i].reshape(-1, 1, 1, 1, 1)
     weight = torch.tensor(weights)[batch.i]
     kl = ((now.mean - initial) / std).square().flatten(2).mean(2).sum(1) / 2
     sums = (weight[:, None] * (now.log_prob - old)).unflatten(0, (4, 4)).sum(1)
@@ -286,7 +286,7 @@ def test_the_initial_model_as_reference_and_anchor(trainer: Trainer) -> None:
     known = updater.first.log_prob.flatten(0, 1)  # steps are all, in order
     assert torch.allclose(known, plain.log_prob, atol=1e-6)
     assert not torch.allclose(known, now.log_prob, atol=1e-4)
-    std = trainer.session.ddim.std[batch.i].repeat_interleave(4 * 8 * 8 * 2).view(-1, 2, 4, 8, 8)
+    std = trainer.session.sampler.std[batch.i].repeat_interleave(4 * 8 * 8 * 2).view(-1, 2, 4, 8, 8)
     p, q = (torch.distributions.Normal(t.mean, std) for t in (now, plain))
     kl = torch.distributions.kl_divergence(p, q).flatten(2).mean(-1)
     ratios = (now.log_prob - plain.log_prob).exp()
@@ -308,11 +308,11 @@ def test_shift_of_fusion_is_the_distance_of_the_two_means(trainer: Trainer) -> N
     for p in fused:
         x, x_next = load_file(data.round.target(p))["latents"][2:4]
         _, z = policy.noise([data.pairs[p].base])
-        std = policy.ddim.std[2]
+        std = policy.sampler.std[2]
         with torch.no_grad():
             cond = policy.model.encode([data.pairs[p].prompt])
-            eps, _ = policy.model.predict(x[None], policy.ddim.timesteps[2], cond, 5.0)
-            unfused, _ = policy.ddim.transition(x[None], eps, 2)
+            eps, _ = policy.model.predict(x[None], policy.sampler.timesteps[2], cond, 5.0)
+            unfused, _ = policy.sampler.transition(x[None], eps, 2)
         expected.append(((x_next - std * z[0, 2] - unfused[0]) / std).square().mean().sqrt())
     shift = tally.figures()["fusion_shift"]
     assert shift[2] == pytest.approx(float(torch.stack(expected).mean()), rel=1e-3)

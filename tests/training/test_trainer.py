@@ -76,9 +76,9 @@ def test_full_fine_tuning(settings: Settings, pipeline_folder: Path) -> None:
     trainer = Trainer(open_session(chosen))
     assert trainer.resume() == 1
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    text = trainer.session.model.encode(["the dog"])
+    text = trainer.session.model.encode(["the dog"]).tokens
     with torch.no_grad():
-        ours = trainer.session.model.unet(x, 501, text).sample
+        ours = trainer.session.model.network(x, 501, text).sample
         assert torch.allclose(ours, trained(x, 501, text).sample, atol=1e-6)
         with trainer.tuning.initial() as initial:
             untrained = initial(x, 501, text).sample
@@ -230,7 +230,7 @@ def test_the_norm_of_the_predicted_noise_is_over_the_initial_models(settings: Se
     def louder(module: torch.nn.Module, args: object, out: torch.Tensor) -> torch.Tensor:
         return out if all(layer.disable_adapters for layer in layers) else 1.5 * out
 
-    trainer.session.model.unet.conv_out.register_forward_hook(louder)
+    trainer.session.model.network.conv_out.register_forward_hook(louder)
     assert trainer.noise_norm(policy, data) == pytest.approx(1.5, rel=1e-4)
     chosen = small(settings, 1, "full")
     chosen.train.tune = "full"

@@ -2,7 +2,7 @@
 
 A loss is a frozen dataclass. Its fields have the names of the settings that fill them.
 
-Log-probs come from DDIM.log_prob and are means over the latent's dimensions. The paper's ratio
+Log-probs come from Sampler.log_prob and are means over the latent's dimensions. The paper's ratio
 p_theta / p_theta_old is therefore a ratio per dimension here: exp(log_prob - old).
 """
 
