@@ -132,7 +132,7 @@ class Scores:
 
     def __init__(self, session: Session, settings: Settings) -> None:
         torch.manual_seed(settings.seed)
-        tuning = tune(session.model.network, settings.train, settings.seed, keep_initial=False)
+        tuning = tune(session.model, settings.train, settings.seed, keep_initial=False)
         self.session, self.parameters = session, tuning.parameters
         weighs = objective_of(settings.train).weighs
         self.steps = torch.tensor([i for i in range(len(session.sampler)) if weighs(i)])

@@ -73,7 +73,7 @@ def test_score_vector_is_the_slope_of_the_log_prob(tmp_path: Path) -> None:
     """Against a finite difference along a random direction of the LoRA weights."""
     model = StableDiffusion(make_pipeline(tmp_path), "cpu", torch.float32)
     policy = Policy(model, model.sampler(6, 1.0), 5.0, seed=3, round=0)
-    parameters = tune(model.network, Train(), seed=1, keep_initial=False).parameters
+    parameters = tune(model, Train(), seed=1, keep_initial=False).parameters
     torch.manual_seed(0)
     latents, steps = torch.randn(7, *model.latent_shape), torch.tensor([0, 2, 4])
     directions = [torch.randn_like(p) for p in parameters]
