@@ -287,7 +287,7 @@ def test_table_values() -> None:
         (lambda folder: write(folder / "model.safetensors", "x"), "is damaged"),
         (
             lambda folder: str(Path(write(folder / "model_index.json", XL)).parent),
-            "is a StableDiffusionXLPipeline",
+            "is a FluxPipeline",
         ),
     ],
 )
@@ -301,7 +301,7 @@ def test_models_that_do_not_load_say_what_to_do(
     assert "\n" not in text
 
 
-XL = '{"_class_name": "StableDiffusionXLPipeline"}'
+XL = '{"_class_name": "FluxPipeline"}'
 
 
 def write(path: Path, text: str) -> str:
