@@ -116,7 +116,7 @@ def test_the_card_loads_what_was_trained_on_a_merged_lora(
     with torch.no_grad():
         wanted, *found = (
             unet(x, torch.tensor(501), text).sample
-            for unet in (trainer.session.model.network, stock.unet, ours.unet)
+            for unet in (trainer.session.model.network, stock.unet, ours.network)
         )
     assert all(torch.allclose(noise, wanted, atol=1e-5) for noise in found)
 
