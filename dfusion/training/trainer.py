@@ -280,8 +280,7 @@ class Trainer(Learner):
             tracking.log(self.accelerator, update, number * each + n)
         last = (number + 1) * each - 1
         tracking.log(self.accelerator, row, last)
-        folder = self.session.experiment.folder
-        sheet = contact_sheet(folder, page.collect(folder))
+        sheet = contact_sheet(self.session.experiment.folder)
         tracking.log_images(self.accelerator, "pairs", sheet, last)
 
 

@@ -55,6 +55,7 @@ def make_app(root: Path, host: str = "127.0.0.1", results: Path | None = None) -
         "runs": lambda data, q: runs.overview(data, judged),
         "catalogue": lambda data, q: pairs.catalogue(data),
         "round": lambda data, q: pairs.round_view(data, q["exp"], q["round"]),
+        "pair": lambda data, q: thresholds.shares_of(data, q["exp"], q["round"], q.number("n")),
         "comparisons": _comparisons,
         "thresholds": lambda data, q: thresholds.item_view(data, q["exp"], q["round"], q["prompt"]),
         "masks": _masks,
@@ -78,6 +79,7 @@ def make_app(root: Path, host: str = "127.0.0.1", results: Path | None = None) -
         Route("/", lambda request: FileResponse(STATIC / "index.html", headers=FRESH)),
         Route("/image", _picture(data, _image)),
         Route("/strip", _picture(data, _strip)),
+        Route("/sheet", _picture(data, _sheet, "image/png")),
         Route("/blind", _picture(data, blind_image)),
         *(Route(f"/api/{path}", _get(data, get), methods=["GET"]) for path, get in gets.items()),
         *(Route(f"/api/{path}", _post(data, act), methods=["POST"]) for path, act in posts.items()),
@@ -179,13 +181,15 @@ def _post(data: Data, act: Callable[[Data, Body], Any]) -> Endpoint:
     return endpoint
 
 
-def _picture(data: Data, find: Callable[[Data, Query], Path | bytes]) -> Endpoint:
-    """A PNG file, or the bytes of a JPEG."""
+def _picture(
+    data: Data, find: Callable[[Data, Query], Path | bytes], kind: str = "image/jpeg"
+) -> Endpoint:
+    """A PNG file, or the bytes of a picture of this kind."""
 
     async def endpoint(request: Request) -> Response:
         found = await run_in_threadpool(find, data, Query(request))
         if isinstance(found, bytes):
-            return Response(found, media_type="image/jpeg", headers=FRESH)
+            return Response(found, media_type=kind, headers=FRESH)
         response = FileResponse(found, headers=FRESH, stat_result=found.stat())
         if request.headers.get("if-none-match") == response.headers["etag"]:
             return Response(status_code=304, headers={"etag": response.headers["etag"], **FRESH})
@@ -202,6 +206,10 @@ def _strip(data: Data, q: Query) -> bytes:
     kind, index = q["kind"], q.number("i")
     data.image(q["exp"], q["round"], kind, index)  # raises for any other kind or place
     return trajectory.strip(data.round(q["exp"], q["round"]), kind, index)
+
+
+def _sheet(data: Data, q: Query) -> bytes:
+    return pairs.sheet(data, q["exp"], q["round"], q.number("n"))
 
 
 def _comparisons(data: Data, q: Query) -> dict[str, Any]:

@@ -17,9 +17,10 @@ from types import NoneType
 from typing import Any
 
 from dfusion.errors import UserError
+from dfusion.report.rounds import present
 from dfusion.storage.experiment import Round
 from dfusion.view import ratings
-from dfusion.view.folders import Data, NotThereError, present
+from dfusion.view.folders import Data, NotThereError
 from dfusion.view.human import digest
 
 MOST_SOURCES = 6

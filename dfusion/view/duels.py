@@ -13,9 +13,10 @@ from types import NoneType
 from typing import Any, TypeVar
 
 from dfusion.errors import UserError
+from dfusion.report.rounds import present
 from dfusion.storage.experiment import SCORED, Round
 from dfusion.view import ratings
-from dfusion.view.folders import Data, NotThereError, present
+from dfusion.view.folders import Data, NotThereError
 from dfusion.view.human import check_open, digest, texts_of, write
 from dfusion.view.strengths import Outcome, between, joined, strengths
 

@@ -14,7 +14,6 @@ T = TypeVar("T")
 KINDS = ("images", "base_images", "reference_images", "target_images", "masks")
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*(/[A-Za-z0-9][\w.+-]*)?")
 _ROUND = re.compile(r"(compare/)?epoch(\d{1,9})")
-_PNG = re.compile(r"(\d{5,})\.png")
 
 
 class NotThereError(UserError):
@@ -96,8 +95,7 @@ def why_not(round_: Round) -> str:
     return ": not kept after training on the round (--config.keep_trajectories)"
 
 
-def present(folder: Path) -> set[int]:
-    """Indices of the PNGs in a folder; empty if it does not exist."""
-    if not folder.is_dir():
-        return set()
-    return {int(m[1]) for path in folder.iterdir() if (m := _PNG.fullmatch(path.name))}
+def shown_path(path: Path) -> str:
+    """The path as one would type it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from dfusion.errors import UserError
+from dfusion.report.rounds import present
 from dfusion.rewards.registry import HUMAN
 from dfusion.rounds.scoring import scorer_lock
 from dfusion.storage.experiment import SCORED, Round
 from dfusion.view import ratings
-from dfusion.view.folders import Data, present
+from dfusion.view.folders import Data
 
 SCALE = (1, 2, 3, 4, 5)
 WAYS = ["one", "two"]  # images at a time: rated alone, or compared (duels.py)

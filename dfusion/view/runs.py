@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from dfusion.errors import UserError
+from dfusion.report.rounds import present
 from dfusion.settings.schema import Settings
 from dfusion.storage import last_error
 from dfusion.storage.experiment import Experiment, Round
 from dfusion.storage.files import alive, read_json
 from dfusion.view.curves import curves, metrics
-from dfusion.view.folders import Data, present
+from dfusion.view.folders import Data
 
 RECENT = 64  # files whose times tell the speed of a stage
 PAUSE_SECONDS = 900.0  # a longer gap between two files is a pause, not work

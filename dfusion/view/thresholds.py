@@ -3,6 +3,7 @@
 import base64
 import json
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,12 +16,13 @@ from torch import Tensor
 from dfusion.errors import UserError
 from dfusion.method.masks import fusion_mask, otsu
 from dfusion.method.prompts import Prompt
+from dfusion.report.rounds import word
 from dfusion.settings.schema import Settings
 from dfusion.settings.steps import parse_steps
 from dfusion.storage.experiment import Round
 from dfusion.storage.files import read_tensors, stamp, write_bytes
-from dfusion.view.folders import Data, NotThereError, why_not
-from dfusion.view.pairs import prompt_of, word
+from dfusion.view.folders import Data, NotThereError, shown_path, why_not
+from dfusion.view.pairs import prompt_of
 
 SHOWN = 16  # samples per prompt
 BINS = 60  # of an item's histogram
@@ -130,8 +132,31 @@ def masks(
     return {
         "masks": [_text((m * 255).round().to(torch.uint8)) for m in share],
         "coverage": [float(m.mean()) for m in share],
+        "shares": _shares(values, thresholds),
         "otsu": otsu(values).mean((0, 1, 3, 4)).tolist(),
     }
+
+
+def _shares(values: Tensor, thresholds: Sequence[float | None]) -> list[float]:
+    """Per item, the share of the cells at or above its threshold. values: (N, T, I, gh, gw)."""
+    each = enumerate(thresholds)
+    return [float(fusion_mask(values[:, :, i : i + 1], [t], "or").float().mean()) for i, t in each]
+
+
+def shares_of(data: Data, name: str, which: str, n: int) -> dict[str, Any]:
+    """Per item of a pair, the share of the reference's cells that its threshold keeps."""
+    round_, settings = data.round(name, which), data.settings(name)
+    pairs = round_.pairs() or ()
+    if n >= len(pairs):
+        raise NotThereError(f"{name}: no pair {n} in {which}")
+    path = round_.trajectory(pairs[n].reference)
+    if not path.is_file():
+        return {"shares": None}
+    maps = read_tensors(path)["maps"].float()  # (T, I, gh, gw)
+    fused = sorted(parse_steps(settings.fusion.steps, len(maps)))
+    thresholds = round_.sample_prompts()[pairs[n].reference].thresholds
+    values = maps[None, [len(maps) - t for t in fused]]
+    return {"shares": _shares(values, thresholds) if fused else None}
 
 
 def mask_file(data: Data, name: str, settings: Settings) -> Path:
@@ -139,12 +164,6 @@ def mask_file(data: Data, name: str, settings: Settings) -> Path:
     if settings.mask_thr_file:
         return Path(settings.mask_thr_file)
     return data.root / "thresholds" / f"{name.replace('/', '.')}.json"
-
-
-def shown_path(path: Path) -> str:
-    """The path as one would type it."""
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def save(

@@ -20,9 +20,10 @@ from dfusion.errors import UserError
 from dfusion.method.ddim import ddim
 from dfusion.method.noise import noises
 from dfusion.method.sampler import Sampler
+from dfusion.report.rounds import present
 from dfusion.storage.experiment import SCORED, Round
 from dfusion.storage.files import read_tensors, stamp
-from dfusion.view.folders import NotThereError, present, why_not
+from dfusion.view.folders import NotThereError, why_not
 
 TILE = 128  # pixels of a step's picture, at most (unless the latent itself is larger)
 FITTED = 16  # samples that the decoder is fitted to

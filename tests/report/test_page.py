@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from dfusion.commands import cli
 from dfusion.method.pairing import Pair
 from dfusion.method.prompts import Item, Prompt
 from dfusion.report import contact_sheet, page
+from dfusion.report.rounds import SIDES, read_mask
 from dfusion.storage.experiment import Experiment, Round
 from dfusion.storage.files import write_json, write_png
 
@@ -25,6 +25,7 @@ SCORES = {0: 0.5, 1: 0.1, 2: 0.4, 3: 0.2, 4: 0.9, 5: 0.3}
 TARGETS = {0: 0.6, 1: 0.3, 2: 0.9}
 ADOPTED = (True, False, True)
 COLOURS = {"base": (200, 0, 0), "reference": (0, 0, 200), "target": (0, 200, 0)}
+KINDS = ("images", "target_images", "masks")
 STAGES = ("nothing", "planned", "sampled", "scored", "paired", "half fused", "fused", "decided")
 
 
@@ -81,20 +82,14 @@ def build(folder: Path, stage: str, number: int = 0) -> Round:
 def inline(folder: Path) -> dict[str, Any]:
     """The data of the page, as a browser would read it: up to the first closing tag."""
     html = (folder / "index.html").read_text(encoding="utf-8")
-    match = re.search(r'<script type="application/json" id="data">(.*?)</script', html, re.DOTALL)
+    match = re.search(r'<script type="application/json" id="answers">(.*?)</script', html)
     assert match
     return json.loads(match[1])
 
 
-def paths(value: Any) -> Iterator[str]:
-    """Every image path in the data."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list):
-        for part in value:
-            yield from paths(part)
-    elif isinstance(value, str) and value.endswith(".png"):
-        yield value
+def shown(folder: Path, number: int = 0) -> dict[str, Any]:
+    """What the page shows of a round."""
+    return page.answers(folder)[f"round?exp={folder.name}&round=epoch{number}"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -107,11 +102,16 @@ def test_every_stage_gives_both_files_and_links_only_to_what_is_there(
     written = page.write(folder)
     assert written == [folder / "index.html", folder / "pairs.png"]
     assert {p for p in folder.rglob("*") if p.is_file()} - before == set(written)
-    data = inline(folder)
-    linked = set(paths(data))
-    assert all((folder / path).is_file() for path in linked)
-    on_disk = {str(p.relative_to(folder)) for p in folder.rglob("epoch*/*/*.png")}
-    assert linked == on_disk
+    (known,) = inline(folder)["catalogue"]
+    assert known["rounds"] == ([] if stage == "nothing" else [0])
+    if known["rounds"]:
+        view = shown(folder)
+        files = {kind: {p.name for p in before if p.parent.name == kind} for kind in KINDS}
+        assert {f"{s['i']:05d}.png" for s in view["samples"]} == files["images"]
+        targets = {f"{p['n']:05d}.png" for p in view["pairs"] if p["target"]["there"]}
+        assert targets == files["target_images"]
+        masks = {f"{p['n']:05d}.png" for p in view["pairs"] if p["mask"] is not None}
+        assert masks == files["masks"]
     with Image.open(folder / "pairs.png") as sheet:
         assert sheet.width > 500
 
@@ -120,25 +120,18 @@ def test_every_pair_with_its_images_scores_and_adoption(tmp_path: Path) -> None:
     build(tmp_path, "decided", 0)
     build(tmp_path, "half fused", 1)
     page.write(tmp_path)
-    data = inline(tmp_path)
-    first, second = data["rounds"]
-    assert [r["number"] for r in (first, second)] == [0, 1]
-    for n, (pair, shown) in enumerate(zip(PAIRS, first["pairs"], strict=True)):
-        assert shown["n"] == n
-        assert data["prompts"][shown["prompt"]]["text"] == pair.prompt
-        assert [shown[s]["score"] for s in page.SIDES] == [
-            SCORES[pair.base],
-            SCORES[pair.reference],
-            TARGETS[n],
-        ]
-        assert [shown[s]["src"] for s in page.SIDES] == [
-            f"epoch0/{s}_images/0000{n}.png" for s in page.SIDES
-        ]
-        assert shown["adopted"] is ADOPTED[n]
-    late = second["pairs"][2]  # not fused yet: its samples stand in for the copies
-    assert late["base"] == {"index": 5, "src": "epoch1/images/00005.png", "score": 0.3}
-    assert late["target"] == {"index": 2, "src": None, "score": None}
-    assert (late["mask"], late["adopted"]) == (None, None)
+    first, second = shown(tmp_path, 0), shown(tmp_path, 1)
+    for n, (pair, row) in enumerate(zip(PAIRS, first["pairs"], strict=True)):
+        assert row["n"] == n
+        assert first["prompts"][row["prompt"]]["text"] == pair.prompt
+        scores = [SCORES[pair.base], SCORES[pair.reference], TARGETS[n]]
+        assert [row[s]["score"] for s in SIDES] == scores
+        assert (row["base"]["i"], row["reference"]["i"]) == (pair.base, pair.reference)
+        assert row["adopted"] is ADOPTED[n]
+    late = second["pairs"][2]  # not fused yet
+    assert late["base"] == {"i": 5, "score": 0.3}
+    assert late["target"] == {"there": False, "score": None}
+    assert (late["mask"], late["gain"], late["adopted"]) == (None, None, None)
 
 
 def test_hostile_prompts_stay_data(tmp_path: Path) -> None:
@@ -146,21 +139,33 @@ def test_hostile_prompts_stay_data(tmp_path: Path) -> None:
     page.write(tmp_path)
     html = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert html.count("</script") == 2 and "<img" not in html and "<!--" not in html
-    assert HOSTILE in [p["text"] for p in inline(tmp_path)["prompts"]]
+    view = inline(tmp_path)[f"round?exp={tmp_path.name}&round=epoch0"]
+    assert HOSTILE in [p["text"] for p in view["prompts"]]
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(", html)
-    assert not re.search(r"(src|href)=[\"']?http|@import|fetch\(", html)
+    assert not re.search(r"(src|href)=[\"']?(http|/)|@import", html)
+
+
+def test_the_page_is_one_classic_script() -> None:
+    """file:// loads no modules: all of them are in the script, each before it is used."""
+    script = page.bundle("page")
+    assert not re.search(r"^(import|export) ", script, re.MULTILINE)
+    modules = re.findall(r"^const \$(\w+) = (.*?)^\}\)\(\);$", script, re.MULTILINE | re.DOTALL)
+    names = [name for name, _ in modules]
+    assert names[-1] == "page" and len(set(names)) == len(names)
+    for place, (_, body) in enumerate(modules):
+        assert set(re.findall(r"= \$(\w+);", body)) <= set(names[:place])
 
 
 def test_items_are_words_with_thresholds(tmp_path: Path) -> None:
     build(tmp_path, "planned")
-    prompts = page.collect(tmp_path)["prompts"]
+    prompts = shown(tmp_path)["prompts"]
     assert prompts[0]["items"] == [{"word": "ball", "threshold": 0.5}]
     assert prompts[1]["items"] == [{"word": HOSTILE.split()[4], "threshold": None}]
 
 
 def test_summary_against_figures_worked_by_hand(tmp_path: Path) -> None:
     build(tmp_path, "decided")
-    (round_,) = page.collect(tmp_path)["rounds"]
+    round_ = shown(tmp_path)
     total = round_["summary"]
     assert (total["images"], round_["planned"], total["pairs"]) == (6, 8, 3)
     assert total["mean"] == pytest.approx(
@@ -168,10 +173,12 @@ def test_summary_against_figures_worked_by_hand(tmp_path: Path) -> None:
     )
     assert total["gain"] == pytest.approx((0.5 + 0.1 + 0.6) / 3)
     assert (total["adopted"], total["decided"]) == (2, 3)
-    assert total["rate"] == pytest.approx(2 / 3)
     assert total["coverage"] == pytest.approx(5 / 12)
     ball, hostile = round_["by_prompt"]
-    assert (ball["pairs"], ball["rate"], hostile["rate"]) == (2, 0.5, 1.0)
+    assert [(p["pairs"], p["adopted"], p["decided"]) for p in (ball, hostile)] == [
+        (2, 1, 2),
+        (1, 1, 1),
+    ]
     assert ball["mean"]["target"] == pytest.approx(0.45)
     assert hostile["mean"]["images"] == pytest.approx(0.6)
 
@@ -180,27 +187,20 @@ def test_rate_and_means_count_only_what_is_known(tmp_path: Path) -> None:
     round_ = build(tmp_path, "decided")
     round_.write_adoption((round_.adoption() or [])[:2], {})
     round_.write_scores("target_images", "clip", {0: 0.6})
-    page.write(tmp_path)
-    (shown,) = inline(tmp_path)["rounds"]
-    assert (shown["summary"]["decided"], shown["summary"]["rate"]) == (2, 0.5)
-    assert shown["summary"]["mean"]["target"] == pytest.approx((0.6 + 0.3) / 2)
-    assert [p["adopted"] for p in shown["pairs"]] == [True, False, None]
+    view = shown(tmp_path)
+    assert (view["summary"]["decided"], view["summary"]["adopted"]) == (2, 1)
+    assert view["summary"]["mean"]["target"] == pytest.approx((0.6 + 0.3) / 2)
+    assert [p["adopted"] for p in view["pairs"]] == [True, False, None]
 
 
 def test_mask_is_the_mean_over_fused_steps(tmp_path: Path) -> None:
     write_png(tmp_path / "mask.png", sprite())
 
-    def read(steps: int | None, items: int, fused: set[int] | None) -> dict[str, Any] | None:
-        return page.read_mask(tmp_path / "mask.png", "mask.png", steps, items, fused)
-
-    known = read(4, 1, {3, 2, 1})
-    assert known is not None
-    assert (known["steps"], known["gw"], known["gh"], known["fused"]) == (4, 2, 2, [3, 2, 1])
-    assert known["mean"] == "a555"  # 2/3 and 1/3 of 15
-    guessed = read(None, 1, None)  # no settings: square tiles, steps that are not black
-    assert guessed is not None
-    assert (guessed["steps"], guessed["fused"], guessed["coverage"]) == (4, [3, 1], 5 / 8)
-    assert read(4, 2, {1}) is None and read(3, 1, {1}) is None
+    known = read_mask(tmp_path / "mask.png", 1, 4, {3, 2, 1})
+    assert known is not None and known.shape == (2, 2)
+    assert known.flatten().tolist() == pytest.approx([2 / 3, 1 / 3, 1 / 3, 1 / 3])
+    assert read_mask(tmp_path / "mask.png", 2, 4, {1}) is None
+    assert read_mask(tmp_path / "mask.png", 1, 3, {1}) is None
 
 
 def test_contact_sheet_shows_the_images_it_says(tmp_path: Path) -> None:
@@ -220,8 +220,10 @@ def test_contact_sheet_shows_the_images_it_says(tmp_path: Path) -> None:
                 assert {int(v) for v in np.unique(panel)} == {5 * 17, 10 * 17}
                 assert panel[0, 0].tolist() == [170] * 3
             else:
-                r, g, b = COLOURS[side]
-                assert np.unique(panel.reshape(-1, 3), axis=0).tolist() == [[r, g, b + column]]
+                r, g, b = COLOURS["target"]
+                grey = getattr(PAIRS[column], side, 0)
+                colour = [r, g, b + column] if side == "target" else [grey] * 3
+                assert np.unique(panel.reshape(-1, 3), axis=0).tolist() == [colour]
         frame = sheet[y + contact_sheet.PANEL // 2, x - 2].tolist()
         assert frame == ([0x16, 0x83, 0x4A] if ADOPTED[column] else [0xFB, 0xFA, 0xF7])
 
@@ -229,7 +231,7 @@ def test_contact_sheet_shows_the_images_it_says(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("prompts", "each", "count"), [(40, 8, 24), (5, 8, 24), (3, 2, 6)])
 def test_contact_sheet_spreads_over_prompts(prompts: int, each: int, count: int) -> None:
     pairs = [
-        {"n": p * each + i, "prompt": p, "target": {"src": "x"}}
+        {"n": p * each + i, "prompt": p, "target": {"there": True}}
         for p in range(prompts)
         for i in range(each)
     ]
@@ -238,7 +240,7 @@ def test_contact_sheet_spreads_over_prompts(prompts: int, each: int, count: int)
     assert len({c["n"] for c in chosen}) == len(chosen) == count
     assert max(per_prompt) - min(per_prompt) <= 1
     for pair in pairs[1:]:
-        pair["target"] = {"src": None}
+        pair["target"] = {"there": False}
     assert contact_sheet.spread(pairs, 24) == pairs[:1]
 
 
@@ -248,7 +250,8 @@ def test_command_rebuilds_the_page(
     build(tmp_path, "scored")
     monkeypatch.setattr(sys, "argv", ["dfusion", "report", str(tmp_path)])
     assert cli.main() == 0
-    assert len(inline(tmp_path)["rounds"][0]["images"]) == 6
+    assert len(shown(tmp_path)["samples"]) == 6
+    assert inline(tmp_path) == page.answers(tmp_path)
     monkeypatch.setattr(sys, "argv", ["dfusion", "report", str(tmp_path / "no such folder")])
     assert cli.main() == 2 and "usage" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", ["dfusion", "reprot"])
@@ -266,12 +269,17 @@ def test_comparisons_before_and_after_training(tmp_path: Path) -> None:
             write_png(round_.image("images", i), np.full((4, 4, 3), k, np.uint8))
         round_.write_scores("images", "test", {1: 0.25 + k})
     page.write(tmp_path)
-    before, after = inline(tmp_path)["comparisons"]
-    assert (before["number"], after["number"]) == (0, 10)
-    assert (before["mean"], after["mean"]) == (0.25, 10.25)
-    assert [i["src"] for i in before["images"]] == [None, "compare/epoch0/images/00001.png"]
-    assert [i["src"] for i in after["images"]] == [
-        f"compare/epoch10/images/0000{i}.png" for i in (0, 1)
-    ]
-    assert [i["score"] for i in after["images"]] == [None, 10.25]
-    assert all((tmp_path / p).is_file() for p in set(paths(inline(tmp_path))))
+    known = inline(tmp_path)["comparisons"]
+    assert [c["round"] for c in known["columns"]] == ["compare/epoch0", "compare/epoch10"]
+    first, second = (row["cells"] for row in known["rows"])
+    assert [(c["there"], c["score"]) for c in first] == [(False, None), (True, None)]
+    assert [(c["there"], c["score"]) for c in second] == [(True, 0.25), (True, 10.25)]
+
+
+def test_a_pair_as_one_picture(tmp_path: Path) -> None:
+    round_ = build(tmp_path, "decided")
+    sheet = np.asarray(contact_sheet.pair_sheet("exp", "epoch0", round_, shown(tmp_path), 1))
+    step = 160 + 16  # pictures of 8 pixels are enlarged to 160
+    at = [sheet[108 + 80, 24 + c * step + 80].tolist() for c in (0, 1, 3)]
+    assert at == [[3] * 3, [2] * 3, [0, 200, 1]]
+    assert {int(v) for v in np.unique(sheet[108:268, 24 + 2 * step : 184 + 2 * step])} == {85, 170}

@@ -288,9 +288,9 @@ def test_pages_and_sheets_of_foreign_folders(tmp_path: Path, text: str) -> None:
     round_.write_pairs((Pair(shown, 0, 1),), {})
     round_.write_scores("images", REWARD, {0: 0.5, 1: 0.25})
     html, sheet = page.write(experiment.folder)
-    data = page.inline_json(page.collect(experiment.folder))
+    data = page.inline_json(page.answers(experiment.folder))
     assert not set("<>&\n\x1b\x00\u202e") & set(data) and data in html.read_text()
-    drawn = contact_sheet(experiment.folder, page.collect(experiment.folder))
+    drawn = contact_sheet(experiment.folder)
     with Image.open(sheet) as written:
         assert written.size == drawn.size
 

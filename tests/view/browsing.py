@@ -56,7 +56,9 @@ def browsing(data: Path, width: int = 1280) -> Iterator[tuple[Any, str]]:
         page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
         page.on(
             "request",
-            lambda r: None if r.url.startswith((address, "data:")) else wrong.append(r.url),
+            lambda r: (
+                None if r.url.startswith((address, "data:", "file:")) else wrong.append(r.url)
+            ),
         )
         page.goto(address)
         page.wait_for_selector(".tab")

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dfusion.method.masks import fusion_mask
+from dfusion.method.masks import binarise, fusion_mask
 from dfusion.method.noise import noises
 from dfusion.storage.experiment import Experiment
 from dfusion.storage.files import read_json, read_tensors, write_json, write_tensors
@@ -105,7 +105,8 @@ def test_pairs_have_the_scores_of_the_files(view_data: Path, client: Any) -> Non
     view = client.get("/api/round", params={"exp": "exp", "round": "epoch0"}).json()
     round_ = Experiment(view_data / "exp").round(0)
     assert [p["text"] for p in view["prompts"]] == PROMPTS
-    assert view["prompts"][0]["items"] == ["cat", "sandwich"]  # the second is a word position
+    words = [item["word"] for item in view["prompts"][0]["items"]]
+    assert words == ["cat", "sandwich"]  # the second is a word position
     assert len(view["pairs"]) == 4
     for row, pair, decided in zip(
         view["pairs"], round_.pairs() or (), round_.adoption() or [], strict=True
@@ -118,6 +119,28 @@ def test_pairs_have_the_scores_of_the_files(view_data: Path, client: Any) -> Non
     assert shown.content == round_.image("target_images", 0).read_bytes()
     again = client.get("/image", params=half, headers={"if-none-match": shown.headers["etag"]})
     assert again.status_code == 304
+    params = {"exp": "exp", "round": "epoch0", "n": 1}
+    picture = client.get("/sheet", params=params)
+    assert picture.headers["content-type"] == "image/png"
+    assert Image.open(io.BytesIO(picture.content)).width > 4 * 100
+    assert client.get("/sheet", params=params | {"n": 4}).status_code == 404
+
+
+def test_thresholds_of_a_pair_keep_a_share_of_its_references_cells(
+    view_data: Path, client: Any
+) -> None:
+    """Against a count over the fused steps of the reference's maps."""
+    round_ = Experiment(view_data / "exp").round(0)
+    pairs = round_.pairs() or ()
+    for n, pair in enumerate(pairs):
+        shares = client.get("/api/pair", params={"exp": "exp", "round": "epoch0", "n": n}).json()
+        maps = read_tensors(round_.trajectory(pair.reference))["maps"].float()
+        thresholds = round_.sample_prompts()[pair.reference].thresholds
+        fused = maps[-3:]  # t = 3 … 1
+        kept = [
+            float(binarise(fused[:, [i]], [t]).float().mean()) for i, t in enumerate(thresholds)
+        ]
+        assert shares["shares"] == pytest.approx(kept)
 
 
 def test_masks_are_those_of_fusion(view_data: Path, client: Any) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dfusion.report.page import write
 from dfusion.storage.experiment import Experiment
 from dfusion.storage.files import read_json, write_json
 from tests.view.browsing import browsing, needs_browser, open_tab
@@ -36,9 +37,15 @@ def test_pairs_by_keyboard(data: Path) -> None:
             places.add(part.evaluate("e => e.style.left"))
         assert len(places) == 4
         assert "step t = 4" in page.locator("dialog output").inner_text()
-        assert page.locator("dialog .veil:visible").count() == 0
+        assert page.locator("dialog .layer:visible").count() == 0
         page.keyboard.press("m")
-        assert page.locator("dialog .veil:visible").count() == 3
+        assert page.locator("dialog .layer:visible").count() == 3
+        page.keyboard.press("m")
+        page.keyboard.press("i")
+        items = page.locator("dialog .layers button").count() - 1
+        assert page.locator("dialog .layer:visible").count() == 3 * items > 0
+        assert page.locator("dialog h2 .word").count() == items
+        assert "Eq. 7 asks for" in page.locator("dialog .says").inner_text()
         title = page.locator("dialog h2").inner_text()
         page.keyboard.press("j")
         assert page.locator("dialog h2").inner_text() != title
@@ -121,7 +128,7 @@ def test_a_card_opens_wherever_it_is_clicked(data: Path, width: int) -> None:
     with browsing(data, width) as (page, address):
         for tab, card in (("pairs", ".card"), ("compare", ".same")):
             open_tab(page, address, tab, "?exp=one")
-            pictures = page.locator(f"{card} .pic")
+            pictures = page.locator(f"{card} figure > .pic")
             assert pictures.count() >= 8
             for picture in pictures.all():
                 picture.scroll_into_view_if_needed()
@@ -130,3 +137,115 @@ def test_a_card_opens_wherever_it_is_clicked(data: Path, width: int) -> None:
                 page.wait_for_selector("dialog", timeout=2000)
                 page.keyboard.press("Escape")
                 page.wait_for_selector("dialog", state="detached")
+
+
+def test_the_address_names_the_pair_and_the_step(data: Path) -> None:
+    with browsing(data) as (page, address):
+        open_tab(page, address, "pairs", "?exp=one&round=epoch0")
+        page.locator(".card .open").nth(1).click()
+        page.wait_for_selector("dialog")
+        page.keyboard.press("ArrowLeft")
+        page.wait_for_function("() => /pair=1&t=1$/.test(location.hash)")
+        page.reload()
+        page.wait_for_selector("dialog output")
+        assert page.locator("dialog h2 small").inner_text().startswith("Pair 1,")
+        assert page.locator("dialog output").inner_text().startswith("step t = 1")
+        page.keyboard.press("Escape")
+        page.wait_for_function("() => !location.hash.includes('pair=')")
+        page.locator(".card .open").first.click()
+        page.wait_for_selector("dialog")
+        page.go_back()
+        page.wait_for_selector("dialog", state="detached")
+        page.go_forward()
+        page.wait_for_selector("dialog")
+        assert page.locator("dialog h2 small").inner_text().startswith("Pair 0,")
+
+
+def test_images_are_zoomed_and_moved_together(data: Path) -> None:
+    with browsing(data) as (page, address):
+        open_tab(page, address, "pairs", "?exp=one&round=epoch0&pair=0")
+        page.wait_for_selector("dialog .zoom")
+
+        def widths() -> list[float]:
+            """Of the images, in pixels of the image's own size."""
+            return page.locator("dialog .final img").evaluate_all(
+                "all => all.map(i => i.getBoundingClientRect().width / i.naturalWidth)"
+            )
+
+        for zoom in (1, 2, 4):
+            page.keyboard.press("+")
+            assert widths() == pytest.approx([zoom] * 3, rel=1e-4)
+        page.get_by_role("button", name="8:1").click()
+        before = page.locator("dialog .final img").first.bounding_box()
+        box = page.locator("dialog .zoom").last.bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        page.mouse.move(x, y)
+        page.mouse.down()
+        page.mouse.move(x - 40, y - 10, steps=4)
+        page.mouse.up()
+        after = page.locator("dialog .final img").first.bounding_box()
+        assert [round(after[k] - before[k]) for k in ("x", "y")] == [-40, -10]
+        page.mouse.click(x, y)
+        assert page.locator("dialog .zoomed").count() == 0
+        page.keyboard.press("2")
+        assert page.locator("dialog .zoom:visible").count() == 1
+
+
+def test_the_same_pair_of_another_run_beside_it(data: Path) -> None:
+    with browsing(data) as (page, address):
+        open_tab(page, address, "pairs", "?exp=one&round=epoch0&pair=2")
+        page.get_by_label("Beside").select_option("two|epoch0")
+        page.wait_for_selector("dialog .row:nth-child(2)")
+        assert "same noise of the base, pair 2" in page.locator("dialog .rowname").last.inner_text()
+        sources = [str(i.get_attribute("src")) for i in page.locator("dialog .final img").all()]
+        assert [s.replace("exp=two", "exp=one") for s in sources[3:]] == sources[:3]
+
+
+def test_a_pair_is_saved_and_its_files_named(data: Path) -> None:
+    with browsing(data) as (page, address):
+        open_tab(page, address, "pairs", "?exp=one&round=epoch0&pair=2")
+        with page.expect_download() as saved:
+            page.get_by_role("link", name="PNG").click()
+        assert saved.value.suggested_filename == "one_epoch0_pair2.png"
+        page.locator("dialog .files summary").click()
+        paths = page.locator("dialog .files code").all_inner_texts()
+        assert len(paths) == 4 and all(Path(path).is_file() for path in paths)
+        assert "seed" in page.locator("dialog .files").inner_text()
+        page.keyboard.press("?")
+        assert page.locator("dialog .keylist dt").count() > 6
+
+
+def test_words_of_the_prompt_are_searched(data: Path) -> None:
+    with browsing(data) as (page, address):
+        open_tab(page, address, "pairs", "?exp=one&round=epoch0")
+        prompts = page.locator(".card h3").all_inner_texts()
+        page.keyboard.press("/")
+        page.keyboard.type(prompts[0].upper())
+        assert page.locator(".card").count() == prompts.count(prompts[0]) == 2
+
+
+def test_the_page_of_an_experiment_works_from_its_folder(data: Path) -> None:
+    """The same pairs, without the app: from file://, with no request to elsewhere."""
+    write(data / "one")
+    with browsing(data) as (page, _):
+        asked: list[str] = []
+        page.on("requestfailed", lambda r: asked.append(r.url))
+        page.route("http*://**", lambda route: asked.append(route.request.url))
+        page.goto((data / "one/index.html").as_uri())
+        page.wait_for_selector(".card")
+        assert page.locator(".card").count() == 4
+        page.locator(".card .open").nth(2).click()
+        page.wait_for_selector("dialog")
+        page.keyboard.press("m")
+        page.keyboard.press("ArrowLeft")
+        assert page.locator("dialog .layer:visible").count() == 3
+        page.wait_for_function(
+            "() => [...document.querySelectorAll('dialog img')].every(i => i.naturalWidth)"
+        )
+        page.wait_for_function("() => /pair=2&t=1$/.test(location.hash)")
+        page.reload()
+        page.wait_for_selector("dialog")
+        page.keyboard.press("Escape")
+        page.get_by_role("link", name="Before and after").click()
+        page.wait_for_selector(".same img")
+        assert not asked

@@ -1,6 +1,6 @@
 // Before and after: images of the same noise under any checkpoints, side by side.
 
-import { blank, get, h, image, lazily, number, openDialog, select } from "./dom.js";
+import { answers, blank, get, h, image, lazily, number, openDialog, select } from "./dom.js";
 
 export async function show(root, params, remember) {
   const found = (await get("catalogue")).filter((e) => e.comparisons.length);
@@ -38,7 +38,7 @@ export async function show(root, params, remember) {
 
   async function load() {
     const mine = ++turn, asked = [...chosen];
-    const got = asked.length ? await get("comparisons", { source: asked }) : { columns: [], rows: [] };
+    const got = !asked.length ? { columns: [], rows: [] } : answers ? only(await get("comparisons"), asked) : await get("comparisons", { source: asked });
     if (mine !== turn) return; // something else was chosen meanwhile
     data = got;
     drawn = asked;
@@ -113,4 +113,11 @@ export async function show(root, params, remember) {
   await load();
   root.append(boxes, bar, count, head, list);
   return () => stop?.();
+}
+
+// Some columns of an answer that has all.
+function only({ columns, rows }, sources) {
+  const kept = sources.map((id) => columns.findIndex((c) => `${c.name}|${c.round}` === id));
+  return { columns: kept.map((c) => columns[c]),
+    rows: rows.map((r) => ({ ...r, cells: kept.map((c) => r.cells[c]) })).filter((r) => r.cells.some(Boolean)) };
 }
