@@ -27,7 +27,7 @@ from dfusion.settings.prompt_files import load_prompts
 from dfusion.settings.schema import Settings
 from dfusion.training.estimate import Times, estimate, evaluations, seconds
 from experiments.pairs import chosen_pair
-from experiments.runs import ablations, alignment, generalisation, rates
+from experiments.runs import alignment, generalisation, sweep
 
 
 @dataclass(frozen=True)
@@ -159,9 +159,7 @@ def tried(args: argparse.Namespace) -> list[Stage]:
     """What the testbed's learning rates are chosen from."""
     if args.preset != "testbed":
         return []
-    flags = [*chosen(args), f"--seed={args.seeds[0]}"]
-    runs = [_run(run) for run in rates.runs_of(rates.arguments(flags)).values()]
-    return [*runs, Stage("experiments.runs.rates", tuple(flags))]
+    return swept("rates", args)
 
 
 def unseen(args: argparse.Namespace) -> list[Stage]:
@@ -184,10 +182,14 @@ def unseen(args: argparse.Namespace) -> list[Stage]:
 
 def choices(args: argparse.Namespace) -> list[Stage]:
     """What the paper leaves open, and the table of it."""
-    flags = [*chosen(args), f"--seed={args.seeds[0]}"]
-    asked = ablations.arguments(flags)
-    runs = [_run(ablations.flags_of(name, asked)) for name in ablations.CHOICES]
-    return [*runs, Stage("experiments.runs.ablations", tuple(flags))]
+    return swept("ablations", args)
+
+
+def swept(name: str, args: argparse.Namespace) -> list[Stage]:
+    """The runs of a sweep, of the first seed, and their table."""
+    flags = [name, *chosen(args), f"--seed={args.seeds[0]}"]
+    runs = [_run(run) for run in sweep.runs_of(sweep.arguments(flags)).values()]
+    return [*runs, Stage("experiments.runs.sweep", tuple(flags))]
 
 
 def stages(args: argparse.Namespace) -> list[Stage]:

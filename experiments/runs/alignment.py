@@ -175,12 +175,15 @@ def result_of(args: argparse.Namespace) -> Path:
 
 
 def figures_of(settings: Settings, result: Path) -> dict[str, Any] | None:
-    """The figures of a run with these very settings, of any number of rounds."""
+    """The figures of a run with these very settings, of any number of rounds.
+
+    Settings that the run did not know yet had their defaults.
+    """
     if not result.exists():
         return None
     figures = json.loads(result.read_text())
-    made = flat(figures["settings"])
-    same = all(made.get(k) == v for k, v in flat(settings.to_dict()).items() if k not in FREE)
+    made = {**flat(Settings().to_dict()), **flat(figures["settings"])}
+    same = all(made[k] == v for k, v in flat(settings.to_dict()).items() if k not in FREE)
     return figures if same else None
 
 

@@ -12,9 +12,9 @@ from experiments.runs import alignment
 MEASURED = {"score": "scores", "right": "right", "second": "second_scores"}  # of every image
 
 
-def parser(description: str | None, rounds: dict[str, int]) -> argparse.ArgumentParser:
+def parser(rounds: dict[str, int]) -> argparse.ArgumentParser:
     """The flags that all runs of a comparison share. rounds: by preset, where no flag says."""
-    made = argparse.ArgumentParser(description=description)
+    made = argparse.ArgumentParser(add_help=False)
     made.add_argument("--preset", default="testbed", choices=("testbed", "paper"))
     made.add_argument("--model", help="a folder, file or hub id; default: the preset's")
     told = ", ".join(f"{preset}: {count}" for preset, count in rounds.items())

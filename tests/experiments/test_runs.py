@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import json
 import subprocess
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from dfusion.storage.files import write_json
 from diffusers_patched import LayerTable
 from experiments import all as every
 from experiments.pairs import chosen_pair
-from experiments.runs import ablations, alignment, rates, side_by_side
+from experiments.runs import alignment, side_by_side, sweep
 from experiments.runs.shared_start import source_of
 from testbed.world.words import mistaken_for, parse
 from tests.conftest import small
@@ -85,12 +86,18 @@ def test_a_run_that_fused_alike_comes_first(settings: Settings) -> None:
     assert source_of(alignment.with_setting(other, "mask_thr=0.2")) == str(data / "b_or")
 
 
+def ablation(name: str, *flags: str) -> list[str]:
+    """The command line of experiments.runs.alignment for one of the choices."""
+    (found,) = sweep.runs_of(sweep.arguments(["ablations", "--only", name, *flags])).values()
+    return found
+
+
 def test_an_ablation_is_trained_over_the_samples_of_the_curve(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(alignment, "DATA", tmp_path)
-    flags = ablations.flags_of("or", ablations.arguments([]))
-    curve, made = ablations.flags_of("as_it_is", ablations.arguments([])), []
+    curve, flags = (ablation(name) for name in ("as_it_is", "or"))
+    made: list[Settings] = []
     folder = begun(alignment.settings_of(alignment.arguments(curve))).folder
 
     def train(settings: Settings) -> None:
@@ -115,15 +122,14 @@ def test_every_training_run_has_a_name_of_its_own(
     full = every.stages(every.arguments([f"--preset={preset}", "--seeds", "1", "2", "--full"]))
     runs = [[s.result for s in of if s.settings] for of in (stages, full)]
     both = 2 if preset == "testbed" else len(every.CURVES)  # curves that every seed has
-    tried = 2 * len(rates.RATES["testbed"]) if preset == "testbed" else 0  # naive and fused
-    once = len(ablations.CHOICES) - 1 + tried  # the preset itself is a curve
+    tried = 2 * len(sweep.RATES["testbed"]) if preset == "testbed" else 0  # naive and fused
+    once = len(sweep.CHOICES) - 1 + tried  # the preset itself is a curve
     assert len(set(runs[0])) == len(runs[0]) == len(every.CURVES) + both + once
     assert len(set(runs[1])) == len(runs[1]) == 2 * len(every.CURVES) + once
     assert all(stage.evaluations > 0 for stage in stages if stage.settings)
     flags = [f"--preset={preset}", "--seed=1"]
-    asked = ablations.arguments(flags)
-    needed = [ablations.flags_of(name, asked) for name in ablations.CHOICES]
-    needed += rates.runs_of(rates.arguments(flags)).values() if preset == "testbed" else []
+    sweeps = ("rates", "ablations") if preset == "testbed" else ("ablations",)
+    needed = [f for s in sweeps for f in sweep.runs_of(sweep.arguments([s, *flags])).values()]
     assert {alignment.result_of(alignment.arguments(f)) for f in needed} <= set(runs[0])
 
 
@@ -224,22 +230,21 @@ def layers_of(preset: str) -> LayerTable:
 
 
 @pytest.mark.parametrize("preset", ["testbed", "paper"])
-@pytest.mark.parametrize("name", ablations.CHOICES)
+@pytest.mark.parametrize("name", sweep.CHOICES)
 def test_an_ablation_changes_what_it_says_and_nothing_else(
     name: str, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(alignment, "DATA", tmp_path)
 
     def settings(choice: str) -> dict[str, object]:
-        args = ablations.arguments([f"--preset={preset}"])
-        run = alignment.arguments(ablations.flags_of(choice, args))
+        run = alignment.arguments(ablation(choice, f"--preset={preset}"))
         return flat(alignment.settings_of(run).to_dict())
 
-    run = alignment.arguments(ablations.flags_of(name, ablations.arguments([f"--preset={preset}"])))
+    run = alignment.arguments(ablation(name, f"--preset={preset}"))
     plan_of(alignment.settings_of(run), layers_of(preset))  # raises for what a run would refuse
     plain, chosen = settings("as_it_is"), settings(name)
     differ = {flag for flag in plain if plain[flag] != chosen[flag]} - {"exp_name"}
-    named = {change.partition("=")[0] for change in ablations.CHOICES[name].changes}
+    named = {change.partition("=")[0] for change in sweep.CHOICES[name][1]}
     assert named - differ <= {"mask_thr"}  # auto is what the flag says where there is no file
     assert differ <= named
 
@@ -257,13 +262,16 @@ def test_figures_of_other_rounds_settings_or_names_are_not_taken(
 ) -> None:
     monkeypatch.setattr(alignment, "DATA", tmp_path)
     monkeypatch.setattr(alignment, "RESULTS", tmp_path)
-    flags = ablations.flags_of("or", ablations.arguments(["--rounds=1"]))
+    flags = ablation("or", "--rounds=1")
     run = alignment.arguments(flags)
     figures = {"settings": alignment.settings_of(run).to_dict()}
     figures["same_noise"] = [{"rounds": 0}, {"rounds": 1}]
     write_json(alignment.result_of(run), figures)
     assert list(side_by_side.there({"or": flags}, 1)) == ["or"]
     assert not side_by_side.there({"or": flags}, 2)
+    del figures["settings"]["eval"]["vlm_model"]  # as by a version that did not have it
+    write_json(alignment.result_of(run), figures)
+    assert list(side_by_side.there({"or": flags}, 1)) == ["or"]
     assert not side_by_side.there({"or": [*flags, "--set=train.learning_rate=0.01"]}, 1)
     assert not side_by_side.there({"no mask": [*flags, "--name=ablation_no_mask"]}, 1)
 
@@ -296,12 +304,14 @@ def test_rates_are_chosen_for_every_method_alike_on_prompts_that_nothing_else_us
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(alignment, "DATA", tmp_path)
-    args = rates.arguments([])
-    runs = [alignment.arguments(flags) for flags in rates.runs_of(args).values()]
+    methods = ("dpo", "ddpo", "dpok")
+    args = sweep.arguments(["rates", "--methods", *methods])
+    runs = [alignment.arguments(flags) for flags in sweep.runs_of(args).values()]
     settings = [alignment.settings_of(run) for run in runs]
-    tried = {(run.train.pairs, run.train.learning_rate) for run in settings}
-    assert tried == {(pairs, rate) for pairs in ("naive", "dfusion") for rate in args.rates}
-    assert len({run.exp_name for run in settings}) == len(runs) == 2 * len(args.rates)
+    tried = {(run.train.method, run.train.pairs, run.train.learning_rate) for run in settings}
+    every = product(methods, ("naive", "dfusion"), sweep.RATES["testbed"])
+    assert tried == {*every} and len(tried) == len(runs)
+    assert len({run.exp_name for run in settings}) == len(runs)
     (held,) = {run.prompt_file for run in settings}
     listed = alignment.prompts_file("testbed", 1, "held")
     assert json.loads(Path(held).read_text()) == json.loads(listed.read_text())
