@@ -122,8 +122,12 @@ def test_shapes_and_identities(pipe: DFusionPipeline) -> None:
     assert not drawn[1].latents[0].equal(drawn[0].latents[0])
 
 
-def test_it_makes_what_the_commands_make(pipe: DFusionPipeline, settings: Settings) -> None:
+@pytest.mark.parametrize("kind", ["attention", "branch", "renoise"])
+def test_it_makes_what_the_commands_make(
+    pipe: DFusionPipeline, settings: Settings, kind: Any
+) -> None:
     """A round: the same pairs, targets, scores and adoption, whatever the size of batches."""
+    settings.fusion.kind = kind
     settings.pair.adoption_threshold = 0.2
     round_ = Experiment(sample_rounds(settings)).round(0)
     plain = pipe.sample(PROMPTS, ITEMS, 5, images_per_prompt=4, batch_size=3, **HOW)
@@ -134,7 +138,7 @@ def test_it_makes_what_the_commands_make(pipe: DFusionPipeline, settings: Settin
     place = {id(sample): i for i, sample in enumerate(samples)}
     numbers = [(place[id(base)], place[id(reference)]) for base, reference in pairs]
     assert numbers == [(p.base, p.reference) for p in round_.pairs() or ()]
-    targets = score(pipe.fuse(pairs, fusion_steps="3-1"), redness)
+    targets = score(pipe.fuse(pairs, fusion_kind=kind, fusion_steps="3-1"), redness)
     rows = round_.adoption() or []
     for p, (fused, row) in enumerate(zip(targets, rows, strict=True)):
         assert far(Image.open(round_.image("target_images", p)), fused.target) <= 1
@@ -220,6 +224,7 @@ WRONG: list[tuple[Callable[[DFusionPipeline], object], str]] = [
     (lambda p: one(p, mask_layers="0,1"), "mask_layers '0,1': must be layers of one grid"),
     (lambda p: one(p, fusion_layers="7"), "fusion_layers: "),
     (lambda p: one(p, mask_merge="and"), "mask_merge 'and': choose from xor, or"),
+    (lambda p: one(p, fusion_kind="twig"), "fusion_kind 'twig': choose from attention, branch"),
     (lambda p: one(p, fusion_parts="self_x"), "fusion_parts 'self_x': choose from"),
     (lambda p: p.sample("the dog", ["cat"], 1, **HOW), "item 'cat' is not in the prompt"),
     (lambda p: p.sample(["the dog"], [["dog"], ["cat"]], 1, **HOW), "items: 2 lists for 1 prompts"),

@@ -11,10 +11,11 @@ from torch import Tensor
 from dfusion.api.samples import FusedPair, Sample, Sampling, common_sampling
 from dfusion.api.trainer import DFusionTrainer, policy_of
 from dfusion.errors import UserError
-from dfusion.method.fusion import FusionPlan, Source, fuse
+from dfusion.method.fusion import FusionPlan, Source
 from dfusion.method.noise import noises
 from dfusion.method.prompts import Prompt, join
-from dfusion.method.sampling import GivenNoise, OnStep, Trajectory, sample
+from dfusion.method.sampling import GivenNoise, OnStep, Origin, Trajectory, sample
+from dfusion.method.targets import make_targets
 from dfusion.models.diffusion_model import DiffusionModel
 from dfusion.models.loading import load_model, model_of
 from dfusion.models.plan import fusion_plan, mask_layers_of
@@ -26,6 +27,7 @@ Items = Names | Sequence[Names] | Mapping[str, Names]  # of one prompt; of each;
 # Called as in diffusers: (pipeline, step, timestep, {"latents": (B, C, h, w)}). Its return value is
 # ignored: training needs trajectories that the policy alone has sampled.
 Callback = Callable[["DFusionPipeline", int, Tensor, dict[str, Any]], Any]
+Kind = Literal["attention", "branch", "renoise"]
 Noise = tuple[Tensor, Tensor]  # x_T (C, h, w) and step noises (T, C, h, w)
 
 
@@ -82,6 +84,7 @@ class DFusionPipeline:
         mask_thr: float | Sequence[float | None] | None = None,
         mask_merge: Literal["xor", "or"] = "xor",
         mask_place: Literal["items", "random"] = "items",
+        fusion_kind: Kind = "attention",
         fusion_layers: str = "mid,up",
         fusion_steps: str | None = None,
         fusion_parts: str = "self_k,self_v",
@@ -100,6 +103,7 @@ class DFusionPipeline:
         how_to_fuse: dict[str, Any] = {
             "mask_merge": mask_merge,
             "mask_place": mask_place,
+            "fusion_kind": fusion_kind,
             "fusion_layers": fusion_layers,
             "fusion_steps": fusion_steps,
             "fusion_parts": fusion_parts,
@@ -162,13 +166,15 @@ class DFusionPipeline:
         sampling = Sampling(num_steps, eta, guidance_scale, negative_prompt)
         if images_per_prompt is None:
             given = _each(seed, len(prompts))
+            origins = [_origin(s, i) for i, s in enumerate(given)]
             noise = [_drawn(s, num_steps, self.model.latent_shape) for s in given]
         else:
             prompts = [p for p in prompts for _ in range(images_per_prompt)]
             if not isinstance(seed, int):
                 raise UserError("seed: must be a whole number if images_per_prompt is given")
             shape = self.model.latent_shape
-            noise = [noises(seed, round, i, num_steps, shape) for i in range(len(prompts))]
+            origins = [(seed, round, i) for i in range(len(prompts))]
+            noise = [noises(*origin, num_steps, shape) for origin in origins]
         if latents is not None:
             starts = latents.reshape(-1, *self.model.latent_shape).float().cpu()
             noise = [(x, z) for x, (_, z) in zip(starts, noise, strict=True)]
@@ -181,7 +187,15 @@ class DFusionPipeline:
             walked = sample(policy, indices, [prompts[i] for i in indices], layers, on_step)
             images = self._images([t.latents[-1] for t in walked])
             found += [
-                Sample(prompts[i], image, t.latents, t.maps, noise[i][1], sampling)
+                Sample(
+                    prompts[i],
+                    image,
+                    t.latents,
+                    t.maps,
+                    noise=noise[i][1],
+                    sampling=sampling,
+                    origin=origins[i],
+                )
                 for i, image, t in zip(indices, images, walked, strict=True)
             ]
         return found
@@ -190,6 +204,7 @@ class DFusionPipeline:
         self,
         pairs: Sequence[tuple[Sample, Sample]],
         *,
+        fusion_kind: Kind = "attention",
         fusion_layers: str = "mid,up",
         fusion_steps: str | None = None,
         fusion_parts: str = "self_k,self_v",
@@ -203,7 +218,8 @@ class DFusionPipeline:
 
         pairs: (base, reference), from `sample`, all sampled with the same arguments. fusion_steps:
         written as in the flag, e.g. "18-1"; None fuses all but the first two steps, as in the
-        paper.
+        paper. fusion_kind: "branch" or "renoise" for targets without fusion; their noise depends on
+        the base's seed, round and index.
         """
         if not pairs:
             return []
@@ -212,13 +228,16 @@ class DFusionPipeline:
             sampling.num_steps,
             mask_merge,
             mask_place,
+            fusion_kind,
             fusion_layers,
             fusion_steps,
             fusion_parts,
             fusion_masked,
         )
-        first = sampling.num_steps - max(plan.steps, default=0)
-        policy = policy_of(self.model, sampling, [base.drawn for base, _ in pairs])
+        first = plan.first(sampling.num_steps)
+        bases = [base for base, _ in pairs]
+        given, origins = [base.drawn for base in bases], [base.origin for base in bases]
+        policy = policy_of(self.model, sampling, given, origins)
         on_step = self._on_step(callback_on_step_end, policy)
         sources = [
             Source(n, base.prompt, _trajectory(base), _trajectory(reference))
@@ -227,13 +246,19 @@ class DFusionPipeline:
         found = []
         for start in range(0, len(pairs), batch_size):
             part = slice(start, start + batch_size)
-            targets = fuse(policy, plan, sources[part], on_step)
-            images = self._images([target.latents[-1] for target in targets])
+            made = make_targets(policy, plan, sources[part], on_step)
+            images = self._images([target.latents[-1] for target in made])
             found += [
-                FusedPair(base, reference, image, target.latents, target.masks, first)
-                for (base, reference), image, target in zip(
-                    pairs[part], images, targets, strict=True
+                FusedPair(
+                    base,
+                    reference,
+                    target=image,
+                    target_latents=target.latents,
+                    masks=target.masks,
+                    first=first,
+                    kind=fusion_kind,
                 )
+                for (base, reference), image, target in zip(pairs[part], images, made, strict=True)
             ]
         return found
 
@@ -242,6 +267,7 @@ class DFusionPipeline:
         num_steps: int,
         mask_merge: Literal["xor", "or"],
         mask_place: Literal["items", "random"],
+        fusion_kind: Kind,
         fusion_layers: str,
         fusion_steps: str | None,
         fusion_parts: str,
@@ -249,10 +275,12 @@ class DFusionPipeline:
     ) -> FusionPlan:
         if fusion_steps is None:
             fusion_steps = f"{num_steps - 2}-1" if num_steps > 2 else ""
-        fusion = Fusion(fusion_layers, fusion_steps, fusion_parts, fusion_masked)
+        fusion = Fusion(fusion_kind, fusion_layers, fusion_steps, fusion_parts, fusion_masked)
         mask = Mask(merge=mask_merge, place=mask_place)
-        for name, value in (("mask.merge", mask_merge), ("mask.place", mask_place),
-                            ("fusion.parts", fusion_parts)):  # fmt: skip
+        for name, value in (
+            *(("mask.merge", mask_merge), ("mask.place", mask_place)),
+            *(("fusion.kind", fusion_kind), ("fusion.parts", fusion_parts)),
+        ):
             SETTINGS[name].check(name.replace(".", "_"), value)
         return fusion_plan(fusion, mask, num_steps, self.model.layers, flag="{}_{}")
 
@@ -293,6 +321,11 @@ def _each(seed: Seed | Sequence[Seed], count: int) -> list[Seed]:
     if len(seed) != count:
         raise UserError(f"seed: {len(seed)} for {count} prompts; give one for each, or one for all")
     return list(seed)
+
+
+def _origin(seed: Seed, index: int) -> Origin:
+    """A sample's `Sample.origin`. Samples of one generator differ by their index."""
+    return (seed, 0, 0) if isinstance(seed, int) else (seed.initial_seed(), 0, index)
 
 
 def _drawn(seed: Seed, steps: int, shape: tuple[int, ...]) -> Noise:

@@ -10,6 +10,7 @@ from torch import Tensor
 from dfusion.errors import UserError
 from dfusion.method import pairing
 from dfusion.method.prompts import Prompt
+from dfusion.method.sampling import Origin
 from dfusion.rewards.contract import Reward, as_numbers, sees_groups
 
 
@@ -29,6 +30,7 @@ class Sample:
 
     latents: (T+1, C, h, w), x_T … x_0. item_maps: (T, I, gh, gw), the cross-attention of the items
     at each step. noise: (T, C, h, w), of each step. score: the image's reward, set by `score`.
+    origin: seed, round and index; the noise of an unfused target is drawn from these.
     """
 
     prompt: Prompt
@@ -38,6 +40,7 @@ class Sample:
     noise: Tensor
     sampling: Sampling
     score: float | None = None
+    origin: Origin = (0, 0, 0)
 
     @property
     def drawn(self) -> tuple[Tensor, Tensor]:
@@ -58,7 +61,8 @@ class FusedPair:
     """A base, a reference, and the target: the base with the reference's items fused into it.
 
     target_latents: (T+1, C, h, w). masks: (T, gh, gw) bool, the cells fused at each step. first:
-    index of the first fused step. score: the target's reward, set by `score`.
+    index of the first fused step. score: the target's reward, set by `score`. kind: how the target
+    was made; see `DFusionPipeline.fuse`.
     """
 
     base_sample: Sample
@@ -68,6 +72,7 @@ class FusedPair:
     masks: Tensor
     first: int
     score: float | None = None
+    kind: str = "attention"
 
     @property
     def base(self) -> Image.Image:
@@ -97,7 +102,8 @@ class Preference:
     """A pair to train on: `latents`, (T+1, C, h, w), are preferred to those of `base`.
 
     score: of the preferred image. reference_score: of the pair's reference. fused: whether the
-    preferred image is a target. first: index of the first step at which the two differ.
+    preferred image is a target. first: index of the first step at which the two differ. kind: how
+    the target was made. masks: (T, gh, gw) bool, the target's; None without one.
     """
 
     base: Sample
@@ -106,6 +112,8 @@ class Preference:
     reference_score: float
     fused: bool
     first: int = 0
+    kind: str = "attention"
+    masks: Tensor | None = None
 
 
 def common_sampling(what: str, samples: Iterable[Sample]) -> Sampling:
@@ -186,7 +194,14 @@ def adopt(pairs: Sequence[FusedPair], threshold: float = 1.0) -> list[Preference
         scores = score_of(fused), score_of(base), score_of(reference)
         if pairing.adopted(*scores, threshold):
             preference = Preference(
-                base, fused.target_latents, scores[0], scores[2], True, fused.first
+                base,
+                fused.target_latents,
+                score=scores[0],
+                reference_score=scores[2],
+                fused=True,
+                first=fused.first,
+                kind=fused.kind,
+                masks=fused.masks,
             )
         else:
             preference = _reference_preferred(base, reference)

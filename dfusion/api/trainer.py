@@ -10,7 +10,7 @@ from dfusion.api.samples import Preference, Sampling, common_sampling, score_of
 from dfusion.errors import UserError
 from dfusion.method.advantages import normalised, statistics
 from dfusion.method.pairing import Pair
-from dfusion.method.sampling import GivenNoise
+from dfusion.method.sampling import GivenNoise, Origin
 from dfusion.models.diffusion_model import DiffusionModel
 from dfusion.settings.schema import SETTINGS, Train
 from dfusion.training.learner import Learner
@@ -42,16 +42,19 @@ class DFusionTrainer(Learner):
         """Train for one round, on preferences sampled with the model in its current state.
 
         Returns the metrics of each optimiser step. DDPO and DPOK normalise a score by the scores of
-        all plain samples of its prompt, in this and earlier rounds.
+        all plain samples of its prompt, in this and earlier rounds, GRPO by those of this round.
         """
         if not preferences:
             return []
         sampling = common_sampling("preferences", (p.base for p in preferences))
+        if self.objective.loss.grouped:
+            self._scores.clear()
         for p in preferences:
             known = self._scores.setdefault(p.base.prompt.text, [])
             known += [p.reference_score, score_of(p.base)]
         pairs = _Preferences(preferences, self._scores)
-        policy = policy_of(self.model, sampling, [p.base.drawn for p in preferences])
+        drawn = [p.base.drawn for p in preferences]
+        policy = policy_of(self.model, sampling, drawn, seed=self.seed, round_=self.rounds)
         updates = self.updates(self.rounds, pairs, sampling.num_steps)
         updater = self.updater(policy, pairs)
         self.begin(updater, updates)
@@ -76,8 +79,19 @@ class _Preferences(TrainingPairs):
     def first_step(self, p: int) -> int:
         return self.preferences[p].first
 
+    def begins(self, p: int) -> int:
+        return self.preferences[p].first if self.preferences[p].kind == "renoise" else 0
+
     def walked_fused(self, step: Step) -> bool:
-        return self.fused[step.pair] and step.i >= self.preferences[step.pair].first
+        preference = self.preferences[step.pair]
+        fused = preference.fused and preference.kind == "attention"
+        return fused and step.i >= preference.first
+
+    def mask(self, step: Step) -> Tensor | None:  # (gh, gw)
+        preference = self.preferences[step.pair]
+        if preference.masks is None or preference.kind != "attention":
+            return None
+        return preference.masks[step.i]
 
     def advantages(self, p: int) -> list[float]:
         preference = self.preferences[p]
@@ -91,18 +105,25 @@ class _Preferences(TrainingPairs):
 
 
 def policy_of(
-    model: DiffusionModel, sampling: Sampling, given: Sequence[tuple[Tensor, Tensor]]
+    model: DiffusionModel,
+    sampling: Sampling,
+    given: Sequence[tuple[Tensor, Tensor]],
+    origins: Sequence[Origin] = (),
+    seed: int = 0,
+    round_: int = 0,
 ) -> GivenNoise:
     """The policy with these sampling arguments and the given noise of each sample.
 
-    given: x_T (C, h, w) and step noises (T, C, h, w) of each.
+    given: x_T (C, h, w) and step noises (T, C, h, w) of each. origins, seed, round_: what any
+    further noise is drawn from.
     """
     return GivenNoise(
         model=model,
         sampler=model.sampler(sampling.num_steps, sampling.eta),
         guidance=sampling.guidance_scale,
-        seed=0,
-        round=0,
+        seed=seed,
+        round=round_,
         negative=sampling.negative_prompt,
         given=tuple(given),
+        origins=tuple(origins),
     )

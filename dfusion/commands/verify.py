@@ -173,17 +173,19 @@ def _targets(round_: Round) -> Iterator[str]:
     """Targets and their pictures are whole."""
     # By the round's own settings: config.json may already be of a later round.
     steps = len(round_.made_with("manifest.json")["timesteps"])
-    first = first_fused(round_.made_with("pairs.json")["fusion steps"], steps)
+    paired = round_.made_with("pairs.json")
+    first = first_fused(paired["fusion steps"], steps)
+    shared = first if paired["target kind"] == "renoise" else first + 1
     dropped = not round_.states_kept and round_.adoption() is not None
     for p, pair in enumerate(round_.pairs() or ()):
         if round_.target(p).exists():
-            yield from _target(round_, p, pair, first)
+            yield from _target(round_, p, pair, shared)
         if round_.target(p).exists() or dropped:
             yield from _target_pictures(round_, p, pair)
 
 
-def _target(round_: Round, p: int, pair: pairing.Pair, first: int) -> Iterator[str]:
-    """A target is whole, and has its base's states until fusion begins."""
+def _target(round_: Round, p: int, pair: pairing.Pair, shared: int) -> Iterator[str]:
+    """A target is whole, and shares its first states with its base."""
     path, base = round_.target(p), round_.trajectory(pair.base)
     problems = list(_tensors(path, "latents"))
     yield from problems
@@ -191,7 +193,7 @@ def _target(round_: Round, p: int, pair: pairing.Pair, first: int) -> Iterator[s
         yield from _tensors(round_.inversion(p), "latents")
     if not problems and not list(_problem(base, read_tensors)):
         a, b = read_tensors(path)["latents"], read_tensors(base)["latents"]
-        if not a[: first + 1].equal(b[: first + 1]):
+        if not a[:shared].equal(b[:shared]):
             yield f"{path}: does not begin as its base {pair.base} does; {REBUILT}"
 
 

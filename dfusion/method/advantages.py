@@ -1,4 +1,8 @@
-"""Rewards normalised per prompt, over this and all earlier rounds (Appendix C, DDPO and DPOK)."""
+"""Rewards normalised per prompt.
+
+DDPO and DPOK take the statistics over this and all earlier rounds (Appendix C), GRPO over the
+samples of this round.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,8 +14,8 @@ FLOOR = 1e-6  # added to the standard deviation
 def statistics(history: Mapping[str, Sequence[float]]) -> dict[str, tuple[float, float]]:
     """Mean and (population) standard deviation of the plain samples' scores of each prompt.
 
-    history: prompt -> scores of all plain samples of this and earlier rounds. Targets are
-    normalised with the same statistics but do not contribute to them.
+    history: prompt -> scores of all plain samples to normalise by. Targets are normalised with the
+    same statistics but do not contribute to them.
     """
     return {
         prompt: (float(np.mean(scores)), float(np.std(scores)))

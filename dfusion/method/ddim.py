@@ -46,7 +46,8 @@ def ddim(
     x_scale, output_scale = _scales(a_t, a_prev, direction, prediction)
     still = _scales(a_t, a_prev, (1 - a_prev).sqrt(), prediction)
     std = variance.clamp(min=0).sqrt()
-    tables = (x_scale, output_scale, std, *still)
+    aims = _aims(a_t, prediction)
+    tables = (x_scale, output_scale, std, *still, a_t.sqrt(), (1 - a_t).sqrt(), *aims)
     return Sampler(timesteps, *(table.float() for table in tables))
 
 
@@ -62,3 +63,11 @@ def _scales(
         return x_scale, direction * a_t.sqrt() - (a_prev * (1 - a_t)).sqrt()
     x_scale = direction / (1 - a_t).sqrt()
     return x_scale, a_prev.sqrt() - direction * (a_t / (1 - a_t)).sqrt()
+
+
+def _aims(a_t: Tensor, prediction: str) -> tuple[Tensor, Tensor]:
+    """(T,) each: the factors of x_0 and of noise in what the network predicts."""
+    none, all_ = torch.zeros_like(a_t), torch.ones_like(a_t)
+    if prediction == "epsilon":
+        return none, all_
+    return (-(1 - a_t).sqrt(), a_t.sqrt()) if prediction == "v_prediction" else (all_, none)

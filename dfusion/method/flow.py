@@ -26,7 +26,9 @@ def flow(sigmas: Tensor, eta: float, scale: float = 1000.0) -> Sampler:
     now, then = sigmas[:-1], sigmas[1:]
     rho = then * (1 - now) / (now * (1 - then))  # 0 at sigma = 1: the state is forgotten
     std = then * (1 - rho ** (eta**2)).sqrt() if eta else torch.zeros_like(then)
-    tables = (*_scales(now, then, std), std, *_scales(now, then, torch.zeros_like(std)))
+    still = _scales(now, then, torch.zeros_like(std))
+    forward = (1 - now, now, -torch.ones_like(now), torch.ones_like(now))
+    tables = (*_scales(now, then, std), std, *still, *forward)
     return Sampler((scale * now).float(), *(table.float() for table in tables))
 
 

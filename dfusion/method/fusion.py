@@ -19,6 +19,7 @@ from diffusers_patched import Fusion as AttentionFusion
 class FusionPlan:
     """What is fused, where and when.
 
+    kind: "attention" is Eq. 5; see targets.py for others, which use only the first of the steps.
     layers: layer numbers. steps: the paper's t, T … 1. parts: see diffusers_patched.PARTS.
     masked: False fuses everywhere, not only inside the mask. merge: "xor" (Eq. 4) or "or". place:
     "items", or "random" as a control. grids: the layers' (height, width).
@@ -31,6 +32,11 @@ class FusionPlan:
     merge: str = "xor"
     place: str = "items"
     grids: frozenset[tuple[int, int]] = frozenset()
+    kind: str = "attention"
+
+    def first(self, total: int) -> int:
+        """The index of the first of `total` steps that is fused; `total` if none is."""
+        return total - max(self.steps, default=0)
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,7 @@ def fuse(
     masks = torch.stack([_masks(policy, pair, plan) for pair in pairs])  # (P, T, gh, gw)
     total = len(policy.sampler)
     fused = [total - i in plan.steps for i in range(total)]
-    first = fused.index(True) if any(fused) else total
+    first = plan.first(total)
     device = policy.model.device
     bases = torch.stack([pair.base.latents[: first + 1] for pair in pairs]).to(device).float()
     references = torch.stack([pair.reference.latents for pair in pairs]).to(device).float()

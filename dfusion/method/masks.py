@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -77,3 +78,22 @@ def elsewhere(masks: Tensor, rng: torch.Generator) -> Tensor:
 def fusion_mask(maps: Tensor, thresholds: Sequence[float | None], rule: str) -> Tensor:
     """Eq. 4: (..., I, gh, gw) maps -> (..., gh, gw) bool."""
     return merge(binarise(maps, thresholds), rule)
+
+
+def cell_weights(masks: Tensor, outside: float, size: tuple[int, int]) -> Tensor:
+    """Weights of a latent's cells in the log-prob of a step, from the step's mask.
+
+    masks: (B, gh, gw) bool. outside: the weight of a cell outside the mask, where one inside has 1.
+    Returns (B, h, w) for `size` (h, w), scaled to a mean of 1, so that the log-prob of a mask
+    without cells, or without any outside, is the plain one.
+
+    A target's step differs from the unfused policy's where the mask is: there the reference's keys
+    and values moved its mean. Outside, target and base have the same noise and nearly the same
+    states, so that their gradients differ by little but the noise. This is only true of a target
+    that was fused and its base. Two samples differ everywhere: their likelihoods compare only as a
+    whole, and a mask would leave out most of what one was preferred for.
+    """
+    inside = F.interpolate(masks[:, None].float(), size)[:, 0]
+    weights = inside + outside * (1 - inside)
+    mean = weights.mean((1, 2), keepdim=True)
+    return torch.where(mean > 0, weights / mean, 1.0)

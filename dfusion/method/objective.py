@@ -2,41 +2,55 @@
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from dfusion.method.losses import DPO, Loss, Steps, Value
+from dfusion.method.sampler import Sampler
+from dfusion.method.step_weights import Listed, StepWeights
 
 
 @dataclass(frozen=True)
 class Objective:
     """What training minimises.
 
-    kl_initial: weight of the KL to the initial model. step_weights: T numbers, for t = T to
-    1; empty if all are 1.
+    kl_initial: weight of the KL to the initial model. outside_weight: see masks.cell_weights.
+    loser_limit: see safeguard.loser_scale; 0 for no safeguard.
     """
 
     loss: Loss = field(default_factory=DPO)
     kl_initial: float = 0.0
-    step_weights: tuple[float, ...] = ()
+    step_weights: StepWeights = field(default_factory=Listed)
+    outside_weight: float = 1.0
+    loser_limit: float = 0.0
 
     @property
     def pairwise(self) -> bool:
         """Whether the gradient is zero at steps where both images have the same states."""
-        return self.loss.pairwise and self.kl_initial == 0
+        return self.loss.pairwise and not self.forward and self.kl_initial == 0
+
+    @property
+    def forward(self) -> bool:
+        """Whether the loss is one of noised final latents."""
+        return self.loss.process == "forward"
+
+    @property
+    def masked(self) -> bool:
+        """Whether log-probs of targets and their bases weigh the mask's cells differently."""
+        return self.outside_weight != 1 and not self.forward
+
+    @property
+    def safeguarded(self) -> bool:
+        """Whether the loser's gradient is held back."""
+        return self.loser_limit > 0 and self.loss.pairwise
+
+    def weights(self, sampler: Sampler) -> Tensor:
+        """(T,) weights of the steps' losses."""
+        return self.step_weights.of(sampler, self.forward)
 
     @property
     def needs_initial(self) -> bool:
         """Whether the initial model's transitions are needed."""
         return self.kl_initial > 0 or self.loss.to_initial
-
-    def weights(self, steps: int) -> Tensor:
-        """(T,) weights of the steps' losses."""
-        return torch.tensor(self.step_weights) if self.step_weights else torch.ones(steps)
-
-    def weighs(self, i: int) -> bool:
-        """Whether step i has any weight."""
-        return not self.step_weights or self.step_weights[i] > 0
 
     def __call__(self, steps: Steps, kl_initial: Tensor) -> Value:
         """kl_initial: (N, 2), KL to the initial model per dimension; zeros if its weight is 0.

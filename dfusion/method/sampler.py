@@ -23,6 +23,8 @@ class Sampler:
 
     timesteps: what the network is given at each step. x_scale, output_scale, std: see above.
     x_scale_still, output_scale_still: the same of a step without noise, which inversion reverses.
+    signal, noise: x_t is signal x_0 + noise n, with standard normal n. aim_x0, aim_noise: the
+    output that the network should then have is aim_x0 x_0 + aim_noise n.
     """
 
     timesteps: Tensor
@@ -31,6 +33,10 @@ class Sampler:
     std: Tensor
     x_scale_still: Tensor
     output_scale_still: Tensor
+    signal: Tensor
+    noise: Tensor
+    aim_x0: Tensor
+    aim_noise: Tensor
 
     def __len__(self) -> int:
         return len(self.timesteps)
@@ -55,19 +61,33 @@ class Sampler:
         mean = _spread(x_scale, x) * x.float() + _spread(output_scale, x) * output.float()
         return mean, std
 
+    def noised(self, x0: Tensor, n: Tensor, i: Tensor) -> tuple[Tensor, Tensor]:
+        """x_t made from x_0 and noise, and the output that the network should then have.
+
+        x0, n: (B, C, h, w). i: (B,) long. Returns two tensors of x0's shape.
+        """
+        signal, noise, aim_x0, aim_noise = (
+            _spread(table[i], x0)
+            for table in (self.signal, self.noise, self.aim_x0, self.aim_noise)
+        )
+        return signal * x0 + noise * n, aim_x0 * x0 + aim_noise * n
+
     def invert(self, x_next: Tensor, output: Tensor, i: int) -> Tensor:
         """The x_t, (B, C, h, w), that a step without noise takes to x_next."""
         moved = x_next.float() - self.output_scale_still[i] * output.float()
         return moved / self.x_scale_still[i]
 
     @staticmethod
-    def log_prob(x_next: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    def log_prob(x_next: Tensor, mean: Tensor, std: Tensor, cells: Tensor | None = None) -> Tensor:
         """(B,) Gaussian log-density, averaged over dimensions: nats per dimension.
 
-        x_next, mean: (B, C, h, w), std: (B,) > 0.
+        x_next, mean: (B, C, h, w), std: (B,) > 0. cells: (B, h, w), their weights in the average,
+        1 on average; None if all are 1.
         """
-        z = (x_next.float() - mean) / _spread(std, mean)
-        return -0.5 * (z.square().flatten(1).mean(1) + LOG_2PI) - std.log()
+        squares = ((x_next.float() - mean) / _spread(std, mean)).square()
+        if cells is not None:
+            squares = squares * cells[:, None]
+        return -0.5 * (squares.flatten(1).mean(1) + LOG_2PI) - std.log()
 
     @staticmethod
     def kl(mean_p: Tensor, mean_q: Tensor, std: Tensor) -> Tensor:

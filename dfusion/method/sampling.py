@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from dfusion.method.denoiser import Cond, Denoiser
 from dfusion.method.masks import item_maps
-from dfusion.method.noise import noises
+from dfusion.method.noise import OTHER, noises
 from dfusion.method.prompts import Prompt
 from dfusion.method.sampler import Sampler
 from diffusers_patched import AttentionControl, Record
 
+Origin = tuple[int, int, int]  # seed, round, index
 STORE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -75,6 +76,17 @@ class Policy:
         """x_T (C, h, w) and step noises (T, C, h, w) of one sample, on the CPU."""
         return noises(self.seed, self.round, index, len(self.sampler), self.model.latent_shape)
 
+    def other_noise(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Noise beside that of the samples: (B, C, h, w) and, for each step, (B, T, C, h, w)."""
+        size = len(self.sampler), self.model.latent_shape
+        drawn = [noises(*self.origin(i), *size, OTHER) for i in indices]
+        first, z = (torch.stack(part).to(self.model.device) for part in zip(*drawn, strict=True))
+        return first, z
+
+    def origin(self, index: int) -> Origin:
+        """What the noise of a sample is drawn from."""
+        return self.seed, self.round, index
+
     def identity(self) -> dict[str, object]:
         """Everything that a sample depends on besides its prompt and index."""
         return {
@@ -97,13 +109,18 @@ class Policy:
 class GivenNoise(Policy):
     """A policy whose noises are given instead of drawn from (seed, round, index).
 
-    given: x_T (C, h, w) and step noises (T, C, h, w) of sample 0, 1, …
+    given: x_T (C, h, w) and step noises (T, C, h, w) of sample 0, 1, … origins: what other noise of
+    each is drawn from.
     """
 
     given: tuple[tuple[Tensor, Tensor], ...] = ()
+    origins: tuple[Origin, ...] = ()
 
     def drawn(self, index: int) -> tuple[Tensor, Tensor]:  # (C, h, w), (T, C, h, w)
         return self.given[index]
+
+    def origin(self, index: int) -> Origin:
+        return self.origins[index]
 
 
 # Called after each denoising step, with its index and the new states, (B, C, h, w).

@@ -45,6 +45,7 @@ def fusion_plan(
         merge=mask.merge,
         place=mask.place,
         grids=frozenset(layers.grids),
+        kind=fusion.kind,
     )
 
 

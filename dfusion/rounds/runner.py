@@ -18,9 +18,10 @@ from torch import Tensor
 
 from dfusion.errors import NotFiniteError, UserError
 from dfusion.method import pairing
-from dfusion.method.fusion import FusionPlan, Source, Target, fuse
+from dfusion.method.fusion import FusionPlan, Source, Target
 from dfusion.method.prompts import Prompt
 from dfusion.method.sampling import Policy, Trajectory, sample
+from dfusion.method.targets import make_targets
 from dfusion.models.batching import Fit, unfinished
 from dfusion.progress import Progress, Stopwatch, clock
 from dfusion.rewards.contract import Reward
@@ -181,7 +182,7 @@ class RoundRunner:
             self.say(f"  note: {text}")
 
     def _say_odd_masks(self, round_: Round, count: int) -> None:
-        if self.world.rank == 0 and self.plan.masked:
+        if self.world.rank == 0 and self.plan.masked and self.plan.kind == "attention":
             s = self.settings
             steps = sorted(fused_indices(s.fusion.steps, s.sample.num_steps))
             masks = [read_rows(round_.target(p), "masks", slice(None)) for p in range(count)]
@@ -306,7 +307,8 @@ class RoundRunner:
             "fusion parts": sorted(self.plan.parts),
             "masked": fusion.masked,
             "merge": self.plan.merge,
-            **({"mask place": self.plan.place} if self.plan.place != "items" else {}),
+            "mask place": self.plan.place,
+            "target kind": self.plan.kind,
         }
 
     def _pairs(self, round_: Round, scores: dict[int, float]) -> tuple[pairing.Pair, ...]:
@@ -342,7 +344,7 @@ class RoundRunner:
         def make(batch: Sequence[int]) -> tuple[list[Source], list[Target], Tensor]:
             self._check_still_there()
             sources = [read_source(round_, pairs[p], prompts) for p in batch]
-            made = fuse(policy, self.plan, sources)
+            made = make_targets(policy, self.plan, sources)
             return sources, made, _pictures(policy, made, [f"target {p}" for p in batch])
 
         fit = self._fit("fusion.batch_size", self.settings.fusion.batch_size, policy)

@@ -106,14 +106,9 @@ def _check_steps(settings: Settings) -> None:
     except ValueError as error:
         raise UserError(f"--config.fusion.steps: {error}") from error
     try:
-        weights = parse_weights(listed)
+        parse_weights(listed, steps)
     except ValueError as error:
         raise UserError(f"--config.train.step_weights '{listed}': {error}") from error
-    if weights and len(weights) != steps:
-        raise UserError(
-            f"--config.train.step_weights: {len(weights)} weights for {steps} steps; give one for "
-            "each step, t = T first"
-        )
 
 
 def _check_places(settings: Settings) -> None:

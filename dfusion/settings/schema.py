@@ -88,6 +88,12 @@ class Mask:
 class Fusion:
     """How a target image is made from a base and a reference, Eq. 5."""
 
+    # How targets are made. "attention": with the reference's keys and values in the mask (the
+    # paper). Controls without the reference: "branch" takes the base's states up to the first of
+    # fusion.steps and other noise from there; "renoise" noises the base's image up to that step and
+    # denoises it with other noise.
+    kind: Literal["attention", "branch", "renoise"] = "attention"
+
     # Layers in which attention is fused, written as for mask.layers. On SD2.1-base, "mid,up" is
     # layers 3-6.
     layers: str = "mid,up"
@@ -168,9 +174,12 @@ class Train:
     num_epochs: Free[Count] = 1
     # The first round to run.
     begin_epoch: Free[CountOrNone] = 0
-    # The loss: "dpo" (Eq. 6), "ddpo" (Eq. 8), "dpok" (Eq. 9), or a class of your own (see
-    # method/losses/).
-    method: OrOwn[Literal["dpo", "ddpo", "dpok"]] = "dpo"
+    # The loss: "dpo" (Eq. 6), "ddpo" (Eq. 8), "dpok" (Eq. 9), "grpo", or, on noised final images
+    # instead of trajectories, "diffusion_dpo", "diffusion_kto" or "fdfo"; or a class of your own
+    # (see docs/training.md and method/losses/).
+    method: OrOwn[
+        Literal["dpo", "ddpo", "dpok", "grpo", "diffusion_dpo", "diffusion_kto", "fdfo"]
+    ] = "dpo"
     # What is preferred to the base. "dfusion": the target if it was adopted, else the reference.
     # "naive": the reference. "inversion": as dfusion, but with the targets' trajectories guessed by
     # DDIM inversion.
@@ -204,12 +213,15 @@ class Train:
     beta: Positive = 0.1
     # What Eq. 6 compares: the "ratio" of probabilities (the paper) or the "log_ratio" (D3PO).
     ratio: Literal["ratio", "log_ratio"] = "ratio"
-    # The policy that Eq. 6 compares with: the one that the "round" began with (the paper), or the
-    # "initial" model.
+    # Beta of diffusion_dpo and diffusion_kto, for errors that are means over dimensions.
+    diffusion_beta: Positive = 5000.0
+    # The policy that Eq. 6, diffusion_dpo and diffusion_kto compare with: the one that the "round"
+    # began with (the paper), or the "initial" model.
     reference: Literal["round", "initial"] = "round"
-    # Probability ratios are clipped to 1 - eps … 1 + eps; 0 for no clipping.
+    # Probability ratios are clipped to 1 - eps … 1 + eps; for fdfo, the width of its trust region.
+    # 0 for neither.
     eps: Annotated[float, Range(at_least=0, below=1)] = 0.1
-    # Eq. 8 and 9: normalised rewards are clamped to ± this.
+    # ddpo, dpok, grpo: normalised rewards are clamped to ± this.
     adv_clip_max: Positive = 5.0
     # Eq. 9: weight of the policy term.
     dpok_alpha: float = 0.99
@@ -218,8 +230,16 @@ class Train:
     # Weight of a KL to the initial model, added to the loss of any method; 0 for none.
     kl_initial: NotNegative = 0.0
     # Weights of the denoising steps' losses: T numbers from 0, separated by commas, for t = T … 1.
-    # Empty: all 1.
+    # "equal": such that every step has the same influence (Precise, 2605.23522); "equal:20-5" is
+    # the same for these steps, with no weight on others. Empty: all 1.
     step_weights: str = ""
+    # Weight of cells outside the mask in the log-probs of adopted targets and their bases, where
+    # cells inside have 1. At 0, only the mask counts. Other pairs, and losses on noised final
+    # images, take the plain mean.
+    outside_weight: Annotated[float, Range(at_least=0, at_most=1)] = 1.0
+    # dpo, diffusion_dpo and diffusion_kto: how much of the winner's gain the loser's gradient may
+    # take back, at each step of each pair; 1 - mu of Diffusion-SDPO. 0 for no limit.
+    loser_limit: Annotated[float, Range(at_least=0, at_most=1)] = 0.0
     # What is trained: a "lora" on the frozen UNet, or the "full" UNet. The latter needs
     # mixed_precision no.
     tune: Literal["lora", "full"] = "lora"

@@ -2,6 +2,7 @@
 
 import re
 
+MOST = 1000  # steps that a run may have
 _RANGE = re.compile(r"^(\d+)(?:-(\d+))?$")
 
 
@@ -32,11 +33,24 @@ def first_fused(text: str, steps: int) -> int:
     return min(fused_indices(text, steps), default=steps)
 
 
-def parse_weights(text: str) -> tuple[float, ...]:
-    """ "1, 0.5, 0" -> (1.0, 0.5, 0.0); raises ValueError for anything but numbers from 0."""
+def parse_weights(text: str, steps: int = MOST) -> tuple[float, ...] | frozenset[int]:
+    """Step weights from a flag: numbers from "1, 0.5, 0", or the steps t of "equal:20-5".
+
+    Plain "equal" is all of `steps`, and "" no numbers. Raises ValueError for what is wrong.
+    """
+    equal, colon, listed = text.strip().partition(":")
+    if equal == "equal":
+        chosen = parse_steps(listed if colon else f"{steps}-1", steps)
+        if not chosen:
+            raise ValueError("name at least one step, e.g. equal:20-5")
+        return chosen
     weights = tuple(float(part) for part in text.split(",")) if text.strip() else ()
     if not all(0 <= w < float("inf") for w in weights):
         raise ValueError("weights must be finite and not below 0")
     if weights and not any(weights):
         raise ValueError("at least one weight must be above 0")
+    if weights and steps < MOST and len(weights) != steps:
+        raise ValueError(
+            f"{len(weights)} weights for {steps} steps; give one for each, t = T first"
+        )
     return weights

@@ -41,6 +41,8 @@ SCORED = ("images", "target_images")
 WATCH = "watch"  # scores of images/ by --config.eval.watch
 STATES = ("trajectories", "targets", "inversions")  # folders of states, by far the largest files
 DROPPED = "dropped.json"
+# What pairs were made with where pairs.json does not say.
+USUAL = {"mask place": "items", "target kind": "attention"}
 
 
 class Round:
@@ -116,11 +118,12 @@ class Round:
 
     def pairs_made_with(self) -> dict[str, Any]:
         """What the pairs and their targets depend on, as given to write_pairs."""
-        return _checked(self.folder / "pairs.json", check_pairs)["made_with"]
+        return {**USUAL, **_checked(self.folder / "pairs.json", check_pairs)["made_with"]}
 
     def made_with(self, file: str) -> dict[str, Any]:
         """The "made_with" of manifest.json, pairs.json or adoption.json; empty if it has none."""
-        return read_json(self.folder / file).get("made_with", {})
+        found = read_json(self.folder / file).get("made_with", {})
+        return {**USUAL, **found} if file == "pairs.json" else found
 
     def check_made_with(self, file: str, now: dict[str, Any], remedy: str) -> None:
         """Raise UserError if manifest.json or pairs.json was made with other settings."""

@@ -105,12 +105,13 @@ def evaluations(settings: Settings, prompts: int, adopted: float = 1.0) -> dict[
     sizes, train = Sizes.of(settings, prompts), settings.train
     targets = sizes.pairs if train.pairs != "naive" else 0
     walked = sizes.steps - sizes.first  # target steps; the reference adds one per fused step
+    beside = sizes.fused if settings.fusion.kind == "attention" else 0
     kept = adopted * targets
     rows = 0.5 if settings.sample.cfg else 1.0  # inversion uses no guidance
     shown = prompts * train.compare_images * sizes.steps
     return {
         "sampling": float(sizes.rounds * sizes.images * sizes.steps),
-        "fusing": float(sizes.rounds * targets * (walked + sizes.fused)),
+        "fusing": float(sizes.rounds * targets * (walked + beside)),
         "inverting": sizes.rounds * kept * sizes.steps * rows * (train.pairs == "inversion"),
         "training": sizes.rounds * _training(settings, sizes, kept),
         "comparing": float(_comparisons(settings) * shown),
@@ -120,13 +121,17 @@ def evaluations(settings: Settings, prompts: int, adopted: float = 1.0) -> dict[
 def _training(settings: Settings, sizes: Sizes, kept: float) -> float:
     """Evaluations of one round's training. kept: number of pairs with an adopted target."""
     train, objective = settings.train, objective_of(settings.train)
-    weighed = [w > 0 for w in objective.step_weights or (1.0,) * sizes.steps]
+    weighed = [objective.step_weights.weighs(i, sizes.steps) for i in range(sizes.steps)]
     whole = sum(weighed)
     parted = sum(weighed[sizes.first :]) if train.pairs != "inversion" else whole
-    steps = kept * (parted if objective.pairwise else whole) + (sizes.pairs - kept) * whole
+    begins_later = objective.pairwise or (
+        settings.fusion.kind == "renoise" and not objective.forward
+    )
+    steps = kept * (parted if begins_later else whole) + (sizes.pairs - kept) * whole
     drawn = train.timestep_fraction
     met = 1 - (1 - drawn) ** train.num_inner_epochs  # share of a pair's steps drawn at least once
     passes = 2.0 * train.num_inner_epochs * drawn  # forward and backward
+    passes += train.num_inner_epochs * drawn * objective.loss.whole_update
     passes += met if objective.needs_initial else 0
     first = -(-sizes.pairs // train.updates_per_inner_epoch) / sizes.pairs
     passes += (
@@ -134,7 +139,8 @@ def _training(settings: Settings, sizes: Sizes, kept: float) -> float:
     )  # theta_old's log-probs of all steps that the first update leaves out
     # The check of the sampler, and the norm of the predicted noise beside the initial model's.
     looked_at = 1 + 2 * (train.tune == "lora" or objective.needs_initial)
-    return 2 * (steps * passes + looked_at * min(CHECKED, sizes.pairs * sizes.steps))
+    rows = 0.5 if objective.forward and settings.sample.cfg else 1.0  # which uses no guidance
+    return 2 * (rows * steps * passes + looked_at * min(CHECKED, sizes.pairs * sizes.steps))
 
 
 def _comparisons(settings: Settings) -> int:
@@ -161,10 +167,12 @@ def seconds(
     counts, sizes = evaluations(settings, prompts, adopted), Sizes.of(settings, prompts)
     shown = _comparisons(settings) * prompts * settings.train.compare_images
     sampled = sizes.rounds * sizes.images
+    by_attention = settings.fusion.kind == "attention"
     fused = sizes.rounds * sizes.pairs if counts["fusing"] else 0
     return {
         "sampling": counts["sampling"] * times.plain + sampled * times.decoding,
-        "fusing": counts["fusing"] * times.fused + fused * times.decoding,
+        "fusing": counts["fusing"] * (times.fused if by_attention else times.plain)
+        + fused * times.decoding,
         "inverting": counts["inverting"] * times.plain,
         "training": counts["training"] * times.trained,
         "comparing": counts["comparing"] * times.plain + shown * times.decoding,

@@ -13,11 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dfusion.method.losses import Steps, Value
+from dfusion.method.losses import ForwardLoss, Steps, Value
+from dfusion.method.masks import cell_weights
 from dfusion.method.objective import Objective
+from dfusion.method.safeguard import loser_scale, with_loser_scaled
 from dfusion.method.sampler import LOG_2PI
 from dfusion.method.sampling import Policy
 from dfusion.models.batching import Fit
+from dfusion.training.forward import NoisedBatch, agreement, noised_batch, predicted
 from dfusion.training.order import Step
 from dfusion.training.pairs import Batch, TrainingPairs
 from dfusion.training.policy_cache import PolicyCache
@@ -27,8 +30,10 @@ from dfusion.training.transfer import to_device
 
 @dataclass(frozen=True)
 class Transitions:
-    """Of a batch: log_prob (B, 2), mean (B, 2, C, h, w), and the network's guided output,
-    (2 B, C, h, w)."""
+    """Of a batch: log_prob (B, 2), mean (B, 2, C, h, w), and the network's output, (2 B, C, h, w).
+
+    Of noised final latents, log_prob is the loss's agreement, and mean the output.
+    """
 
     log_prob: Tensor
     mean: Tensor
@@ -43,7 +48,8 @@ def transitions(policy: Policy, network: nn.Module, batch: Batch) -> Transitions
     cond = model.encode([text for text in batch.texts for _ in range(2)])
     output, _ = policy.predict(x, i, cond, network=network)
     mean, std = sampler.transition(x, output, i)
-    log_prob = sampler.log_prob(x_next, mean, std)
+    cells = None if batch.cells is None else batch.cells.repeat_interleave(2, 0)
+    log_prob = sampler.log_prob(x_next, mean, std, cells)
     return Transitions(log_prob.unflatten(0, (-1, 2)), mean.unflatten(0, (-1, 2)), output)
 
 
@@ -96,7 +102,7 @@ class Updater:
         def work(chunk: Sequence[Step]) -> None:
             index = self._index(chunk)
             batch = self._read(chunk, index)
-            self._keep_old(index, transitions(self.policy, self.network, batch))
+            self._keep_old(index, self._evaluate(self.network, batch, index))
 
         for _ in self.fit.over(steps, work):
             pass
@@ -113,7 +119,7 @@ class Updater:
         self._sound = []
         device, total = self.policy.model.device, len(self.policy.sampler)
         tally = Tally.empty(total, device)
-        self._weights = to_device(self.objective.weights(total), device)
+        self._weights = to_device(self.objective.weights(self.policy.sampler), device)
         whole = self._whole(steps) if self.objective.loss.whole_update else None
         advance, done = self.watch(len(steps)), 0
         for chunk, index in self._chunks(steps):
@@ -143,7 +149,7 @@ class Updater:
         for chunk, index in self._chunks(steps):
             batch = self._read(chunk, index)
             self._meet_initial(chunk, index, batch)
-            now = transitions(self.policy, self.network, batch)
+            now = self._evaluate(self.network, batch, index)
             if self.fresh:
                 self._keep_old(index, now)
             rows.append(torch.stack([now.log_prob, *self._kls(index, now)], 1))
@@ -170,12 +176,51 @@ class Updater:
         index = torch.tensor([(self._row[s.pair], s.i) for s in steps], dtype=torch.long)
         return to_device(index.reshape(-1, 2), self.policy.model.device)
 
-    def _read(self, chunk: Sequence[Step], index: Tensor) -> Batch:
+    def _read(self, chunk: Sequence[Step], index: Tensor) -> Batch | NoisedBatch:
         """The chunk's batch, on the device."""
         row, i = index.unbind(1)
+        if self.objective.forward:
+            return noised_batch(self.policy, self.data, chunk, i)
         states = to_device(self.data.states(chunk), self.policy.model.device).float()
         texts = [self.data.pairs[s.pair].prompt for s in chunk]
-        return Batch(states[:, :, 0], states[:, :, 1], i, texts, self._advantages[row])
+        cells = self._cells(chunk) if self.objective.masked else None
+        return Batch(states[:, :, 0], states[:, :, 1], i, texts, self._advantages[row], cells)
+
+    def _cells(self, chunk: Sequence[Step]) -> Tensor:
+        """(B, h, w): the weights of cells in log-probs."""
+        size = self.policy.model.latent_shape[1:]
+        outside = self.objective.outside_weight
+        known = [self.data.mask(step) for step in chunk]
+        cells = [
+            torch.ones(size) if mask is None else cell_weights(mask[None], outside, size)[0]
+            for mask in known
+        ]
+        return to_device(torch.stack(cells), self.policy.model.device)
+
+    def _evaluate(
+        self, network: nn.Module, batch: Batch | NoisedBatch, index: Tensor
+    ) -> Transitions:
+        """The batch under `network`."""
+        if isinstance(batch, Batch):
+            return transitions(self.policy, network, batch)
+        assert isinstance(self.objective.loss, ForwardLoss)
+        output = predicted(self.policy, network, batch)
+        both = output.unflatten(0, (-1, 2))
+        row, i = index.unbind(1)
+        old = None if self.fresh or self.old.mean is None else self.old.mean[row, i]
+        found = agreement(self.policy, self.objective.loss, batch, both, old)
+        return Transitions(found, both, output)
+
+    def _with_loser_held(self, batch: Batch | NoisedBatch, now: Transitions) -> Tensor:
+        """(B, 2): log-probs, with the loser's gradient held back if that is asked for."""
+        if not self.objective.safeguarded:
+            return now.log_prob
+        if isinstance(batch, Batch):
+            pulls = batch.x_next - now.mean.detach()  # times a factor that both sides share
+            pulls = pulls if batch.cells is None else pulls * batch.cells[:, None, None]
+        else:
+            pulls = batch.aim - now.mean.detach()
+        return with_loser_scaled(now.log_prob, loser_scale(pulls, self.objective.loser_limit))
 
     def _micro_batch(
         self,
@@ -187,12 +232,13 @@ class Updater:
         """whole: this chunk's part of what `_whole` returned, for losses of all steps together."""
         batch, i = self._read(chunk, index), index[:, 1]
         self._meet_initial(chunk, index, batch)
-        now = transitions(self.policy, self.network, batch)
+        now = self._evaluate(self.network, batch, index)
         if self.fresh:
             self._keep_old(index, now)
             self._add_shifts(chunk, batch, now, tally)
         kl, far = self._kls(index, now)
-        steps = self._steps(index, now.log_prob, kl)
+        log_prob = self._with_loser_held(batch, now)
+        steps = self._steps(index, log_prob, kl)
         now.output.retain_grad()
         if whole is None:
             value = self.objective(steps, far)
@@ -200,7 +246,7 @@ class Updater:
         else:
             loss, slopes = whole
             value = Value(loss)
-            minimised = (slopes * torch.stack([now.log_prob, kl, far], 1)).sum((1, 2))
+            minimised = (slopes * torch.stack([log_prob, kl, far], 1)).sum((1, 2))
         (minimised.sum() * self.loss_scale).backward()
         assert now.output.grad is not None
         sides = now.output.grad.detach().flatten(1).isfinite().all(1).unflatten(0, (-1, 2)).all(1)
@@ -238,23 +284,30 @@ class Updater:
         self.old.keep(index, found.log_prob, mean)
 
     @torch.no_grad()
-    def _meet_initial(self, chunk: Sequence[Step], index: Tensor, batch: Batch) -> None:
+    def _meet_initial(
+        self, chunk: Sequence[Step], index: Tensor, batch: Batch | NoisedBatch
+    ) -> None:
         """Evaluate the initial model on steps that it has not evaluated yet."""
         if not self.objective.needs_initial or self._met.issuperset(chunk):
             return
         with self.initial() as network:
-            found = transitions(self.policy, network, batch)
+            found = self._evaluate(network, batch, index)
         mean = found.mean if self.objective.kl_initial else None
         self.first.keep(index, found.log_prob, mean)
         self._met.update(chunk)
 
     def _kl(self, known: PolicyCache | None, row: Tensor, i: Tensor, now: Transitions) -> Tensor:
-        """(B, 2) KL(now || known); zeros without `known`."""
+        """(B, 2) KL(now || known); zeros without `known`.
+
+        Of noised latents, it is that of predictions with unit variance: half the mean square.
+        """
         if known is None:
             return torch.zeros_like(now.log_prob)
         assert known.mean is not None
         mean, before = now.mean.flatten(0, 1), known.mean[row, i].flatten(0, 1)
         std = self.policy.sampler.std[i[:, None].expand(-1, 2).flatten()]
+        if self.objective.forward:
+            std = torch.ones_like(std)
         return self.policy.sampler.kl(mean, before, std).unflatten(0, (-1, 2))
 
     def _noise(self, step: Step) -> Tensor:
@@ -265,14 +318,14 @@ class Updater:
 
     @torch.no_grad()
     def _add_shifts(
-        self, chunk: Sequence[Step], batch: Batch, now: Transitions, tally: Tally
+        self, chunk: Sequence[Step], batch: Batch | NoisedBatch, now: Transitions, tally: Tally
     ) -> None:
         """How far fusion moved the targets' means, in units of the step's noise.
 
         A target's state is (fused mean) + std z with its base's z, which gives the fused mean.
         """
         walked = [self.data.walked_fused(step) for step in chunk]
-        if not any(walked):
+        if isinstance(batch, NoisedBatch) or not any(walked):
             return
         nothing, device = torch.zeros(self.policy.model.latent_shape), now.mean.device
         drawn = [self._noise(s) if w else nothing for s, w in zip(chunk, walked, strict=True)]

@@ -82,8 +82,12 @@ class Learner:
             )
 
         def steps_of(p: int) -> list[int]:
-            begin = data.first_step(p) if self.objective.pairwise else 0
-            return [i for i in range(begin, steps) if self.objective.weighs(i)]
+            if self.objective.forward:
+                begin = 0
+            else:
+                begin = data.first_step(p) if self.objective.pairwise else data.begins(p)
+            weighs = self.objective.step_weights.weighs
+            return [i for i in range(begin, steps) if weighs(i, steps)]
 
         return updates_of_pass(
             (self.seed, number, inner),

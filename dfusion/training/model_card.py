@@ -21,6 +21,8 @@ def model_card(settings: Settings, number: int, rewards: Sequence[float]) -> str
     train, sample = settings.train, settings.sample
     what = f"LoRA of rank {train.lora_rank}" if train.tune == "lora" else "UNet"
     fused = f"fusion in layers {settings.fusion.layers}, steps {settings.fusion.steps}"
+    if settings.fusion.kind != "attention":
+        fused = f"targets by {settings.fusion.kind}, steps {settings.fusion.steps}"
     pairs = train.pairs if train.pairs == "naive" else f"{train.pairs} ({fused})"
     lines = [
         f"| {k} | {reward:.4f} |" for k, reward in enumerate(rewards, number + 1 - len(rewards))

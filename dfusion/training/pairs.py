@@ -22,7 +22,8 @@ KEPT_BYTES = 4 * 2**30  # of states in memory; Table 3 on SD2.1 has 0.9 GB in fl
 class Batch:
     """Transitions of B steps; side 0 is preferred (target or reference), side 1 the base.
 
-    x, x_next: (B, 2, C, h, w) float32. i: (B,) long. advantages: (B, 2).
+    x, x_next: (B, 2, C, h, w) float32. i: (B,) long. advantages: (B, 2). cells: (B, h, w), the
+    weights of cells in log-probs; None if all are 1.
     """
 
     x: Tensor
@@ -30,6 +31,7 @@ class Batch:
     i: Tensor
     texts: list[str]
     advantages: Tensor
+    cells: Tensor | None = None
 
 
 class TrainingPairs(ABC):
@@ -47,8 +49,16 @@ class TrainingPairs(ABC):
         """The first step at which the two sides differ: Eq. 6 has no gradient before it."""
 
     @abstractmethod
+    def begins(self, p: int) -> int:
+        """The first step that both sides have walked; earlier states are no trajectory."""
+
+    @abstractmethod
     def walked_fused(self, step: Step) -> bool:
         """Whether the preferred side's step was sampled by the fused policy."""
+
+    @abstractmethod
+    def mask(self, step: Step) -> Tensor | None:
+        """(gh, gw) bool: the cells fused at a step; None for pairs that differ everywhere."""
 
     @abstractmethod
     def advantages(self, p: int) -> list[float]:
@@ -80,18 +90,29 @@ class TrainingRound(TrainingPairs):
 
     source: "dfusion" takes the target where it was adopted and the reference where it was not
     (Eq. 7); "naive" always takes the reference; "inversion" is "dfusion" with the states of adopted
-    targets as DDIM inversion guesses them. fused_from: the first fused step's index.
+    targets as DDIM inversion guesses them. fused_from: the first fused step's index. grouped:
+    whether rewards are normalised by this round's samples only; see `Loss.grouped`.
     """
 
-    def __init__(self, experiment: Experiment, number: int, source: str, fused_from: int) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        number: int,
+        source: str,
+        fused_from: int,
+        grouped: bool = False,
+    ) -> None:
         self.round: Round = experiment.round(number)
         self.pairs = self.round.pairs() or ()
         scores = self.round.scores("images")
         rows = self.round.adoption() if source != "naive" else None
         self.fused = [bool(rows and rows[p]["adopted"]) for p in range(len(self.pairs))]
         self._fused_from, self._inverted = fused_from, source == "inversion"
+        self._kind = self.round.made_with("pairs.json")["target kind"]
         self._kept: dict[Path, Tensor] = {}
-        stats = statistics(_history(experiment, number))
+        self._masks: dict[int, Tensor] = {}  # by pair
+        history = self.round.scores_by_text() if grouped else _history(experiment, number)
+        stats = statistics(history)
         self._advantages = []
         for p, pair in enumerate(self.pairs):
             preferred = rows[p]["target"] if rows and self.fused[p] else scores[pair.reference]
@@ -108,9 +129,20 @@ class TrainingRound(TrainingPairs):
         # A target shares its base's states until fusion begins; other trajectories share none.
         return self._fused_from if self.fused[p] and not self._inverted else 0
 
+    def begins(self, p: int) -> int:
+        return self.first_step(p) if self._kind == "renoise" else 0
+
     def walked_fused(self, step: Step) -> bool:
-        fused = self.fused[step.pair] and not self._inverted
+        fused = self.fused[step.pair] and not self._inverted and self._kind == "attention"
         return fused and step.i >= self._fused_from
+
+    def mask(self, step: Step) -> Tensor | None:  # (gh, gw)
+        p = step.pair
+        if not self.fused[p] or self._inverted or self._kind != "attention":
+            return None
+        if p not in self._masks:
+            self._masks[p] = read_tensors(self.round.target(p))["masks"].clone()
+        return self._masks[p][step.i]
 
     def final_state(self, p: int) -> Tensor:
         """(C, h, w): the target's x_0."""

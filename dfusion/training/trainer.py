@@ -142,7 +142,11 @@ class Trainer(Learner):
         """The pairs of a round, with the step at which targets depart from their bases."""
         first = first_fused(self.settings.fusion.steps, len(self.session.sampler))
         return TrainingRound(
-            self.session.experiment, number, self.settings.train.pairs, fused_from=first
+            self.session.experiment,
+            number,
+            self.settings.train.pairs,
+            fused_from=first,
+            grouped=self.objective.loss.grouped,
         )
 
     def _updates(self, number: int, policy: Policy, data: TrainingRound) -> list[dict[str, Any]]:
@@ -242,7 +246,9 @@ class Trainer(Learner):
         """Write metrics and checkpoint, on one process."""
         if self.rank == 0:
             folder = self.session.experiment.folder
-            indices = fused_indices(self.settings.fusion.steps, len(self.session.sampler))
+            fusion = self.settings.fusion
+            steps = fusion.steps if fusion.kind == "attention" else ""
+            indices = fused_indices(steps, len(self.session.sampler))
             seconds = self.session.runner.stopwatch.take()
             row = metrics.round_row(number, data, seconds, indices, rows)
             row["noise_norm"] = self.noise_norm(policy, data)

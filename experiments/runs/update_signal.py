@@ -134,8 +134,8 @@ class Scores:
         torch.manual_seed(settings.seed)
         tuning = tune(session.model, settings.train, settings.seed, keep_initial=False)
         self.session, self.parameters = session, tuning.parameters
-        weighs = objective_of(settings.train).weighs
-        self.steps = torch.tensor([i for i in range(len(session.sampler)) if weighs(i)])
+        weighs, total = objective_of(settings.train).step_weights.weighs, len(session.sampler)
+        self.steps = torch.tensor([i for i in range(total) if weighs(i, total)])
         self._used: Tensor | None = None
 
     def of(self, policy: Policy, texts: Sequence[str], paths: Sequence[Path], what: str) -> Tensor:

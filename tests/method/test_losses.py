@@ -1,5 +1,6 @@
 """Eq. 6, 8, 9 against hand-derived numbers, torch.distributions and finite differences."""
 
+import dataclasses
 import math
 
 import pytest
@@ -7,7 +8,18 @@ import torch
 from torch import Tensor
 
 from dfusion.method.advantages import normalised, statistics
-from dfusion.method.losses import DDPO, DPO, DPOK, Loss, Steps, Value
+from dfusion.method.losses import (
+    DDPO,
+    DPO,
+    DPOK,
+    FDFO,
+    DiffusionDPO,
+    DiffusionKTO,
+    Loss,
+    Noised,
+    Steps,
+    Value,
+)
 from dfusion.method.sampler import Sampler
 
 
@@ -153,3 +165,83 @@ def test_statistics_by_hand() -> None:
     assert stats["p"] == pytest.approx((3.0, math.sqrt(3.5)))
     assert normalised(6.0, *stats["p"]) == pytest.approx(3 / math.sqrt(3.5), rel=1e-5)
     assert normalised(0.5, *stats["q"]) == 0.0
+
+
+def test_diffusion_dpo_by_the_published_training_code() -> None:
+    """As diffusers' example computes it, from squared errors of winners and losers."""
+    rng = torch.Generator().manual_seed(0)
+    shape = (3, 2, 4, 8, 8)
+    aim, output, first = (torch.randn(shape, generator=rng, dtype=torch.float64) for _ in range(3))
+    loss = DiffusionDPO(diffusion_beta=6.0, reference="initial")
+    now, before = (
+        loss.agreement(Noised(given, aim, aim, given, DOWN)) for given in (output, first)
+    )
+    assert loss.to_initial and not DiffusionDPO().to_initial
+    ours = loss(steps(list(now.unbind(-1)), list(before.unbind(-1)))).loss
+    losses = (output - aim).pow(2).mean((2, 3, 4))
+    of_first = (first - aim).pow(2).mean((2, 3, 4))
+    differences = losses[:, 0] - losses[:, 1], of_first[:, 0] - of_first[:, 1]
+    inside = -0.5 * 6.0 * (differences[0] - differences[1])
+    assert ours.tolist() == pytest.approx((-torch.log(torch.sigmoid(inside))).tolist(), rel=1e-9)
+
+
+def test_diffusion_kto_by_hand() -> None:
+    """Q = 1 (a, b): liked .3 and -.1, disliked .2 and .4; their mean, .2, is the reference."""
+    given = steps([t(0.3, -0.1), t(0.2, 0.4)], [t(0, 0), t(0, 0)])
+    given = dataclasses.replace(given, weight=t(1, 2))
+    loss = DiffusionKTO(diffusion_beta=2.0)(given).loss
+    first = 1 - sigmoid(0.3 - 0.2) + 1 - sigmoid(0.2 - 0.2)
+    second = 1 - sigmoid(-0.1 - 0.2) + 1 - sigmoid(0.2 - 0.4)
+    assert loss.item() == pytest.approx(first + 2 * second, rel=1e-12)
+    below = steps([t(-0.3), t(-0.2)], [t(0), t(0)])  # a mean below 0 counts as 0
+    expected = 1 - sigmoid(-0.3) + 1 - sigmoid(0.2)
+    assert DiffusionKTO(diffusion_beta=2.0)(below).loss.item() == pytest.approx(expected, rel=1e-12)
+
+
+DOWN = -torch.ones(1, 1, 1, 1, 1)  # a higher output ends in a lower image, as for noise
+
+
+def fdfo(
+    loss: FDFO, output: Tensor, old: Tensor, x0: Tensor, rewards: Tensor, uphill: Tensor = DOWN
+) -> Tensor:
+    """The loss of one pair, summed over sides."""
+    agree = loss.agreement(Noised(output, old, x0, old, uphill))
+    before = loss.agreement(Noised(old, old, x0, old, uphill))
+    sides = [list(part.unbind(-1)) for part in (agree, before, rewards)]
+    return loss(steps(*sides)).loss.sum()
+
+
+def test_fdfo_moves_along_the_gradient_of_a_linear_reward() -> None:
+    """R(x) = g x: known at two points only, its gradient is g's projection on their difference."""
+    rng = torch.Generator().manual_seed(0)
+    x0, old = (torch.randn((1, 2, 4, 4, 4), generator=rng, dtype=torch.float64) for _ in range(2))
+    g = torch.randn((4, 4, 4), generator=rng, dtype=torch.float64)
+    rewards = (g * x0).sum((2, 3, 4))
+    output = old.clone().requires_grad_()
+    loss = fdfo(FDFO(), output, old, x0, rewards)
+    (pull,) = torch.autograd.grad(loss, output)
+    e = x0[0, 0] - x0[0, 1]
+    projected = (g * e).sum() / e.square().sum() * e
+    # A step against the gradient lowers the output, and so raises the image, along g.
+    for side in (0, 1):
+        assert torch.allclose(pull[0, side], 2 * projected, rtol=1e-9)
+    of_x0 = fdfo(FDFO(), output, old, x0, rewards, -DOWN)
+    assert torch.allclose(torch.autograd.grad(of_x0, output)[0], -pull, rtol=1e-9)
+
+
+def test_fdfo_leaves_alone_what_both_images_share() -> None:
+    rng = torch.Generator().manual_seed(0)
+    x0 = torch.randn((1, 1, 4, 4, 4), generator=rng).repeat(1, 2, 1, 1, 1)
+    assert not FDFO.pull(x0).any()
+    x0[0, 0, :, 1:3, 2:] += 1  # the target differs in a mask
+    pull = FDFO.pull(x0)
+    assert pull[0, :, :, 1:3, 2:].abs().min() > 0
+    pull[0, :, :, 1:3, 2:] = 0
+    assert not pull.any()
+
+
+def test_fdfos_trust_region() -> None:
+    """By hand: w .5, r 1.2, eps .1 gives .5 * 1.2 - .5 * .04 / .2; the base has w -.5, r 1."""
+    given = steps([t(math.log(1.2)), t(0)], [t(0), t(0)], [t(1), t(0)])
+    assert FDFO()(given).loss.item() == pytest.approx(-(0.6 - 0.1) + 0.5, rel=1e-12)
+    assert FDFO(eps=0)(given).loss.item() == pytest.approx(-0.6 + 0.5, rel=1e-12)

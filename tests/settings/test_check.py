@@ -51,7 +51,7 @@ FLAGS = [
     (
         "train.method",
         "ppo",
-        "--config.train.method 'ppo': choose from dpo, ddpo, dpok, module:name",
+        "--config.train.method 'ppo': choose from dpo, ddpo, dpok, grpo, diffusion_dpo, ",
     ),
     ("train.pairs", "fused", "--config.train.pairs 'fused': choose from dfusion, naive, inversion"),
     ("train.ratio", "diff", "--config.train.ratio 'diff'"),
@@ -70,7 +70,12 @@ FLAGS = [
     ("train.batch_size", True, "--config.train.batch_size True: must be a whole number or auto"),
     ("train.lora_rank", 0, "--config.train.lora_rank 0"),
     ("train.lora_targets", " , ", "--config.train.lora_targets: name at least one module"),
-    ("train.step_weights", "1,2", "--config.train.step_weights: 2 weights for 20 steps"),
+    ("train.step_weights", "1,2", "--config.train.step_weights '1,2': 2 weights for 20 steps"),
+    (
+        "train.step_weights",
+        "equal:21-5",
+        "--config.train.step_weights 'equal:21-5': '21-5' is out of range",
+    ),
     ("train.step_weights", "1,a", "--config.train.step_weights '1,a'"),
     ("train.step_weights", "0,0", "--config.train.step_weights '0,0': at least one weight"),
     ("train.compare_images", -1, "--config.train.compare_images -1: must be at least 0"),
@@ -397,7 +402,7 @@ def test_help_has_every_setting_with_its_comment() -> None:
     assert all(about.values())
     assert about["--config.fusion.batch_size=8"].startswith("Pairs in one UNet call")
     assert about["--config.eval.pretrained=''"].startswith("Weights of the open_clip model")
-    assert about["--config.train.method=dpo"].endswith("Values: dpo, ddpo, dpok, module:name")
+    assert about["--config.train.method=dpo"].endswith("diffusion_kto, fdfo, module:name")
     assert about["--config.train.eps=0.1"].endswith("Values: at least 0 and below 1")
     assert about["--config.train.batch_size=8"].endswith("Values: from 1 to 1000000, or auto")
 

@@ -54,7 +54,28 @@ def half_of_the_steps(settings: Settings) -> None:
     settings.train.timestep_fraction = 0.5
 
 
-CASES = [half_of_the_steps, plain, some_fall_back, naive, inverted, everything, unguided, later]
+def branched(settings: Settings) -> None:
+    settings.pair.adoption, settings.fusion.kind = "all", "branch"
+
+
+def renoised(settings: Settings) -> None:
+    """DDPO has no gradient before a noised image, either."""
+    settings.pair.adoption, settings.fusion.kind = "all", "renoise"
+    settings.train.method = "ddpo"
+
+
+CASES = [
+    branched,
+    renoised,
+    half_of_the_steps,
+    plain,
+    some_fall_back,
+    naive,
+    inverted,
+    everything,
+    unguided,
+    later,
+]
 
 
 @pytest.mark.parametrize("change", CASES, ids=lambda case: case.__name__)

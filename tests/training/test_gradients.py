@@ -2,7 +2,6 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,74 +11,15 @@ from torch import Tensor
 from dfusion.errors import UserError
 from dfusion.method.losses import DPO, LOSSES
 from dfusion.method.objective import Objective
-from dfusion.models.batching import Fit
-from dfusion.rounds.session import open_session
+from dfusion.method.step_weights import Listed
 from dfusion.storage.experiment import Experiment
 from dfusion.training.gradients import sampling_gap, transitions
 from dfusion.training.order import Step
 from dfusion.training.pairs import TrainingRound
-from dfusion.training.step_metrics import Tally
 from dfusion.training.trainer import Trainer
-from tests.conftest import REWARD, make_settings
+from tests.conftest import REWARD
 from tests.losses import TrajectoryDPO
-
-
-@pytest.fixture(scope="module")
-def trained_on(tmp_path_factory: pytest.TempPathFactory, pipeline_folder: Path) -> Trainer:
-    """A trainer beside a finished round, sampled with a LoRA that is not zero."""
-    settings = make_settings(tmp_path_factory.mktemp("training"), pipeline_folder)
-    settings.pair.adoption_threshold = 0.0
-    settings.train.batch_size = 8
-    trainer = Trainer(open_session(settings))
-    stir(trainer)
-    trainer.session.runner.run(0, trainer.session.policy(0))
-    return trainer
-
-
-@pytest.fixture
-def trainer(trained_on: Trainer) -> Trainer:
-    """The same for every test, with the LoRA that sampled."""
-    stir(trained_on)
-    return trained_on
-
-
-def stir(trainer: Trainer) -> None:
-    rng = torch.Generator().manual_seed(4)
-    for parameter in trainer.tuning.parameters:
-        parameter.data.copy_(torch.randn(parameter.shape, generator=rng) * 0.05)
-
-
-def gradients(trainer: Trainer, **how: Any) -> tuple[list[Tensor], Tally]:
-    """Gradients of one update over all steps; theta_old is `moved` away from theta if asked."""
-    options = {"batch_size": 8, "objective": trainer.objective, "moved": False, "every": False}
-    options |= how
-    policy, data = trainer.session.policy(0), trainer.data(0)
-    steps = [
-        Step(p, i)
-        for p in range(len(data.pairs))
-        for i in range(0 if options["every"] else data.first_step(p), 4)
-    ]
-    updater = trainer.updater(policy, data)
-    updater.objective = options["objective"]
-    updater.fit = Fit("train.batch_size", options["batch_size"], torch.device("cpu"))
-    if options["moved"]:
-        updater.remember(steps)
-        updater.fresh = False
-        with torch.no_grad():
-            for parameter in trainer.tuning.parameters:
-                parameter.mul_(1.3)
-    trainer.optimiser.zero_grad()
-    tally = updater.backward(steps)
-    count = len(data.pairs) * 4
-    found = [p.grad / count for p in trainer.tuning.parameters if p.grad is not None]
-    assert len(found) == len(trainer.tuning.parameters)
-    stir(trainer)
-    return found, tally
-
-
-def close(a: list[Tensor], b: list[Tensor]) -> bool:
-    size = max(g.abs().max() for g in b)
-    return all(torch.allclose(x / size, y / size, atol=1e-4) for x, y in zip(a, b, strict=True))
+from tests.training.updates import close, gradients, stir
 
 
 @pytest.mark.parametrize(("method", "batch_size"), [("dpo", 3), ("ddpo", 5), ("dpok", 50)])
@@ -137,7 +77,7 @@ def test_update_equals_the_plain_loop(trainer: Trainer, moved: bool) -> None:
 def test_a_loss_of_whole_trajectories(trainer: Trainer, moved: bool) -> None:
     """In micro-batches, the gradient that autograd gives of all steps in one graph."""
     weights = (1.0, 2.0, 0.5, 3.0)
-    objective = Objective(TrajectoryDPO(beta=3.0), kl_initial=0.1, step_weights=weights)
+    objective = Objective(TrajectoryDPO(beta=3.0), kl_initial=0.1, step_weights=Listed(weights))
     ours, tally = gradients(trainer, objective=objective, moved=moved, batch_size=3, every=True)
     policy, data = trainer.session.policy(0), trainer.data(0)
     steps = [Step(p, i) for p in range(4) for i in range(4)]
@@ -261,7 +201,7 @@ def test_weights_scale_each_step(trainer: Trainer) -> None:
     """Gradients are linear in the weights."""
     weights = ((1.0, 0.0, 0.0, 2.0), (0.0, 3.0, 1.0, 0.0), (1.0, 3.0, 1.0, 2.0))
     parts = [
-        gradients(trainer, moved=True, objective=Objective(DPO(eps=0), step_weights=w))[0]
+        gradients(trainer, moved=True, objective=Objective(DPO(eps=0), step_weights=Listed(w)))[0]
         for w in weights
     ]
     assert close([a + b for a, b in zip(parts[0], parts[1], strict=True)], parts[2])
