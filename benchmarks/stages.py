@@ -86,7 +86,7 @@ def training(trainer: Trainer, unet: nn.Module, time_in_turns: TimeInTurns) -> S
     session, train = trainer.session, trainer.settings.train
     data, policy = trainer.data(0), session.policy(0)
     orders = [
-        trainer.order(0, inner, data, len(trainer.session.sampler))
+        trainer.order(0, inner, data, trainer.session.sampler)
         for inner in range(train.num_inner_epochs)
     ]
 
@@ -142,7 +142,7 @@ def gradient_difference(trainer: Trainer) -> float:
     data, policy = trainer.data(0), session.policy(0)
     updater = trainer.updater(policy, data)
     updater.loss_scale = trainer.loss_scale
-    (update,) = trainer.order(0, 0, data, len(trainer.session.sampler))
+    (update,) = trainer.order(0, 0, data, trainer.session.sampler)
     updater.backward(update.steps)
     ours = [p.grad.clone() for p in parameters if p.grad is not None]
     trainer.optimiser.zero_grad()

@@ -13,7 +13,7 @@ from benchmarks.table3 import RoundCount, RoundSize
 from dfusion.method.prompts import Item, Prompt
 from dfusion.models.diffusion_model import DiffusionModel
 from dfusion.models.numerics import set_numerics
-from dfusion.models.plan import plan_of
+from dfusion.models.plan import plan_of, sampler_of
 from dfusion.rounds.runner import RoundRunner, World
 from dfusion.rounds.session import PRECISIONS, Session
 from dfusion.settings.schema import Settings
@@ -55,7 +55,7 @@ def open_workbench(model: DiffusionModel, settings: Settings) -> Session:
     runner = RoundRunner(
         settings, experiment, (PROMPT,), plan, mask_layers, World(), reward=brightness
     )
-    sampler = model.sampler(settings.sample.num_steps, settings.sample.eta)
+    sampler = sampler_of(settings, model)
     return Session(settings, experiment, runner, model, sampler)
 
 

@@ -1,14 +1,16 @@
-"""What one UNet call should record and fuse in its attention modules.
+"""What one network call should record and fuse in its attention modules.
 
 N is the number of rows of the call's batch (guidance doubles it), J the number of recorded token
 columns, (gh, gw) the mask's grid. Nothing here knows about pairs, prompts or timesteps: the caller
 says, row by row, where keys and values come from.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from diffusers.utils import BaseOutput
 from torch import Tensor
 
 # What can be taken from the source row. D-Fusion (Eq. 5) is self_k + self_v; the others are the
@@ -24,6 +26,8 @@ PARTS = {
     "masa_map": "MasaCtrl, first half: source K and V, each region attending to its own region",
     "masa_out": "MasaCtrl, second half: source K and V, outputs kept inside the mask only",
 }
+# Where image and text share one attention, these can be taken, at image tokens.
+JOINT_PARTS = frozenset({"self_q", "self_k", "self_v", "self_out"})
 
 
 @dataclass(frozen=True)
@@ -34,11 +38,14 @@ class Record:
     columns: (R, J) long, token positions per recorded row; -1 pads (its map is zero).
     first_row: the recorded rows are first_row … first_row + R - 1 of the batch (the conditional
         half under guidance).
+    keys: (R, L) bool, the tokens among which attention is shared out in the maps; None for all
+        that a query sees, as in the model. Used in joint attention only.
     """
 
     layers: frozenset[int]
     columns: Tensor
     first_row: int = 0
+    keys: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,8 @@ class Fusion:
     parts: names from PARTS.
     grids: (height, width) of the layers' grids; where it lacks one, it is guessed from the mask's
         ratio, which rounding blurs for sides that are no multiples of 8.
+    own_text: in joint attention, whether text tokens read the row's own image tokens, not the fused
+        ones.
     """
 
     source: Tensor
@@ -58,6 +67,7 @@ class Fusion:
     mask: Tensor | None = None
     parts: frozenset[str] = frozenset({"self_k", "self_v"})
     grids: frozenset[tuple[int, int]] = frozenset()
+    own_text: bool = False
     _resized: dict[int, Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -98,6 +108,7 @@ class LayerFusion:
     source: Tensor
     rows: Tensor
     parts: frozenset[str]
+    own_text: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,17 +117,18 @@ class LayerControl:
 
     All that differs between calls are tensors, so that a compiled block serves every call.
     recorded: first and last + 1 of the rows whose cross-attention maps are kept; None for none.
-    maps: where they are put, (R, S, L) float32 each.
+    keys: see Record. maps: where they are put, (R, S, L) float32 each.
     """
 
     fusions: tuple[LayerFusion, ...]
     recorded: tuple[int, int] | None
+    keys: Tensor | None = None
     maps: list[Tensor] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class AttentionControl:
-    """One UNet call's instructions; an empty control is stock diffusers, to the bit."""
+    """One network call's instructions; an empty control is stock diffusers, to the bit."""
 
     record: Record | None = None
     fusions: tuple[Fusion, ...] = ()
@@ -124,12 +136,37 @@ class AttentionControl:
     def at(self, layer: int, tokens: int) -> LayerControl | None:
         """What a layer of so many tokens is to do; None: nothing."""
         fusions = tuple(
-            LayerFusion(fusion.source, fusion.rows_at(tokens), fusion.parts)
+            LayerFusion(fusion.source, fusion.rows_at(tokens), fusion.parts, fusion.own_text)
             for fusion in self.fusions
             if layer in fusion.layers
         )
-        recorded = None
+        recorded = keys = None
         if self.record and layer in self.record.layers:
             first = self.record.first_row
-            recorded = first, first + len(self.record.columns)
-        return LayerControl(fusions, recorded) if fusions or recorded else None
+            recorded, keys = (first, first + len(self.record.columns)), self.record.keys
+        return LayerControl(fusions, recorded, keys) if fusions or recorded else None
+
+
+@dataclass
+class ControlOutput(BaseOutput):  # type: ignore[misc]
+    """sample: (N, C, h, w). maps: (R, J, gh, gw) float32, or None where nothing was recorded."""
+
+    sample: Tensor
+    maps: Tensor | None = None
+
+
+def mean_map(maps: list[Tensor], record: Record, latent: Sequence[int]) -> Tensor:
+    """The recorded columns, mean over modules, as a picture: (R, J, gh, gw).
+
+    maps: one (R, S, L) tensor per recorded module, in the order of computation. latent: (height,
+    width) of the latents, whose ratio the picture has.
+    """
+    if not maps:
+        raise ValueError("no cross-attention in the recorded layers")
+    if len({m.shape for m in maps}) > 1:
+        raise ValueError("the recorded layers have different grids; record layers of one grid")
+    columns = record.columns[:, None].expand(-1, maps[0].shape[1], -1)  # (R, S, J)
+    kept = [m.gather(-1, columns.clamp(min=0)) * (columns >= 0) for m in maps]
+    mean = torch.stack(kept).mean(0)
+    height = round((mean.shape[1] * latent[0] / latent[1]) ** 0.5)
+    return mean.unflatten(1, (height, -1)).permute(0, 3, 1, 2)

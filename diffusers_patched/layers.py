@@ -5,6 +5,7 @@ Layers are counted in the order of computation, blocks without attention left ou
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +14,16 @@ _NUMBERS = re.compile(r"^(\d+)(?:-(\d+))?$")
 
 @dataclass(frozen=True)
 class LayerTable:
-    """The layers of one UNet.
+    """The layers of one network.
 
     blocks: module name of each layer, e.g. ("down_blocks.0", …, "mid_block", "up_blocks.1", …).
     grids: (height, width) of each layer's attention, in latent cells.
+    names: what flags accept in place of numbers.
     """
 
     blocks: tuple[str, ...]
     grids: tuple[tuple[int, int], ...]
+    names: Mapping[str, frozenset[int]]
 
     @classmethod
     def of(cls, unet: Any, latent: tuple[int, int] | None = None) -> "LayerTable":
@@ -39,33 +42,13 @@ class LayerTable:
         kept = [(name, level) for name, level in order if name in with_attention]
         if not any(name.startswith("up_blocks") for name, _ in kept):
             raise ValueError("this UNet has no attention in its up-sampling blocks")
-        return cls(
-            blocks=tuple(name for name, _ in kept),
-            grids=tuple((-(-height // 2**level), -(-width // 2**level)) for _, level in kept),
-        )
+        blocks = tuple(name for name, _ in kept)
+        grids = tuple((-(-height // 2**level), -(-width // 2**level)) for _, level in kept)
+        return cls(blocks, grids, _unet_names(blocks, grids))
 
     def layer_of(self, processor_name: str) -> int:
         """Layer number of an attention processor, by its diffusers name."""
         return self.blocks.index(_block_of(processor_name))
-
-    @property
-    def names(self) -> dict[str, frozenset[int]]:
-        """Names that flags accept in place of numbers."""
-        everything = range(len(self.blocks))
-
-        def starting(prefix: str) -> frozenset[int]:
-            return frozenset(i for i in everything if self.blocks[i].startswith(prefix))
-
-        first_up = min(starting("up_blocks"))
-        same_grid = frozenset(i for i in everything if self.grids[i] == self.grids[first_up])
-        return {
-            "all": frozenset(everything),
-            "down": starting("down_blocks"),
-            "mid": starting("mid_block"),
-            "up": starting("up_blocks"),
-            "first_up": frozenset({first_up}),
-            "first_up_grid": same_grid,
-        }
 
     def parse(self, text: str) -> frozenset[int]:
         """Layers named by a flag: "3-6", "mid,up", "first_up", "0,3-4", "" (none).
@@ -87,8 +70,27 @@ class LayerTable:
         first, last = int(match[1]), int(match[2] or match[1])
         if not first <= last < len(self.blocks):
             top = len(self.blocks) - 1
-            raise ValueError(f"'{part}' is out of range: this UNet has layers 0-{top}")
+            raise ValueError(f"'{part}' is out of range: this model has layers 0-{top}")
         return frozenset(range(first, last + 1))
+
+
+def _unet_names(
+    blocks: tuple[str, ...], grids: tuple[tuple[int, int], ...]
+) -> dict[str, frozenset[int]]:
+    """The names of a UNet's layers, as flags write them."""
+
+    def starting(prefix: str) -> frozenset[int]:
+        return frozenset(i for i, block in enumerate(blocks) if block.startswith(prefix))
+
+    first_up = min(starting("up_blocks"))
+    return {
+        "all": frozenset(range(len(blocks))),
+        "down": starting("down_blocks"),
+        "mid": starting("mid_block"),
+        "up": starting("up_blocks"),
+        "first_up": frozenset({first_up}),
+        "first_up_grid": frozenset(i for i, grid in enumerate(grids) if grid == grids[first_up]),
+    }
 
 
 def _block_of(processor_name: str) -> str:

@@ -1,7 +1,6 @@
 """UNet2DConditionModel whose forward takes an attention control and returns item maps."""
 
 import functools
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,15 +12,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor
 
 from diffusers_patched.attention_processor import AttnProcessor
-from diffusers_patched.control import AttentionControl, LayerControl, Record
+from diffusers_patched.control import AttentionControl, ControlOutput, LayerControl, mean_map
 from diffusers_patched.layers import LayerTable
-
-
-@dataclass
-class UNetControlOutput(UNet2DConditionOutput):
-    """sample: (N, C, h, w). maps: (R, J, gh, gw) float32, or None where nothing was recorded."""
-
-    maps: Tensor | None = None
 
 
 class UNet2DConditionModel(StockUNet2DConditionModel):
@@ -71,7 +63,7 @@ class UNet2DConditionModel(StockUNet2DConditionModel):
         return_dict: bool = True,
         **kwargs: Any,
     ) -> UNet2DConditionOutput | tuple[Any, ...]:
-        """As upstream; with a control, returns UNetControlOutput."""
+        """As upstream; with a control, returns ControlOutput."""
         if control is None:
             return super().forward(
                 sample,
@@ -97,8 +89,9 @@ class UNet2DConditionModel(StockUNet2DConditionModel):
             **kwargs,
         )
         maps = [map_ for layer in used for map_ in layer.maps]
-        mean_map = _mean_map(maps, control.record, sample) if control.record else None
-        return UNetControlOutput(sample=out.sample, maps=mean_map)
+        shape = sample.shape[-2:]
+        mean = mean_map(maps, control.record, shape) if control.record else None
+        return ControlOutput(sample=out.sample, maps=mean)
 
 
 def _instruct(
@@ -117,19 +110,3 @@ def _instruct(
         passed["used"].append(control)
         others["control"] = control
     return args, {**kwargs, "cross_attention_kwargs": others or None}
-
-
-def _mean_map(maps: list[Tensor], record: Record, sample: Tensor) -> Tensor:
-    """The recorded columns, mean over modules, as a picture: (R, J, gh, gw).
-
-    maps: one (R, S, L) tensor per recorded module, in the order of computation.
-    """
-    if not maps:
-        raise ValueError("no cross-attention in the recorded layers")
-    if len({m.shape for m in maps}) > 1:
-        raise ValueError("the recorded layers have different grids; record layers of one grid")
-    columns = record.columns[:, None].expand(-1, maps[0].shape[1], -1)  # (R, S, J)
-    kept = [m.gather(-1, columns.clamp(min=0)) * (columns >= 0) for m in maps]
-    mean = torch.stack(kept).mean(0)
-    height = round((mean.shape[1] * sample.shape[-2] / sample.shape[-1]) ** 0.5)
-    return mean.unflatten(1, (height, -1)).permute(0, 3, 1, 2)

@@ -55,7 +55,7 @@ class DFusionTrainer(Learner):
         pairs = _Preferences(preferences, self._scores)
         drawn = [p.base.drawn for p in preferences]
         policy = policy_of(self.model, sampling, drawn, seed=self.seed, round_=self.rounds)
-        updates = self.updates(self.rounds, pairs, sampling.num_steps)
+        updates = self.updates(self.rounds, pairs, policy.sampler)
         updater = self.updater(policy, pairs)
         self.begin(updater, updates)
         rows = [self.update(self.rounds, inner, updater, update) for inner, update in updates]

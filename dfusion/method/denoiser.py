@@ -73,6 +73,10 @@ class Denoiser(Protocol):
         """Token columns of the prompt's items: [item][occurrence] -> columns."""
         ...
 
+    def map_keys(self, texts: Sequence[str]) -> Tensor | None:
+        """(B, L) bool, tokens among which attention is shared out in item maps; None for all."""
+        ...
+
     def doubles(self, guidance: float | None) -> bool:
         """Whether `predict` adds unconditional rows, first in the batch, to its network call."""
         ...

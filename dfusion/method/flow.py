@@ -3,11 +3,12 @@
 A state is x = (1 - sigma) x_0 + sigma n, and the network predicts the velocity v = n - x_0. From
 sigma to sigma' < sigma, a step has
 
-    std  = sigma' sqrt(1 - rho^(eta^2)),   rho = sigma' (1 - sigma) / (sigma (1 - sigma'))
+    std  = sigma' sqrt(1 - rho^(2 eta^2)),   rho = sigma' (1 - sigma) / (sigma (1 - sigma'))
     mean = (1 - sigma') x_0 + sqrt(sigma'^2 - std^2) n,   x_0 = x - sigma v,   n = x + (1 - sigma) v
 
-with the noise scale of Precise (2605.23522). eta = 0 is Euler's method; eta = sqrt(2) adds as much
-noise as DDIM does with eta = 1. The last step, to sigma' = 0, has no noise.
+with the noise of Precise (2605.23522), whose eta is sqrt(2) times this one. eta = 0 is Euler's
+method; eta = 1 adds as much noise as DDIM does with eta = 1. The last step, to sigma' = 0, has no
+noise.
 """
 
 import torch
@@ -25,7 +26,7 @@ def flow(sigmas: Tensor, eta: float, scale: float = 1000.0) -> Sampler:
     sigmas = sigmas.double().cpu()
     now, then = sigmas[:-1], sigmas[1:]
     rho = then * (1 - now) / (now * (1 - then))  # 0 at sigma = 1: the state is forgotten
-    std = then * (1 - rho ** (eta**2)).sqrt() if eta else torch.zeros_like(then)
+    std = then * (1 - rho ** (2 * eta**2)).sqrt() if eta else torch.zeros_like(then)
     still = _scales(now, then, torch.zeros_like(std))
     forward = (1 - now, now, -torch.ones_like(now), torch.ones_like(now))
     tables = (*_scales(now, then, std), std, *still, *forward)

@@ -22,7 +22,8 @@ class FusionPlan:
     kind: "attention" is Eq. 5; see targets.py for others, which use only the first of the steps.
     layers: layer numbers. steps: the paper's t, T … 1. parts: see diffusers_patched.PARTS.
     masked: False fuses everywhere, not only inside the mask. merge: "xor" (Eq. 4) or "or". place:
-    "items", or "random" as a control. grids: the layers' (height, width).
+    "items", or "random" as a control. grids: the layers' (height, width). own_text: in joint
+    attention, whether text tokens read the target's own image tokens, not the fused ones.
     """
 
     layers: frozenset[int]
@@ -33,6 +34,7 @@ class FusionPlan:
     place: str = "items"
     grids: frozenset[tuple[int, int]] = frozenset()
     kind: str = "attention"
+    own_text: bool = False
 
     def first(self, total: int) -> int:
         """The index of the first of `total` steps that is fused; `total` if none is."""
@@ -112,7 +114,12 @@ def fusion_control(plan: FusionPlan, mask: Tensor, doubled: bool) -> AttentionCo
     source = torch.cat([half, half + 2 * pairs]) if doubled else half
     rows = mask.repeat(len(source) // pairs, 1, 1)
     fusion = AttentionFusion(
-        source, plan.layers, rows if plan.masked else None, plan.parts, plan.grids
+        source,
+        plan.layers,
+        rows if plan.masked else None,
+        plan.parts,
+        plan.grids,
+        plan.own_text,
     )
     return AttentionControl(fusions=(fusion,))
 

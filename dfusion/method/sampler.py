@@ -9,6 +9,7 @@ network's output (predicted noise, velocity or x_0):
 i = 0 … T-1; the paper's t is T - i.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -49,6 +50,16 @@ class Sampler:
     def trainable(self) -> Tensor:
         """(T,) bool: steps that have a log-probability (std > 0)."""
         return self.std > 0
+
+    def quiet(self, steps: Collection[int]) -> "Sampler":
+        """The same process without noise at these steps (indices)."""
+        still = torch.tensor([i in steps for i in range(len(self))], device=self.std.device)
+        return replace(
+            self,
+            x_scale=torch.where(still, self.x_scale_still, self.x_scale),
+            output_scale=torch.where(still, self.output_scale_still, self.output_scale),
+            std=self.std.masked_fill(still, 0),
+        )
 
     def transition(self, x: Tensor, output: Tensor, i: int | Tensor) -> tuple[Tensor, Tensor]:
         """Mean (B, C, h, w) and std (B,) of x_{t-1}, in float32.

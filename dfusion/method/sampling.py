@@ -163,13 +163,15 @@ def sample(
     model = policy.model
     items = [model.columns(prompt) for prompt in prompts]
     columns, groups = _pack(items)
+    texts = [prompt.text for prompt in prompts]
     record = Record(
         layers=mask_layers,
         columns=columns.to(model.device),
         first_row=len(prompts) if policy.doubled else 0,
+        keys=model.map_keys(texts),
     )
     x, z = policy.noise(indices)
-    cond = model.encode([prompt.text for prompt in prompts])
+    cond = model.encode(texts)
     states, maps = [x], []
     walk = denoise(policy, x, z, cond, AttentionControl(record=record))
     for i, (state, step_maps) in enumerate(walk):

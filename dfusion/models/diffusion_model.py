@@ -129,6 +129,11 @@ class DiffusionModel(ABC):
     ) -> Any:
         """One network call; returns diffusers' output, with `maps` if `control` records some."""
 
+    def map_keys(self, texts: Sequence[str]) -> Tensor | None:
+        """(B, L) bool, the tokens among which attention is shared out in item maps; None for all
+        that a query sees, as in the model."""
+        return None
+
     # What families share.
 
     @property

@@ -2,9 +2,11 @@
 
 from dfusion.errors import UserError
 from dfusion.method.fusion import FusionPlan
+from dfusion.method.sampler import Sampler
+from dfusion.models.diffusion_model import DiffusionModel
 from dfusion.settings.plain_text import names_of
 from dfusion.settings.schema import Fusion, Mask, Settings
-from dfusion.settings.steps import parse_steps
+from dfusion.settings.steps import fused_indices, parse_steps
 from diffusers_patched import LayerTable
 
 FLAG = "--config.{}.{}"  # a group's name and a setting's
@@ -23,7 +25,7 @@ def mask_layers_of(flag: str, text: str, layers: LayerTable) -> frozenset[int]:
     chosen = layers_of(flag, text, layers)
     if len({layers.grids[layer] for layer in chosen}) != 1:
         raise UserError(
-            f"{flag} '{text}': must be layers of one grid, at least one; this UNet's grids are "
+            f"{flag} '{text}': must be layers of one grid, at least one; this model's grids are "
             f"{dict(enumerate(layers.grids))}"
         )
     return chosen
@@ -46,7 +48,19 @@ def fusion_plan(
         place=mask.place,
         grids=frozenset(layers.grids),
         kind=fusion.kind,
+        own_text=fusion.text == "own",
     )
+
+
+def sampler_of(settings: Settings, model: DiffusionModel) -> Sampler:
+    """The model's denoising process as the settings ask. Raises UserError."""
+    total = settings.sample.num_steps
+    sampler = model.sampler(total, settings.sample.eta)
+    if settings.sample.noise == "fused":
+        sampler = sampler.quiet(set(range(total)) - fused_indices(settings.fusion.steps, total))
+    if not sampler.trainable.any():
+        raise UserError("--config.sample.noise fused: no step is fused; nothing could be trained")
+    return sampler
 
 
 def plan_of(settings: Settings, layers: LayerTable) -> tuple[FusionPlan, frozenset[int]]:

@@ -2,6 +2,7 @@
 
 from dfusion.errors import UserError
 from dfusion.models.diffusion_model import DiffusionModel
+from dfusion.models.sd3 import SD3
 from dfusion.models.sdxl import SDXL
 from dfusion.models.stable_diffusion import StableDiffusion
 from dfusion.settings.own import own
@@ -9,7 +10,7 @@ from dfusion.settings.schema import AUTO
 
 # To add a family, derive a class from DiffusionModel and put it here, or pass it as
 # --config.pretrained.family module:Name.
-FAMILIES: list[type[DiffusionModel]] = [StableDiffusion, SDXL]
+FAMILIES: list[type[DiffusionModel]] = [StableDiffusion, SDXL, SD3]
 
 
 def family_named(pipeline: object, asked: str, name: str) -> type[DiffusionModel]:

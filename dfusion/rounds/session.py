@@ -18,7 +18,7 @@ from dfusion.models.devices import pick_device, pick_dtype, quiet_libraries
 from dfusion.models.diffusion_model import DiffusionModel
 from dfusion.models.loading import load_model
 from dfusion.models.numerics import set_numerics
-from dfusion.models.plan import plan_of
+from dfusion.models.plan import plan_of, sampler_of
 from dfusion.report import page
 from dfusion.rewards.contract import Reward
 from dfusion.rewards.registry import asked_for, load_reward, watch_of
@@ -113,7 +113,7 @@ def load_session(settings: Settings, prompts: tuple[Prompt, ...]) -> Session:
             model.columns(prompt)  # raises for an item the text encoder does not read
     except UserError as error:
         raise UserError(f"{item_flag(settings)}: {error}") from error
-    sampler = model.sampler(settings.sample.num_steps, settings.sample.eta)
+    sampler = sampler_of(settings, model)
     reward = watch = None
     if settings.eval.in_process:
         reward, watching = load_reward(settings.eval, device), watch_of(settings.eval)

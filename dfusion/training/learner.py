@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dfusion.errors import UserError
+from dfusion.method.sampler import Sampler
 from dfusion.method.sampling import Policy
 from dfusion.models.batching import Fit
 from dfusion.models.diffusion_model import DiffusionModel
@@ -69,10 +70,10 @@ class Learner:
         """The factor on the losses in the backward pass."""
         return self.stepper.scale.value
 
-    def order(self, number: int, inner: int, data: TrainingPairs, steps: int) -> list[Update]:
+    def order(self, number: int, inner: int, data: TrainingPairs, sampler: Sampler) -> list[Update]:
         """The optimiser steps of one pass over a round's pairs, with this process's share of each.
 
-        steps: T. Denoising steps without any gradient are left out; Algorithm 1 has no such steps.
+        Denoising steps without noise or any gradient are left out; Algorithm 1 has no such steps.
         """
         updates = self.train.updates_per_inner_epoch
         if len(data.pairs) < updates:
@@ -81,13 +82,16 @@ class Learner:
                 f"pairs, which are {len(data.pairs)}"
             )
 
+        forward = self.objective.forward  # needs no noise in the step
+        trained = [i for i, noisy in enumerate(sampler.trainable.tolist()) if noisy or forward]
+
         def steps_of(p: int) -> list[int]:
-            if self.objective.forward:
+            if forward:
                 begin = 0
             else:
                 begin = data.first_step(p) if self.objective.pairwise else data.begins(p)
             weighs = self.objective.step_weights.weighs
-            return [i for i in range(begin, steps) if weighs(i, steps)]
+            return [i for i in trained if i >= begin and weighs(i, len(sampler))]
 
         return updates_of_pass(
             (self.seed, number, inner),
@@ -99,10 +103,12 @@ class Learner:
             self.train.timestep_fraction,
         )
 
-    def updates(self, number: int, data: TrainingPairs, steps: int) -> list[tuple[int, Update]]:
-        """All optimiser steps of a round, each with its inner epoch. steps: T."""
+    def updates(
+        self, number: int, data: TrainingPairs, sampler: Sampler
+    ) -> list[tuple[int, Update]]:
+        """All optimiser steps of a round, each with its inner epoch."""
         passes = range(self.train.num_inner_epochs)
-        return [(k, update) for k in passes for update in self.order(number, k, data, steps)]
+        return [(k, update) for k in passes for update in self.order(number, k, data, sampler)]
 
     def updater(
         self, policy: Policy, data: TrainingPairs, pairs: Sequence[int] | None = None
@@ -157,7 +163,7 @@ class Learner:
 
     def check_sampler(self, policy: Policy, data: TrainingPairs, share: Sequence[int]) -> None:
         """Raise UserError if the network that trains is not the one that sampled (ratio = 1)."""
-        gap = sampling_gap(policy, self.network, data, _probes(len(policy.sampler), share))
+        gap = sampling_gap(policy, self.network, data, _probes(policy.sampler, share))
         limit = max(GAP[self.model.dtype], GAP[policy.store_dtype])
         if not gap <= limit:
             raise UserError(
@@ -174,15 +180,16 @@ class Learner:
         """
         if not self.tuning.keeps_initial:
             return None
-        batch = data.read(_probes(len(policy.sampler), range(len(data.pairs))))
+        batch = data.read(_probes(policy.sampler, range(len(data.pairs))))
         now = transitions(policy, self.network, batch).output.flatten(1).norm(dim=1)
         with self.tuning.initial() as network:
             before = transitions(policy, network, batch).output.flatten(1).norm(dim=1)
         return float((now / before).mean())
 
 
-def _probes(total: int, pairs: Sequence[int]) -> list[Step]:
-    """Up to four denoising steps to look at, of different pairs; t = 1 deviates most."""
-    last = total - 1
+def _probes(sampler: Sampler, pairs: Sequence[int]) -> list[Step]:
+    """Up to four denoising steps to look at, of different pairs; the last one deviates most."""
+    noisy = [i for i, trained in enumerate(sampler.trainable.tolist()) if trained]
+    last = len(noisy) - 1
     looked_at = enumerate((last, 0, last // 2, min(1, last)))
-    return list(dict.fromkeys(Step(pairs[n % len(pairs)], i) for n, i in looked_at))
+    return list(dict.fromkeys(Step(pairs[n % len(pairs)], noisy[k]) for n, k in looked_at))

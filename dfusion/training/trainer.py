@@ -151,7 +151,7 @@ class Trainer(Learner):
 
     def _updates(self, number: int, policy: Policy, data: TrainingRound) -> list[dict[str, Any]]:
         """All optimiser steps of a round; returns their metrics. Continues where it stopped."""
-        updates = self.updates(number, data, len(self.session.sampler))
+        updates = self.updates(number, data, self.session.sampler)
         pairs = sorted({step.pair for _, update in updates for step in update.steps})
         data.check(pairs)
         updater = self.updater(policy, data, pairs)

@@ -24,7 +24,7 @@ from dfusion.method.sampling import Policy, sample
 from dfusion.models.devices import pick_device, pick_dtype, quiet_libraries
 from dfusion.models.loading import load_model
 from dfusion.models.numerics import set_numerics
-from dfusion.models.plan import plan_of
+from dfusion.models.plan import plan_of, sampler_of
 from dfusion.rewards.contract import Reward
 from dfusion.rewards.registry import load_reward
 from dfusion.rounds.session import policy_of
@@ -142,7 +142,7 @@ def choose(args: argparse.Namespace) -> ChosenPair:
     dtype = pick_dtype(settings.mixed_precision, device)
     model = load_model(settings.pretrained, device, dtype, settings.size)
     plan, mask_layers = plan_of(settings, model.layers)
-    sampler = model.sampler(settings.sample.num_steps, settings.sample.eta)
+    sampler = sampler_of(settings, model)
     policy = policy_of(settings, model, sampler, number=0)
     reward = load_reward(settings.eval, device)
     named = [i for i in (args.base, args.reference) if i is not None]

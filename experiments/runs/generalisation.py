@@ -27,7 +27,7 @@ from dfusion.models.devices import pick_device, pick_dtype, quiet_libraries
 from dfusion.models.diffusion_model import DiffusionModel
 from dfusion.models.loading import load_model
 from dfusion.models.numerics import set_numerics
-from dfusion.models.plan import plan_of
+from dfusion.models.plan import plan_of, sampler_of
 from dfusion.progress import Progress
 from dfusion.rewards.registry import load_reward
 from dfusion.rounds.session import policy_of
@@ -76,7 +76,7 @@ def images_of(preset: str, prompts: int) -> int:
 
 def sampled(settings: Settings, model: DiffusionModel, prompts: Sequence[Prompt]) -> np.ndarray:
     """One image for each prompt, uint8 (N, H, W, 3), from noise that only the seed decides."""
-    sampler = model.sampler(settings.sample.num_steps, settings.sample.eta)
+    sampler = sampler_of(settings, model)
     policy = policy_of(settings, model, sampler, NUMBER)
     _, layers = plan_of(settings, model.layers)
     progress, pictures = Progress("sampling", len(prompts)), []

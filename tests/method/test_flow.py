@@ -1,7 +1,5 @@
 """Flow matching as a Markov chain, against diffusers' scheduler and DDIM's noise."""
 
-import math
-
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -57,13 +55,13 @@ def test_a_step_keeps_the_amount_of_noise() -> None:
         assert sampler.std[-1] == 0
 
 
-def test_eta_root_two_adds_as_much_noise_as_ddim() -> None:
+def test_eta_one_adds_as_much_noise_as_ddim() -> None:
     """A flow state over (1 - sigma, sigma)'s norm is a variance-preserving state, where DDIM's
     std at eta 1 is eta-free: the same share of the new state's noise."""
     a = torch.tensor([0.02, 0.2, 0.5, 0.8, 0.95], dtype=torch.float64)
     ratio = ((1 - a) / a).sqrt()  # sigma / (1 - sigma)
     sigmas = torch.cat([ratio / (1 + ratio), torch.zeros(1, dtype=torch.float64)])
-    sampler = flow(sigmas, math.sqrt(2))
+    sampler = flow(sigmas, 1.0)
     # DDIM steps through the same noise levels; timestep n is the n-th least noisy.
     alphas = a.flip(0)
     theirs = ddim(alphas, torch.arange(4, -1, -1), 1.0, eta=1.0)

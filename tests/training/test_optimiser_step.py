@@ -70,7 +70,7 @@ def test_a_fraction_of_the_steps_has_the_gradient_of_all_on_average(
         data, drawn = trainer.data(0), []
         for inner in range(passes):
             updater = trainer.updater(trainer.session.policy(0), data)
-            (update,) = trainer.order(0, inner, data, len(trainer.session.sampler))
+            (update,) = trainer.order(0, inner, data, trainer.session.sampler)
             trainer.stepper.step(updater, update)
             known = [p.grad for p in trainer.tuning.parameters if p.grad is not None]
             drawn.append(torch.cat([g.flatten() for g in known]))
