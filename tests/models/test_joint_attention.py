@@ -1,7 +1,5 @@
 """Joint attention written out by hand: fused keys, what text reads, and item maps."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention, JointAttnProcessor2_0
@@ -14,9 +12,9 @@ N, S, L, C, HEADS = 4, 4, 5, 16, 2
 
 
 @pytest.fixture
-def attn() -> Iterator[Attention]:
+def attn() -> Attention:
     torch.manual_seed(0)
-    yield Attention(
+    return Attention(
         query_dim=C,
         added_kv_proj_dim=C,
         dim_head=C // HEADS,
