@@ -18,9 +18,9 @@ from dfusion.view.app import make_app  # noqa: E402
 BASE = "http://127.0.0.1:8765"
 
 
-def client_of(data: Path, host: str = "127.0.0.1") -> Any:
+def client_of(data: Path, host: str = "127.0.0.1", control: bool = False) -> Any:
     """Asks an app over `data`, without a network."""
-    return testclient.TestClient(make_app(data, host), base_url=BASE)
+    return testclient.TestClient(make_app(data, host, control=control), base_url=BASE)
 
 
 def copy_of(data: Path, tmp_path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""dfusion view data/ [--host 127.0.0.1] [--port 8765] [--open]"""
+"""dfusion view data/ [--host 127.0.0.1] [--port 8765] [--open] [--control]"""
 
 import argparse
 import socket
@@ -10,6 +10,7 @@ from pathlib import Path
 from dfusion.errors import UserError
 
 HOST, PORT = "127.0.0.1", 8765
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def main(given: list[str] | None = None) -> int:
@@ -22,6 +23,7 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("--host", default=HOST, help="address to serve on; 0.0.0.0: to everybody")
     parser.add_argument("--port", type=int, default=PORT)
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
+    parser.add_argument("--control", action="store_true", help="runs can be stopped from the page")
     parser.add_argument(
         "--results",
         type=Path,
@@ -30,15 +32,20 @@ def main(given: list[str] | None = None) -> int:
     )
     args = parser.parse_args(given)
     try:
-        serve(args.data, args.host, args.port, args.results, args.open)
+        serve(args.data, args.host, args.port, args.results, args.open, args.control)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def serve(data: Path, host: str, port: int, results: Path, show: bool) -> None:
+def serve(data: Path, host: str, port: int, results: Path, show: bool, control: bool) -> None:
     """Serve until Ctrl-C. Raises UserError for a missing folder or package, or a taken port."""
+    if control and host not in LOOPBACK:
+        raise UserError(
+            f"--control --host {host}: everyone who reaches the address could stop runs; "
+            "leave out one of the two"
+        )
     if not data.is_dir():
         raise UserError(f"{data}: no such folder; name the one with your experiments, e.g. data/")
     try:
@@ -55,11 +62,13 @@ def serve(data: Path, host: str, port: int, results: Path, show: bool) -> None:
     port = listener.getsockname()[1]
     address = f"http://{_in_url(host)}:{port}/"
     print(f"Showing {data} at {address}; Ctrl-C stops.", flush=True)
-    if host not in ("127.0.0.1", "localhost", "::1"):
+    if host not in LOOPBACK:
         print("Everyone who can reach this address can see the runs and rate images.", flush=True)
     if show:
         threading.Timer(1.0, webbrowser.open, [address]).start()
-    config = uvicorn.Config(make_app(data, host, results), log_level="warning", lifespan="off")
+    config = uvicorn.Config(
+        make_app(data, host, results, control), log_level="warning", lifespan="off"
+    )
     uvicorn.Server(config).run(sockets=[listener])
 
 

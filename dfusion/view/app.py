@@ -16,6 +16,7 @@ from starlette.staticfiles import StaticFiles
 from dfusion.errors import UserError
 from dfusion.view import duels, human, pairs, runs, thresholds, trajectory
 from dfusion.view.blind import Study
+from dfusion.view.control import stop
 from dfusion.view.folders import Data, NotThereError
 from dfusion.view.guard import Guard
 from dfusion.view.ratings import rater_name
@@ -26,10 +27,13 @@ FRESH = {"Cache-Control": "no-cache"}  # cached, but revalidated each time
 NEVER = {"Cache-Control": "no-store"}
 
 
-def make_app(root: Path, host: str = "127.0.0.1", results: Path | None = None) -> Starlette:
+def make_app(
+    root: Path, host: str = "127.0.0.1", results: Path | None = None, control: bool = False
+) -> Starlette:
     """The app for the data folder `root`.
 
     host: the address it is bound to. results: folder with the judge's figures, <experiment>.json.
+    control: runs may be stopped from the page.
     """
     data = Data(root)
     judged = results or Path("experiments/results/testbed/alignment")
@@ -52,7 +56,9 @@ def make_app(root: Path, host: str = "127.0.0.1", results: Path | None = None) -
         return chosen.next(rater)
 
     gets: dict[str, Callable[[Data, Query], Any]] = {
-        "runs": lambda data, q: runs.overview(data, judged),
+        "runs": lambda data, q: runs.overview(data, judged, control),
+        "run": lambda data, q: runs.details(data, q["exp"]),
+        "curves": lambda data, q: runs.chosen_curves(data, judged, q.all("run"), q.all("key")),
         "catalogue": lambda data, q: pairs.catalogue(data),
         "round": lambda data, q: pairs.round_view(data, q["exp"], q["round"]),
         "pair": lambda data, q: thresholds.shares_of(data, q["exp"], q["round"], q.number("n")),
@@ -75,6 +81,8 @@ def make_app(root: Path, host: str = "127.0.0.1", results: Path | None = None) -
         "two/hand-in": lambda data, b: {"scores": duels.hand_in(data, *b.job())},
         "blind": answer,
     }
+    if control:
+        posts["stop"] = lambda data, b: stop(data, b.text("exp"))
     routes = [
         Route("/", lambda request: FileResponse(STATIC / "index.html", headers=FRESH)),
         Route("/image", _picture(data, _image)),

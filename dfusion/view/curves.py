@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from dfusion.storage.files import read_json
 from dfusion.view.folders import Data
 
 Points = list[list[float]]  # [x, y]
+# Numbers in metrics.jsonl that are no curves of their own, or curves that the files give already.
+KNOWN = {"schema", "round", "inner_epoch", "images", "pairs", "reward_mean", "adopted"}
 
 
 def curves(data: Data, experiment: Experiment, judged: Path | None) -> dict[str, Points]:
@@ -20,23 +22,57 @@ def curves(data: Data, experiment: Experiment, judged: Path | None) -> dict[str,
     experiments.runs.alignment writes it.
     """
     rows = metrics(data, experiment)
-    updates = [row for row in rows if row.get("kind") == "update"]
-    rounds = [row for row in rows if row.get("kind") == "round"]
     found = {
         "score": _scores(data, experiment.rounds()),
         "score_same_noise": _scores(data, experiment.comparisons()),
         "adopted": _adopted(data, experiment.rounds()),
-        "coverage": _points((r.get("round"), r.get("mask_coverage")) for r in rounds),
-        "noise_norm": _points((r.get("round"), r.get("noise_norm")) for r in rounds),
-        "preferred": _points((n, row.get("preferred")) for n, row in enumerate(updates)),
-        "loss": _points((n, row.get("loss")) for n, row in enumerate(updates)),
-        "grad_norm": _points((n, row.get("grad_norm")) for n, row in enumerate(updates)),
     }
     if judged and judged.is_file():
         figures = json.loads(judged.read_text(encoding="utf-8"))
         found["judge"] = _judge(figures.get("rounds"), "round")
         found["judge_same_noise"] = _judge(figures.get("same_noise"), "rounds")
+    for kind in ("round", "update"):
+        found |= _of_metrics([row for row in rows if row.get("kind") == kind], kind)
     return {name: points for name, points in found.items() if points}
+
+
+def figures(data: Data, experiment: Experiment, judged: Path | None) -> dict[str, float | None]:
+    """The latest score, judge's figure and rate of adoption, and how much the score has risen.
+
+    On images of the same noise where there are some, else on each round's own samples.
+    """
+    every = curves(data, experiment, judged)
+    score = every.get("score_same_noise") or every.get("score", [])
+    judge = every.get("judge_same_noise") or every.get("judge", [])
+    adopted = every.get("adopted", [])
+    return {
+        "score": score[-1][1] if score else None,
+        "judge": judge[-1][1] if judge else None,
+        "adopted": adopted[-1][1] if adopted else None,
+        "gain": score[-1][1] - score[0][1] if len(score) > 1 else None,
+    }
+
+
+def _of_metrics(rows: list[dict[str, Any]], kind: str) -> dict[str, Points]:
+    """A curve for every number in the rows of metrics.jsonl; numbers in groups are "group.name".
+
+    Updates are counted through all rounds.
+    """
+    points: dict[str, list[tuple[Any, Any]]] = {}
+    for n, row in enumerate(rows):
+        for key, value in _numbers(row):
+            if key not in KNOWN:
+                x = n if kind == "update" else row.get("round")
+                points.setdefault(f"{kind}.{key}", []).append((x, value))
+    return {key: _points(pairs) for key, pairs in points.items()}
+
+
+def _numbers(row: dict[str, Any], group: str = "") -> Iterator[tuple[str, float]]:
+    for key, value in row.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{group}{key}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{group}{key}", value
 
 
 def metrics(data: Data, experiment: Experiment) -> list[dict[str, Any]]:

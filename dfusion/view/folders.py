@@ -26,6 +26,7 @@ class Data:
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
         self._known: dict[Path, tuple[tuple[int, int, int], Any]] = {}
+        self._made: dict[str, tuple[object, Any]] = {}
 
     def names(self) -> list[str]:
         """Experiments, by name."""
@@ -86,6 +87,13 @@ class Data:
         if known is None or known[0] != now:
             known = self._known[path] = (now, read(path))
         return known[1]
+
+    def kept(self, name: str, stamps: object, make: Callable[[], T]) -> T:
+        """make(), remembered under a name until the stamps of what it is made from change."""
+        made = self._made.get(name)
+        if made is None or made[0] != stamps:
+            made = self._made[name] = (stamps, make())
+        return made[1]
 
 
 def why_not(round_: Round) -> str:

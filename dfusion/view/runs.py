@@ -1,23 +1,37 @@
 """Runs as plain data, from what is on disk: progress of every stage, curves, time left."""
 
+import hashlib
 import itertools
 import json
 import os
+import re
+import shlex
 import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dfusion.errors import UserError
 from dfusion.report.rounds import present
-from dfusion.settings.schema import Settings
+from dfusion.rewards.registry import HUMAN
+from dfusion.rounds.scoring import scorer_alive, scorer_command
+from dfusion.settings.presets import PRESETS
+from dfusion.settings.schema import FREE, Settings, flat
 from dfusion.storage import last_error
 from dfusion.storage.experiment import Experiment, Round
-from dfusion.storage.files import alive, read_json
-from dfusion.view.curves import curves, metrics
+from dfusion.storage.files import alive, read_json, stamp
+from dfusion.storage.strict_json import load_json
+from dfusion.view.curves import curves, figures, metrics
 from dfusion.view.folders import Data
 
+ASIDE = FREE - {"resume_from"}  # settings that do not change what a run does
+PNG = re.compile(r"\d{5,}\.png")
+LATEST = 12  # images shown of a run at work
+# What a row of the table is made from; of folders, the time tells that a file came or went.
+OF_A_RUN = ("config.json", "metrics.jsonl", "error.json", "checkpoints", "compare")
+OF_A_ROUND = ("", "manifest.json", "adoption.json", "eval/images.json")
 RECENT = 64  # files whose times tell the speed of a stage
 PAUSE_SECONDS = 900.0  # a longer gap between two files is a pause, not work
 
@@ -32,47 +46,202 @@ class Stage:
     folder: Path | None = None
 
 
-def overview(data: Data, results: Path) -> list[dict[str, Any]]:
-    """Every experiment; for one that cannot be read, only its name and the problem.
+def overview(data: Data, results: Path, control: bool = False) -> list[dict[str, Any]]:
+    """A row of the table for every experiment; for an unreadable one, its name and the problem.
 
-    results: folder with the judge's figures, <experiment>.json.
+    results: folder with the judge's figures, <experiment>.json. control: runs may be stopped.
     """
     rows = []
     for name in data.names():
         try:
-            rows.append(run(data, name, results / f"{Path(name).name}.json"))
+            rows.append(run(data, name, _judged(results, name), control))
         except (UserError, OSError, ValueError, KeyError, TypeError) as error:
             rows.append({"name": name, "problem": str(error) or repr(error)})
+    _keep_what_differs(rows)
     return rows
 
 
-def run(data: Data, name: str, judged: Path | None = None) -> dict[str, Any]:
-    """One experiment: main settings, stages of the current round, curves, time left."""
+def _keep_what_differs(rows: list[dict[str, Any]]) -> None:
+    """Drop settings that are the same in all rows: they would be most of the answer."""
+    given = [row["settings"] for row in rows if "settings" in row]
+    differing = {
+        key
+        for key in {key for settings in given for key in settings}
+        if any(settings.get(key) != given[0].get(key) for settings in given)
+    }
+    for row in rows:
+        if "settings" in row:
+            row["settings"] = {k: v for k, v in row["settings"].items() if k in differing}
+
+
+def run(data: Data, name: str, judged: Path | None = None, control: bool = False) -> dict[str, Any]:
+    """One experiment: settings, state, last figures; at work, also progress and latest images.
+
+    What is known from files is computed anew only when one of them has changed.
+    """
+    experiment = data.experiment(name)
+    row = dict(data.kept(name, _stamps(experiment, judged), lambda: _row(data, name, judged)))
+    owner = owner_of(data, experiment)
+    complete = row.pop("complete")
+    row["state"] = (
+        "running" if owner
+        else "failed" if row["error"]
+        else "finished" if complete
+        else "stopped"
+    )  # fmt: skip
+    row["owner"] = owner and f"process {owner[0]} on {owner[1]}"
+    row["stoppable"] = control and owner is not None and owner[1] == socket.gethostname()
+    if owner:
+        row |= at_work(data, name)
+    return row
+
+
+def _row(data: Data, name: str, judged: Path | None) -> dict[str, Any]:
+    """What the files say, apart from whether a process is at work."""
     experiment, settings = data.experiment(name), data.settings(name)
-    rounds = experiment.rounds()
-    number = max(rounds, default=None)
-    trains = _trains(experiment)
-    stages = [] if number is None else _stages(experiment, rounds[number], settings, trains)
-    owner = _owner(experiment.folder / ".run.lock.json")
+    rounds, trains = experiment.rounds(), _trains(experiment)
     finished = _finished(experiment, settings, trains)
-    done = len(finished)
-    complete = number is not None and settings.train.num_epochs - 1 in finished
-    state = "running" if owner else "finished" if complete else "stopped"
-    left = _left(data, experiment, settings, stages, finished) if owner else {}
+    every = flat(settings.to_dict())
     return {
         "name": name,
-        "state": state,
-        "owner": owner,
         "error": last_error.last(experiment.folder),
         "method": settings.train.method if trains else "sampling only",
-        "pairs": settings.train.pairs,
-        "reward": settings.eval.reward,
-        "round": number,
-        "rounds": {"done": done, "total": settings.train.num_epochs - settings.train.begin_epoch},
-        "stages": [{"name": s.name, "done": s.done, "total": s.total} for s in stages],
-        "left": left,
-        "curves": curves(data, experiment, judged),
+        "round": max(rounds, default=None),
+        "rounds": {
+            "done": len(finished),
+            "total": settings.train.num_epochs - settings.train.begin_epoch,
+        },
+        "compared": bool(experiment.comparisons()),
+        "complete": bool(rounds) and settings.train.num_epochs - 1 in finished,
+        "changed": max(_time(r.folder) for r in rounds.values()) if rounds else 0.0,
+        "settings": {k: v for k, v in every.items() if k not in ASIDE},
+        "seed": settings.seed,
+        "same": _digest({k: v for k, v in every.items() if k not in FREE and k != "seed"}),
+        **figures(data, experiment, judged),
     }
+
+
+def _digest(settings: dict[str, Any]) -> str:
+    """The same for runs that differ in their seed only."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _judged(results: Path, name: str) -> Path:
+    return results / f"{Path(name).name}.json"
+
+
+def chosen_curves(
+    data: Data, results: Path, names: list[str], keys: list[str]
+) -> dict[str, dict[str, Any]]:
+    """Per run: which curves there are, and the points of those asked for."""
+    found = {}
+    for name in names:
+        every = curves(data, data.experiment(name), _judged(results, name))
+        found[name] = {
+            "keys": list(every),
+            "curves": {key: every[key] for key in keys if key in every},
+        }
+    return found
+
+
+def details(data: Data, name: str) -> dict[str, Any]:
+    """Everything about one run that the table has no room for."""
+    experiment, settings = data.experiment(name), data.settings(name)
+    error = experiment.folder / last_error.FILE
+    note = data.read(error, read_json) if error.exists() else {}
+    return {
+        "settings": flat(settings.to_dict()),
+        "command": command(settings, _trains(experiment)),
+        "error": {k: note[k] for k in ("time", "message", "command") if k in note},
+        "traceback": "".join(note.get("traceback", [])),
+        **at_work(data, name),
+    }
+
+
+def command(settings: Settings, trains: bool) -> str:
+    """The command of a run: the preset that is nearest to it, and all settings that differ."""
+    given = flat(settings.to_dict())
+    presets = {name: flat(preset().to_dict()) for name, preset in PRESETS.items()}
+    changed = {
+        name: {key: value for key, value in given.items() if value != preset[key]}
+        for name, preset in presets.items()
+    }
+    nearest = min(changed, key=lambda name: len(changed[name]))
+    words = ["python3", "run_train.py" if trains else "run_sample.py"]
+    words += [] if nearest == next(iter(PRESETS)) else ["--config", nearest]
+    words += [f"--config.{key}={value}" for key, value in changed[nearest].items()]
+    return shlex.join(words)
+
+
+def _stamps(experiment: Experiment, judged: Path | None) -> tuple[object, ...]:
+    """Changes with any file that a row is made from."""
+    files = [experiment.folder / name for name in OF_A_RUN]
+    for number, round_ in experiment.rounds().items():
+        files += [round_.folder / name for name in OF_A_ROUND]
+        files.append(experiment.folder / f"checkpoints/epoch{number}/state.json")
+    files += [round_.scores_file("images") for round_ in experiment.comparisons().values()]
+    return tuple(_stamp(path) for path in [*files, *([judged] if judged else [])])
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    with suppress(OSError):
+        return stamp(path)
+    return None
+
+
+def at_work(data: Data, name: str) -> dict[str, Any]:
+    """Stages of the current round, time left, what is waited for, and the latest images."""
+    experiment, settings = data.experiment(name), data.settings(name)
+    rounds, trains = experiment.rounds(), _trains(experiment)
+    if not rounds:
+        return {"stages": [], "left": {"stage": None, "seconds": None, "run": None}, "latest": None}
+    number = max(rounds)
+    stages = _stages(experiment, rounds[number], settings, trains)
+    return {
+        "stages": [{"name": s.name, "done": s.done, "total": s.total} for s in stages],
+        "left": _left(data, experiment, settings, stages, _finished(experiment, settings, trains)),
+        "waits": _waits(data, name, settings, stages),
+        "latest": _latest(rounds[number]),
+    }
+
+
+def _waits(data: Data, name: str, settings: Settings, stages: list[Stage]) -> str:
+    """Whose scores the run waits for; empty if it does not wait."""
+    at = next((n for n, s in enumerate(stages) if s.done < s.total), None)
+    if (
+        at is None
+        or at == 0
+        or not stages[at].name.startswith("scoring")
+        or settings.eval.in_process
+    ):
+        return ""
+    missing = f"{stages[at].total - stages[at].done} scores"
+    reward = settings.eval.reward
+    if reward == HUMAN:
+        return f"waits for {missing} by people: see the tab Rate"
+    if scorer_alive(data.root / Path(name).parent, Path(name).name, reward):
+        return f"waits for {missing}; a scorer is at work"
+    return (
+        f"waits for {missing}, but no scorer is at work; start it with {scorer_command(settings)}"
+    )
+
+
+def _latest(round_: Round) -> dict[str, Any] | None:
+    """The newest images of the stage that makes some, newest first."""
+    for kind in ("target_images", "images"):
+        if times := _pngs(round_.folder / kind):
+            newest = sorted(times, key=lambda pair: (-pair[0], pair[1]))[:LATEST]
+            images = [int(name.removesuffix(".png")) for _, name in newest]
+            return {"round": round_.folder.name, "kind": kind, "images": images}
+    return None
+
+
+def _pngs(folder: Path) -> list[tuple[float, str]]:
+    """Time and name of every picture in a folder; none if it does not exist."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return [(e.stat().st_mtime, e.name) for e in entries if PNG.fullmatch(e.name)]
 
 
 def _trains(experiment: Experiment) -> bool:
@@ -118,16 +287,17 @@ def _finished(experiment: Experiment, settings: Settings, trains: bool) -> list[
     return [k for k in asked if (experiment.folder / name.format(k)).exists()]
 
 
-def _owner(note: Path) -> str | None:
-    """Who runs the experiment, from the note beside its lock; the lock is not touched."""
+def owner_of(data: Data, experiment: Experiment) -> tuple[int, str] | None:
+    """Process and host of a run at work, from the note beside its lock; the lock is not touched."""
+    note = experiment.folder / ".run.lock.json"
     try:
-        owner = json.loads(note.read_text())
+        owner = data.read(note, load_json)
         process, host = int(owner["process"]), str(owner["host"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
     if host == socket.gethostname() and not alive(process):
         return None  # it was killed
-    return f"process {process} on {host}"
+    return process, host
 
 
 def _left(
@@ -168,10 +338,7 @@ def _durations(data: Data, experiment: Experiment, finished: list[int]) -> list[
 
 def seconds_each(folder: Path) -> float | None:
     """Mean seconds between the latest files, without pauses; None for fewer than two."""
-    if not folder.is_dir():
-        return None
-    with os.scandir(folder) as entries:
-        times = sorted(e.stat().st_mtime for e in entries if e.name.endswith(".png"))[-RECENT:]
+    times = sorted(time for time, _ in _pngs(folder))[-RECENT:]
     gaps = [b - a for a, b in itertools.pairwise(times) if b - a < PAUSE_SECONDS]
     return sum(gaps) / len(gaps) if gaps else None
 

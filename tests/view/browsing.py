@@ -4,7 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,9 @@ needs_browser = [
 
 
 @contextmanager
-def serving(data: Path) -> Iterator[str]:
+def serving(data: Path, flags: Iterable[str] = ()) -> Iterator[str]:
     """The app as a process of its own; yields its address."""
-    command = [sys.executable, "-m", "dfusion", "view", str(data), "--port", "0"]
+    command = [sys.executable, "-m", "dfusion", "view", str(data), "--port", "0", *flags]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -46,10 +46,10 @@ def serving(data: Path) -> Iterator[str]:
 
 
 @contextmanager
-def browsing(data: Path, width: int = 1280) -> Iterator[tuple[Any, str]]:
+def browsing(data: Path, width: int = 1280, flags: Iterable[str] = ()) -> Iterator[tuple[Any, str]]:
     """A page and the app's address. Fails on script errors and on requests to elsewhere."""
     wrong: list[str] = []
-    with serving(data) as address, playwright.sync_playwright() as play:
+    with serving(data, flags) as address, playwright.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
         page = browser.new_page(viewport={"width": width, "height": 860})
         page.on("pageerror", lambda error: wrong.append(str(error)))

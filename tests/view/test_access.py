@@ -111,8 +111,10 @@ def test_bad_arguments_end_in_one_line(
 ) -> None:
     assert main([str(tmp_path / "absent")]) == 2
     assert main([str(tmp_path), "--port", "99999"]) == 2
+    assert main([str(tmp_path), "--host", "0.0.0.0", "--control"]) == 2
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 2 and "no such folder" in said[0] and "choose another --port" in said[1]
+    assert len(said) == 3 and "no such folder" in said[0] and "choose another --port" in said[1]
+    assert "everyone who reaches the address could stop runs" in said[2]
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     assert main([str(tmp_path)]) == 2
     assert "pip install starlette uvicorn" in capsys.readouterr().err

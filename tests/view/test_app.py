@@ -41,15 +41,18 @@ def client(view_data: Path) -> Any:
 def test_runs_say_what_is_on_disk(client: Any) -> None:
     (run,) = client.get("/api/runs").json()
     assert (run["name"], run["state"], run["round"]) == ("exp", "finished", 0)
-    stages = {s["name"]: (s["done"], s["total"]) for s in run["stages"]}
+    found = client.get("/api/run", params={"exp": "exp"}).json()
+    stages = {s["name"]: (s["done"], s["total"]) for s in found["stages"]}
     assert stages == {
         "sampling": (8, 8),
         "scoring": (8, 8),
         "fusing": (4, 4),
         "scoring targets": (4, 4),
     }
-    assert run["curves"]["score"][0][0] == 0
-    assert len(run["curves"]["adopted"]) == 1
+    asked = {"run": "exp", "key": ["score", "adopted"]}
+    curves = client.get("/api/curves", params=asked).json()["exp"]["curves"]
+    assert curves["score"] == [[0, run["score"]]]
+    assert curves["adopted"] == [[0, run["adopted"]]]
 
 
 def test_a_run_at_work_has_its_state_and_time_left(tmp_path: Path, view_data: Path) -> None:
