@@ -1,5 +1,6 @@
 """The Python API: it makes what diffusers and the commands make, and changes no pipeline."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from PIL import Image
 
 import dfusion
 from dfusion import DFusionPipeline, FusedPair, UserError, adopt, algorithm_1, naive, pair, score
+from dfusion.method.losses import LOSSES
 from dfusion.rounds.session import sample_rounds
 from dfusion.settings.schema import Settings
 from dfusion.storage.experiment import Experiment
@@ -162,18 +164,25 @@ def test_a_reward_may_see_all_samples_of_a_prompt(pipe: DFusionPipeline) -> None
         assert value == sorted(group).index(target.score)
 
 
-@pytest.mark.parametrize("method", ["dpo", "ddpo"])
+METHODS: dict[str, dict[str, Any]] = {
+    **{name: {"method": name} for name in LOSSES if name != "dpok"},
+    "options": {"step_weights": "equal:4-2", "outside_weight": 0.0, "loser_limit": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_algorithm_1_trains_as_the_command_does(
-    pipe: DFusionPipeline, settings: Settings, method: str
+    pipe: DFusionPipeline, settings: Settings, name: str
 ) -> None:
     """Two rounds: losses and gradient norms of every optimiser step."""
-    chosen = small(settings, 2, method)
-    chosen.train.method, chosen.train.compare_images = method, 0
+    chosen, how = small(settings, 2, name), METHODS[name]
+    chosen.pair.adoption_threshold = 0.2
+    chosen.train = dataclasses.replace(chosen.train, **how, compare_images=0)
     chosen.train.updates_per_inner_epoch = 2
     rows = metrics.read(train_rounds(chosen) / "metrics.jsonl")
     theirs = [row for row in rows if row["kind"] == "update"]
     trainer = pipe.trainer(
-        seed=5, method=method, learning_rate=1e-2, batch_size=8, updates_per_inner_epoch=2
+        seed=5, learning_rate=1e-2, batch_size=8, updates_per_inner_epoch=2, **how
     )
     rounds = algorithm_1(
         pipe,
@@ -184,6 +193,7 @@ def test_algorithm_1_trains_as_the_command_does(
         rounds=2,
         images_per_prompt=4,
         seed=5,
+        adoption_threshold=0.2,
         sampling=HOW,
         fusion={"fusion_steps": "3-1"},
     )

@@ -64,7 +64,14 @@ def renoised(settings: Settings) -> None:
     settings.train.method = "ddpo"
 
 
+def on_images(settings: Settings) -> None:
+    """A loss on noised images that sees a whole update, and compares with the initial model."""
+    settings.pair.adoption, settings.train.method = "all", "diffusion_kto"
+    settings.train.updates_per_inner_epoch, settings.train.reference = 2, "initial"
+
+
 CASES = [
+    on_images,
     branched,
     renoised,
     half_of_the_steps,
