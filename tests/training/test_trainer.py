@@ -142,7 +142,7 @@ def test_lora_on_other_modules(settings: Settings) -> None:
     assert all(".to_v." in n or ".net.2." in n for n in names)
     chosen = small(settings, 1, "nonsense")
     chosen.train.lora_targets = "to_q,to_x"
-    with pytest.raises(UserError, match="'to_x': the UNet has no such layer"):
+    with pytest.raises(UserError, match="'to_x': there is no such layer"):
         train_rounds(chosen)
 
 
