@@ -154,6 +154,19 @@ RUNS: dict[str, dict[str, Any]] = {
         "sample.images_per_call": "auto",
         "fusion.batch_size": "auto",
     },
+    "masked-dpo": {
+        "mixed_precision": "fp16",
+        "train.step_weights": "equal",
+        "train.outside_weight": 0.0,
+        "train.loser_limit": 0.5,
+        "pair.adoption": "all",
+    },
+    "fdfo-on-renoised": {
+        "mixed_precision": "no",
+        "train.method": "fdfo",
+        "fusion.kind": "renoise",
+        "pair.adoption": "all",
+    },
     "dpok-full": {
         "mixed_precision": "no",
         "train.method": "dpok",

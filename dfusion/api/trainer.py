@@ -19,7 +19,7 @@ from dfusion.training.pairs import TrainingPairs
 
 
 class DFusionTrainer(Learner):
-    """Trains LoRA, or all weights, by DPO, DDPO, DPOK or a loss of your own.
+    """Trains LoRA, or all weights, by DPO, DDPO, DPOK, another loss or your own.
 
     settings: those of --config.train, by name (learning_rate, method, beta, eps, …; see
     docs/settings.md). seed: for the LoRA's initial values and the order of pairs. progress: whether

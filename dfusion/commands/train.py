@@ -1,4 +1,4 @@
-"""Train a LoRA by DPO, DDPO or DPOK, sampling and fusing each round with the policy so far.
+"""Train a LoRA by DPO or another loss, sampling and fusing each round with the policy so far.
 
     dfusion train --config.exp_name test --config.train.num_epochs 40 ...
 

@@ -57,8 +57,11 @@ class Equal:
 
     def of(self, sampler: Sampler, forward: bool = False) -> Tensor:
         total = len(sampler)
-        weighed = torch.tensor([self.weighs(i, total) for i in range(total)])
+        weighed = torch.zeros_like(sampler.std)
+        for i in range(total):  # on the sampler's device, so that a GPU need not wait
+            if self.weighs(i, total):
+                weighed[i] = 1
         if forward:
-            return weighed.float()
-        weights = (sampler.std / sampler.output_scale.abs()).cpu() * weighed
+            return weighed
+        weights = (sampler.std / sampler.output_scale.abs()) * weighed
         return weights * weighed.sum() / weights.sum()

@@ -16,6 +16,13 @@ LOADS = {
 }
 
 
+METHODS = {
+    "diffusion_dpo": "Diffusion-DPO",
+    "diffusion_kto": "Diffusion-KTO",
+}
+OPTIONS = {"step_weights": "", "outside_weight": 1.0, "loser_limit": 0.0, "kl_initial": 0.0}
+
+
 def model_card(settings: Settings, number: int, rewards: Sequence[float]) -> str:
     """rewards: mean over each round's samples, which were made before its update."""
     train, sample = settings.train, settings.sample
@@ -24,10 +31,13 @@ def model_card(settings: Settings, number: int, rewards: Sequence[float]) -> str
     if settings.fusion.kind != "attention":
         fused = f"targets by {settings.fusion.kind}, steps {settings.fusion.steps}"
     pairs = train.pairs if train.pairs == "naive" else f"{train.pairs} ({fused})"
+    chosen = {k: getattr(train, k) for k, usual in OPTIONS.items() if getattr(train, k) != usual}
+    options = "".join(f", {k} {_plain(str(value))}" for k, value in chosen.items())
     lines = [
         f"| {k} | {reward:.4f} |" for k, reward in enumerate(rewards, number + 1 - len(rewards))
     ]
     table = "\n".join(["| round | mean reward |", "|---|---|", *lines]) if lines else ""
+    method = METHODS.get(train.method, train.method.upper())
     base, name = _plain(settings.pretrained.model), _plain(settings.exp_name)
     prompts = _plain(settings.prompt_file or settings.prompt)
     guidance = f"guidance {sample.guidance_scale}" if sample.cfg else "no guidance"
@@ -42,13 +52,13 @@ tags: [text-to-image, d-fusion, {train.method}, {train.tune}]
 ---
 # {name}, round {number}
 
-{what}, trained by {train.method.upper()} with D-Fusion's recipe (arXiv:2505.22002).
+{what}, trained by {method} with D-Fusion's recipe (arXiv:2505.22002).
 
 | | |
 |---|---|
 | base model | {base} |{merged}
 | prompts | {prompts} |
-| method | {train.method}, pairs {pairs} |
+| method | {train.method}, pairs {pairs}{options} |
 | reward | {scorer} |
 | images a round | {settings.images_per_prompt} of each prompt |
 | sampling | DDIM, {sample.num_steps} steps, eta {sample.eta}, {guidance} |

@@ -29,6 +29,7 @@ def chosen(settings: Settings) -> Settings:
 @pytest.mark.parametrize("method", ["dpo", "ddpo"])
 def test_a_round_trains_on_them(chosen: Settings, kind: str, method: str) -> None:
     chosen.fusion.kind, chosen.train.method = kind, method
+    chosen.train.loser_limit = 1.0
     folder = train_rounds(chosen)
     assert verify(folder) == []
     rows = metrics_of(folder)
@@ -38,7 +39,7 @@ def test_a_round_trains_on_them(chosen: Settings, kind: str, method: str) -> Non
     # DPO learns nothing from what both sides share; a noised image has no trajectory before it.
     assert trained == [kind == "branch" and method == "ddpo", True, True, True]
     card = (folder / "checkpoints/epoch0/README.md").read_text()
-    assert f"dfusion (targets by {kind}, steps 3-1)" in card
+    assert f"dfusion (targets by {kind}, steps 3-1), loser_limit 1.0 |" in card
 
 
 def test_a_branch_was_sampled_by_the_policy_itself(chosen: Settings) -> None:
