@@ -12,6 +12,9 @@ def test_before_and_after(data: Path) -> None:
         open_tab(page, address, "compare", "?exp=one")
         assert page.locator(".same").count() == 4
         assert page.locator(".same").first.locator("img").count() == 2
+        first = page.locator(".same img").first.bounding_box()
+        assert first["y"] + first["height"] < 860  # above the fold
+        page.locator(".sources summary").click()
         page.locator("fieldset", has_text="two").get_by_label("after 1").check()
         page.wait_for_function(
             "() => document.querySelectorAll('.same')[0]?.querySelectorAll('img').length === 3"

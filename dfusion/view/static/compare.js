@@ -26,15 +26,38 @@ export async function show(root, params, remember) {
     return new Set(drawn.map((c) => label(c)[0])).size > 1 ? `${a.name}, ${when}` : when;
   }
 
-  const boxes = h("details", { class: "sources", open: true }, h("summary", {}, "Checkpoints"),
-    found.map((e) => h("fieldset", {}, h("legend", {}, e.name), e.comparisons.map((k) => {
+  function tick(id, on) {
+    chosen = on ? [...chosen, id] : chosen.filter((c) => c !== id);
+    chosen.sort((a, b) => all.findIndex((s) => s.id === a) - all.findIndex((s) => s.id === b));
+    load();
+  }
+
+  // Checkpoints of one run as buttons; those of all runs fold away.
+  const checkpoints = h("div", { class: "group", role: "group", "aria-label": "Checkpoints" });
+  const boxes = h("details", { class: "sources" }, h("summary", {}, "Beside other runs"),
+    h("div", { class: "fieldsets" }, found.map((e) => h("fieldset", {}, h("legend", {}, e.name), e.comparisons.map((k) => {
       const id = `${e.name}|compare/epoch${k}`;
-      return h("label", { class: "check" }, h("input", { type: "checkbox", checked: chosen.includes(id), onchange: (event) => {
-        chosen = event.target.checked ? [...chosen, id] : chosen.filter((c) => c !== id);
-        chosen.sort((a, b) => all.findIndex((s) => s.id === a) - all.findIndex((s) => s.id === b));
-        load();
-      } }), k ? `after ${k}` : "before");
-    }))));
+      return h("label", { class: "check" }, h("input", { type: "checkbox", value: id, onchange: (event) => tick(id, event.target.checked) }), k ? `after ${k}` : "before");
+    })))));
+  let run = all.find((a) => a.id === chosen[0]).name;
+
+  function pickers() {
+    const e = found.find((one) => one.name === run);
+    checkpoints.replaceChildren(...e.comparisons.map((k) => {
+      const id = `${run}|compare/epoch${k}`, on = chosen.includes(id);
+      return h("button", { "aria-pressed": String(on), onclick: () => tick(id, !on) }, k ? `after ${k}` : "before");
+    }));
+    for (const box of boxes.querySelectorAll("input")) box.checked = chosen.includes(box.value);
+    const others = new Set(chosen.map((id) => label(id)[0]).filter((name) => name !== run)).size;
+    boxes.firstChild.textContent = others ? `Beside other runs (${others})` : "Beside other runs";
+  }
+
+  function change(name) {
+    run = name;
+    const ids = all.filter((a) => a.name === name).map((a) => a.id);
+    chosen = [...new Set([ids[0], ids.at(-1)])];
+    load();
+  }
 
   async function load() {
     const mine = ++turn, asked = [...chosen];
@@ -44,13 +67,16 @@ export async function show(root, params, remember) {
     drawn = asked;
     const prompts = [...new Set(data.rows.map((r) => r.prompt))];
     if (!prompts.includes(prompt)) prompt = "";
+    pickers();
     bar.replaceChildren(
+      ...(found.length > 1 ? [select("Experiment", found.map((e) => [e.name, e.name]), run, change)] : []),
+      h("div", { class: "field" }, h("span", {}, "Checkpoints"), checkpoints),
       select("Prompt", [["", "all prompts"], ...prompts.map((p) => [p, p])], prompt, (v) => { prompt = v; draw(); }),
       select("Sort", [["order", "by prompt"], ["gain", "most gained"], ["loss", "most lost"]], sort, (v) => { sort = v; draw(); }));
     draw();
   }
 
-  const change = (row) => {
+  const gained = (row) => {
     const scores = row.cells.map((c) => c?.score).filter((s) => s !== null && s !== undefined);
     return scores.length > 1 ? scores.at(-1) - scores[0] : 0;
   };
@@ -59,17 +85,18 @@ export async function show(root, params, remember) {
     remember({ source: chosen, prompt, sort });
     stop?.();
     rows = data.rows.filter((r) => !prompt || r.prompt === prompt);
-    if (sort !== "order") rows.sort((a, b) => (sort === "gain" ? 1 : -1) * (change(b) - change(a)));
+    if (sort !== "order") rows.sort((a, b) => (sort === "gain" ? 1 : -1) * (gained(b) - gained(a)));
     list.style.setProperty("--columns", Math.max(1, drawn.length));
+    list.classList.toggle("several", new Set(drawn.map((c) => label(c)[0])).size > 1);
     head.replaceChildren(...drawn.map((id, c) => {
       const scores = rows.map((r) => r.cells[c]?.score).filter((s) => s !== null && s !== undefined);
       const mean = scores.length ? scores.reduce((a, b) => a + b, 0) / scores.length : null;
-      return h("div", {}, h("b", {}, label(id)[0]), h("span", {}, label(id)[1]), h("span", { class: "dim num" }, `mean ${number(mean)}`));
+      return h("span", {}, `${brief(id)} `, h("b", { class: "num" }, `mean ${number(mean)}`));
     }));
     list.replaceChildren();
-    count.textContent = `${rows.length} images of each, in rows of the same noise`;
+    count.textContent = `${rows.length} images of each, same noise side by side`;
     stop = lazily(list, rows, row, 16);
-    if (!rows.length) list.append(blank("Choose checkpoints", "Tick two or more above."));
+    if (!rows.length) list.append(blank("Choose checkpoints", "Press two or more above; other runs are under “Beside other runs”."));
   }
 
   function row(r, at) {
@@ -111,7 +138,7 @@ export async function show(root, params, remember) {
   }
 
   await load();
-  root.append(boxes, bar, count, head, list);
+  root.append(bar, ...(found.length > 1 ? [boxes] : []), h("div", { class: "counts" }, count, head), list);
   return () => stop?.();
 }
 
