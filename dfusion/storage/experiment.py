@@ -3,6 +3,7 @@
 config.json              resolved settings
 error.json               the error that ended the last run, until a run starts
 index.html, pairs.png    the page and the contact sheet
+thresholds.json          thresholds that were saved in the browser app
 epoch0/
   manifest.json          what samples depend on, prompts with items, prompt of every sample
   images/00000.png       every sample of the round

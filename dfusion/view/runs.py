@@ -9,7 +9,7 @@ import shlex
 import socket
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +156,12 @@ def details(data: Data, name: str) -> dict[str, Any]:
         "traceback": "".join(note.get("traceback", [])),
         **at_work(data, name),
     }
+
+
+def command_of(data: Data, name: str, **changed: Any) -> str:
+    """The command of an experiment, with some settings changed."""
+    settings = replace(data.settings(name), **changed)
+    return command(settings, _trains(data.experiment(name)))
 
 
 def command(settings: Settings, trains: bool) -> str:

@@ -17,12 +17,12 @@ from dfusion.errors import UserError
 from dfusion.method.masks import fusion_mask, otsu
 from dfusion.method.prompts import Prompt
 from dfusion.report.rounds import word
-from dfusion.settings.schema import Settings
 from dfusion.settings.steps import parse_steps
 from dfusion.storage.experiment import Round
 from dfusion.storage.files import read_tensors, stamp, write_bytes
 from dfusion.view.folders import Data, NotThereError, shown_path, why_not
 from dfusion.view.pairs import prompt_of
+from dfusion.view.runs import command_of
 
 SHOWN = 16  # samples per prompt
 BINS = 60  # of an item's histogram
@@ -68,7 +68,7 @@ def item_view(data: Data, name: str, which: str, text: str) -> dict[str, Any]:
     """
     round_, settings = data.round(name, which), data.settings(name)
     maps, scores = maps_of(round_, text), round_.scores("images")
-    saved = _saved(mask_file(data, name, settings)).get(text)
+    saved = _saved(mask_file(data, name)).get(text)
     low = maps.values.amin((0, 1, 3, 4), keepdim=True)
     high = maps.values.amax((0, 1, 3, 4), keepdim=True)
     scaled = ((maps.values - low) / (high - low).clamp(min=1e-12) * 255).round().to(torch.uint8)
@@ -79,8 +79,14 @@ def item_view(data: Data, name: str, which: str, text: str) -> dict[str, Any]:
         "steps": steps,
         "fused": sorted(parse_steps(settings.fusion.steps, settings.sample.num_steps)),
         "merge": settings.mask.merge,
-        "file": shown_path(mask_file(data, name, settings)),
-        "in_config": bool(settings.mask_thr_file),
+        "file": shown_path(mask_file(data, name)),
+        "given": settings.mask_thr_file,
+        "command": command_of(
+            data,
+            name,
+            exp_name=f"{settings.exp_name}_thresholds",
+            mask_thr_file=shown_path(mask_file(data, name)),
+        ),
         "saved": saved,
         "items": [
             {
@@ -159,38 +165,40 @@ def shares_of(data: Data, name: str, which: str, n: int) -> dict[str, Any]:
     return {"shares": _shares(values, thresholds) if fused else None}
 
 
-def mask_file(data: Data, name: str, settings: Settings) -> Path:
-    """The run's mask file, or the one that will be made for a run without."""
-    if settings.mask_thr_file:
-        return Path(settings.mask_thr_file)
-    return data.root / "thresholds" / f"{name.replace('/', '.')}.json"
+def mask_file(data: Data, name: str) -> Path:
+    """The file of an experiment's own thresholds, in its folder. What the run was given stays."""
+    return data.experiment(name).folder / "thresholds.json"
 
 
 def save(
     data: Data, name: str, which: str, text: str, thresholds: list[float | None]
 ) -> dict[str, Any]:
-    """Set a prompt's thresholds in the mask file; all other prompts keep theirs.
+    """Set a prompt's thresholds in the experiment's own mask file; all other prompts keep theirs.
 
-    A new file lists every prompt of the round with the thresholds it was made with. Raises
-    UserError for a wrong number of thresholds, or a file that is not a mask file.
+    A new file is a copy of the one that the run was given, or lists the round's prompts with the
+    thresholds they were made with. Raises UserError for a wrong number of thresholds, or a file
+    that is not a mask file.
     """
-    round_, settings = data.round(name, which), data.settings(name)
+    round_ = data.round(name, which)
     prompt, _ = prompt_of(round_, text)
     if prompt is None:
         raise NotThereError(f"{name}: no prompt '{text}' in {which}")
     if len(thresholds) != len(prompt.items):
         raise UserError(f"{len(thresholds)} thresholds for the {len(prompt.items)} items")
-    path = mask_file(data, name, settings)
+    path = data.inside(mask_file(data, name))
     with _saving:
-        rows = _saved(path)
-        if not path.exists():
-            if settings.mask_thr_file:
-                raise UserError(f"{path}: the run's mask file is not there; restore it")
-            rows = {p.text: list(p.thresholds) for p in round_.sample_prompts()}
+        rows = _saved(path) if path.exists() else _given(data, name, round_)
         rows[text] = thresholds
-        spread = path.exists() and "[\n" in path.read_text(encoding="utf-8")
-        write_bytes(path, _as_text(rows, spread).encode())
-    return {"file": shown_path(path), "in_config": bool(settings.mask_thr_file)}
+        write_bytes(path, _as_text(rows).encode())
+    return {"file": shown_path(path)}
+
+
+def _given(data: Data, name: str, round_: Round) -> dict[str, list[float | None]]:
+    """The thresholds that a run was given."""
+    file = data.settings(name).mask_thr_file
+    given = _saved(Path(file)) if file else {}
+    prompts = {p.text: list(p.thresholds) for p in round_.sample_prompts()}
+    return given | {text: row for text, row in prompts.items() if text not in given}
 
 
 def _saved(path: Path) -> dict[str, list[float | None]]:
@@ -206,10 +214,8 @@ def _saved(path: Path) -> dict[str, list[float | None]]:
     return rows
 
 
-def _as_text(rows: dict[str, list[float | None]], spread: bool) -> str:
-    """One line per prompt; spread: one line per number, as the file was."""
-    if spread:
-        return json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
+def _as_text(rows: dict[str, list[float | None]]) -> str:
+    """One line per prompt."""
     lines = [f" {json.dumps(k, ensure_ascii=False)}: {json.dumps(v)}" for k, v in rows.items()]
     return "{\n" + ",\n".join(lines) + "\n}\n"
 

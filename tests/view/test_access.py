@@ -94,7 +94,7 @@ def test_writes_come_from_its_own_pages(
     copy = copy_of(view_data, tmp_path)
     answer = client_of(copy).post("/api/thresholds", json=thresholds([0.5]), headers=headers)
     assert answer.status_code == status
-    assert (copy / "thresholds").exists() == (status == 200)
+    assert (copy / "exp/thresholds.json").exists() == (status == 200)
 
 
 def test_a_form_cannot_write(client: Any) -> None:

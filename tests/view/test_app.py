@@ -165,24 +165,28 @@ def test_masks_are_those_of_fusion(view_data: Path, client: Any) -> None:
 def test_thresholds_are_saved_beside_those_of_other_prompts(
     tmp_path: Path, view_data: Path
 ) -> None:
+    """In a copy in the run's folder; the file that the run was given stays as it is."""
     data, file = copy_of(view_data, tmp_path), tmp_path / "mask.json"
-    file.write_text(json.dumps({"another": [0.1], PROMPTS[0]: [0.2, 0.3], PROMPTS[1]: [0.4]}))
+    before = {"another": [0.1], PROMPTS[0]: [0.2, 0.3], PROMPTS[1]: [0.4]}
+    file.write_text(json.dumps(before))
     configure(Experiment(data / "exp"), lambda settings: settings.update(mask_thr_file=str(file)))
-    client = client_of(data)
+    client, own = client_of(data), data / "exp/thresholds.json"
     where = {"exp": "exp", "round": "epoch0", "prompt": PROMPTS[0]}
-    assert client.get("/api/thresholds", params=where).json()["saved"] == [0.2, 0.3]
+    view = client.get("/api/thresholds", params=where).json()
+    assert (view["saved"], view["given"]) == (None, str(file))
     body = thresholds([0.05, None], PROMPTS[0])
-    assert client.post("/api/thresholds", json=body).json()["in_config"]
-    expected = {"another": [0.1], PROMPTS[0]: [0.05, None], PROMPTS[1]: [0.4]}
-    assert json.loads(file.read_text()) == expected
-    assert list(json.loads(file.read_text())) == list(expected)
+    assert client.post("/api/thresholds", json=body).json()["file"] == view["file"] == str(own)
+    assert json.loads(own.read_text()) == before | {PROMPTS[0]: [0.05, None]}
+    assert list(json.loads(own.read_text())) == list(before)
+    assert json.loads(file.read_text()) == before
+    assert client.get("/api/thresholds", params=where).json()["saved"] == [0.05, None]
     for bad in ([0.1], [0.1, 2], [0.1, "x"], [0.1, True], "0.1"):
         answer = client.post("/api/thresholds", json={**body, "thresholds": bad})
         assert answer.status_code == 400
-    file.write_text('"something else"')
+    own.write_text('"something else"')
     answer = client.post("/api/thresholds", json=body)
     assert "nothing was written" in answer.json()["error"]
-    assert file.read_text() == '"something else"'
+    assert own.read_text() == '"something else"'
 
 
 def test_maps_are_those_of_the_files_that_are_there(tmp_path: Path, view_data: Path) -> None:
@@ -201,7 +205,7 @@ def test_a_run_without_a_mask_file_gets_a_whole_one(tmp_path: Path, view_data: P
     """It lists every prompt, so that the next run can take it."""
     copy = copy_of(view_data, tmp_path)
     client_of(copy).post("/api/thresholds", json=thresholds([0.07]))
-    saved = json.loads((copy / "thresholds" / "exp.json").read_text())
+    saved = json.loads((copy / "exp/thresholds.json").read_text())
     assert saved == {PROMPTS[0]: [None, None], PROMPTS[1]: [0.07]}
 
 

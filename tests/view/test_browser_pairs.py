@@ -44,7 +44,7 @@ def test_pairs_by_keyboard(data: Path) -> None:
         page.keyboard.press("i")
         items = page.locator("dialog .layers button").count() - 1
         assert page.locator("dialog .layer:visible").count() == 3 * items > 0
-        assert page.locator("dialog h2 .word").count() == items
+        assert page.locator("dialog h2 .itemword").count() == items
         assert "Eq. 7 asks for" in page.locator("dialog .says").inner_text()
         title = page.locator("dialog h2").inner_text()
         page.keyboard.press("j")

@@ -99,3 +99,40 @@ def test_scores_from_two_images_at_a_time(data: Path) -> None:
     for text in set(texts):
         members = [i for i in range(8) if texts[i] == text]
         assert sorted(members, key=lambda i: scores[i]) == members
+
+
+def test_a_message_never_covers_what_is_rated(data: Path) -> None:
+    """Wherever the page is scrolled to, in a low window: at the top or at the bottom."""
+    say = "import('/static/dom.js').then((dom) => dom.say('something to read'))"
+    with browsing(data) as (page, address):
+        rate_as_bob(page, address, "Begin")
+        page.keyboard.press("Enter")
+        page.wait_for_selector(".choice img")
+        page.set_viewport_size({"width": 1280, "height": 640})
+        for scroll in (0, 60, 120, 400):
+            page.evaluate(f"scrollTo(0, {scroll})")
+            page.evaluate(say)
+            page.wait_for_selector("#toast.on")
+            toast = page.locator("#toast").bounding_box()
+            for image in page.locator(".choice img").all():
+                box = image.bounding_box()
+                apart = (
+                    box["y"] >= toast["y"] + toast["height"]
+                    or box["y"] + box["height"] <= toast["y"]
+                )
+                assert apart, scroll
+
+
+def test_choices_are_by_run(data: Path) -> None:
+    with browsing(data) as (page, address):
+        open_tab(page, address, "rate")
+        assert page.locator(".setup button[aria-pressed=true]").all_inner_texts() == [
+            "before",
+            "after 1",
+        ]
+        assert page.locator(".setup input:visible").count() == 0
+        page.get_by_label("Experiment").select_option("two")
+        page.wait_for_function("() => location.hash.includes('two%7Ccompare%2Fepoch1')")
+        page.locator(".sources summary").click()
+        page.locator("fieldset", has_text="one").get_by_label("before").check()
+        assert "(1)" in page.locator(".sources summary").inner_text()

@@ -1,6 +1,7 @@
 """The tab Thresholds, in a headless Chromium."""
 
 import json
+import re
 from pathlib import Path
 
 from tests.view.browsing import browsing, needs_browser, open_tab, tab_to
@@ -24,10 +25,20 @@ def test_thresholds_by_keyboard(data: Path) -> None:
         assert "Not saved yet" in page.locator(".savebar").inner_text()
         page.keyboard.press("s")
         page.wait_for_selector("#toast.on")
-        saved = json.loads((data / "thresholds/one.json").read_text())
+        saved = json.loads((data / "one/thresholds.json").read_text())
         prompt = page.get_by_label("Prompt").input_value()
         typed = page.locator(".item input[type=number]").first.input_value()
         assert len(saved) == 2 and saved[prompt][0] == float(typed) > 1e-6
+        kept = page.locator(".kept").first.inner_text()
+        assert re.fullmatch(r"keeps [\d.]+ % of the cells", kept)
+        line = page.locator(".savebar code.line").inner_text()
+        assert "--config.exp_name=real_thresholds" in line
+        assert f"--config.mask_thr_file={data / 'one/thresholds.json'}" in line
+        # Undo goes back before the change, and says that this is not what was saved.
+        while not page.get_by_role("button", name="Undo").is_disabled():
+            page.keyboard.press("u")
+        assert float(page.locator(".item input[type=number]").first.input_value()) == 1e-6
+        assert "Not saved yet" in page.locator(".savebar").inner_text()
 
 
 def test_thresholds_are_saved_for_the_prompt_they_are_of(data: Path) -> None:
@@ -52,13 +63,13 @@ def test_thresholds_are_saved_for_the_prompt_they_are_of(data: Path) -> None:
         page.keyboard.press("]")  # answered late
         page.keyboard.press("s")
         page.wait_for_timeout(300)
-        assert not (data / "thresholds/one.json").exists()
+        assert not (data / "one/thresholds.json").exists()
         page.keyboard.press("]")  # of two prompts: back to the first, answered at once
         page.wait_for_timeout(1500)
         assert page.get_by_label("Prompt").input_value() == first
         page.keyboard.press("s")
         page.wait_for_selector("#toast.on")
-        saved = json.loads((data / "thresholds/one.json").read_text())
+        saved = json.loads((data / "one/thresholds.json").read_text())
         words = {text: len(saved[text]) for text in saved}
         assert len(words) == 2 and saved[first][0] == float(typed.input_value() or "nan")
         shown = page.locator(".item .word").all_inner_texts()

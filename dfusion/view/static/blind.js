@@ -1,27 +1,34 @@
 // Blind comparison: which image fits the prompt best? The app alone knows which model made it.
 
 import { address, blank, get, h, percent, post, say, typing } from "./dom.js";
+import { sourcePicker } from "./sources.js";
 
 export async function showBlind(root, params, remember, rater) {
   const found = await get("catalogue");
-  const all = found.flatMap((e) => [
-    ...e.comparisons.map((k) => [`${e.name}|compare/epoch${k}`, `${e.name}, ${k ? `after ${k} round${k > 1 ? "s" : ""} (same noise)` : "before training (same noise)"}`]),
-    ...e.rounds.map((k) => [`${e.name}|epoch${k}`, `${e.name}, samples of round ${k}`])]);
+  const runs = found.map((e) => ({ name: e.name, sources: [
+    ...e.comparisons.map((k) => [`${e.name}|compare/epoch${k}`, k ? `after ${k}` : "before"]),
+    ...e.rounds.map((k) => [`${e.name}|epoch${k}`, `samples of round ${k}`])] })).filter((run) => run.sources.length);
+  const all = runs.flatMap((run) => run.sources.map(([id, text]) => [id, `${run.name}, ${text}`]));
   const title = (id) => all.find(([s]) => s === id)?.[1] ?? id;
   let chosen = params.getAll("source").filter((s) => all.some(([id]) => id === s));
   const same = found.map((e) => e.comparisons.map((k) => `${e.name}|compare/epoch${k}`)).find((of) => of.length > 1);
-  if (!chosen.length && same) chosen = [same[0], same.at(-1)];
+  if (!chosen.length) chosen = same ? [same[0], same.at(-1)] : [];
+  if (!runs.length) {
+    root.append(blank("Nothing to rate yet", "Images appear here as soon as a run has sampled some."));
+    return null;
+  }
   let state = null, last = null, who = "", busy = false;
   const setup = h("div", { class: "setup" }), stage = h("div", { class: "trial" }), results = h("section", { class: "results" });
+
+  const picker = sourcePicker(runs, chosen, (ids) => {
+    chosen = ids;
+    remember({ source: chosen });
+  });
 
   function choose() {
     setup.replaceChildren(
       h("p", {}, "Which model follows its prompts best? You see an image of each for the same prompt, in random order and without names, and choose. Anybody may rate; answers are kept in ", h("code", {}, "ratings/blind.jsonl"), " at once."),
-      h("fieldset", {}, h("legend", {}, "Compare"), all.map(([id, text]) =>
-      h("label", { class: "check" }, h("input", { type: "checkbox", value: id, checked: chosen.includes(id), onchange: (e) => {
-        chosen = e.target.checked ? [...chosen, id] : chosen.filter((c) => c !== id);
-        remember({ source: chosen });
-      } }), text))),
+      h("div", { class: "bar" }, picker.fields), picker.others,
     h("p", { class: "actions" }, h("button", { class: "primary", onclick: begin }, "Begin"),
       h("button", { onclick: tally }, "Results")));
   }

@@ -1,6 +1,7 @@
 // Before and after: images of the same noise under any checkpoints, side by side.
 
 import { answers, blank, get, h, image, lazily, number, openDialog, select } from "./dom.js";
+import { sourcePicker } from "./sources.js";
 
 export async function show(root, params, remember) {
   const found = (await get("catalogue")).filter((e) => e.comparisons.length);
@@ -26,38 +27,8 @@ export async function show(root, params, remember) {
     return new Set(drawn.map((c) => label(c)[0])).size > 1 ? `${a.name}, ${when}` : when;
   }
 
-  function tick(id, on) {
-    chosen = on ? [...chosen, id] : chosen.filter((c) => c !== id);
-    chosen.sort((a, b) => all.findIndex((s) => s.id === a) - all.findIndex((s) => s.id === b));
-    load();
-  }
-
-  // Checkpoints of one run as buttons; those of all runs fold away.
-  const checkpoints = h("div", { class: "group", role: "group", "aria-label": "Checkpoints" });
-  const boxes = h("details", { class: "sources" }, h("summary", {}, "Beside other runs"),
-    h("div", { class: "fieldsets" }, found.map((e) => h("fieldset", {}, h("legend", {}, e.name), e.comparisons.map((k) => {
-      const id = `${e.name}|compare/epoch${k}`;
-      return h("label", { class: "check" }, h("input", { type: "checkbox", value: id, onchange: (event) => tick(id, event.target.checked) }), k ? `after ${k}` : "before");
-    })))));
-  let run = all.find((a) => a.id === chosen[0]).name;
-
-  function pickers() {
-    const e = found.find((one) => one.name === run);
-    checkpoints.replaceChildren(...e.comparisons.map((k) => {
-      const id = `${run}|compare/epoch${k}`, on = chosen.includes(id);
-      return h("button", { "aria-pressed": String(on), onclick: () => tick(id, !on) }, k ? `after ${k}` : "before");
-    }));
-    for (const box of boxes.querySelectorAll("input")) box.checked = chosen.includes(box.value);
-    const others = new Set(chosen.map((id) => label(id)[0]).filter((name) => name !== run)).size;
-    boxes.firstChild.textContent = others ? `Beside other runs (${others})` : "Beside other runs";
-  }
-
-  function change(name) {
-    run = name;
-    const ids = all.filter((a) => a.name === name).map((a) => a.id);
-    chosen = [...new Set([ids[0], ids.at(-1)])];
-    load();
-  }
+  const picker = sourcePicker(found.map((e) => ({ name: e.name, sources: e.comparisons.map((k) =>
+    [`${e.name}|compare/epoch${k}`, k ? `after ${k}` : "before"]) })), chosen, (ids) => { chosen = ids; load(); });
 
   async function load() {
     const mine = ++turn, asked = [...chosen];
@@ -67,10 +38,7 @@ export async function show(root, params, remember) {
     drawn = asked;
     const prompts = [...new Set(data.rows.map((r) => r.prompt))];
     if (!prompts.includes(prompt)) prompt = "";
-    pickers();
-    bar.replaceChildren(
-      ...(found.length > 1 ? [select("Experiment", found.map((e) => [e.name, e.name]), run, change)] : []),
-      h("div", { class: "field" }, h("span", {}, "Checkpoints"), checkpoints),
+    bar.replaceChildren(...picker.fields,
       select("Prompt", [["", "all prompts"], ...prompts.map((p) => [p, p])], prompt, (v) => { prompt = v; draw(); }),
       select("Sort", [["order", "by prompt"], ["gain", "most gained"], ["loss", "most lost"]], sort, (v) => { sort = v; draw(); }));
     draw();
@@ -138,7 +106,7 @@ export async function show(root, params, remember) {
   }
 
   await load();
-  root.append(bar, ...(found.length > 1 ? [boxes] : []), h("div", { class: "counts" }, count, head), list);
+  root.append(bar, picker.others, h("div", { class: "counts" }, count, head), list);
   return () => stop?.();
 }
 

@@ -48,10 +48,22 @@ export const post = (path, body) => answer(fetch(`/api/${path}`, {
 export const image = (exp, round, kind, i) =>
   answers ? `${round}/${kind}/${String(i).padStart(5, "0")}.png` : address("/image", { exp, round, kind, i });
 
+// At the bottom, or at the top if that would hide an image that is being rated.
+function clearOf(toast) {
+  toast.classList.remove("up");
+  const low = toast.getBoundingClientRect().top;
+  const hidden = [...document.querySelectorAll(".trial img")].some((img) => {
+    const { top, bottom } = img.getBoundingClientRect();
+    return bottom > low && top < innerHeight;
+  });
+  toast.classList.toggle("up", hidden);
+}
+
 export function say(text, bad = false) {
   const toast = document.getElementById("toast");
   toast.textContent = text;
   toast.className = `on${bad ? " bad" : ""}`;
+  clearOf(toast);
   clearTimeout(say.timer);
   say.timer = setTimeout(() => { toast.className = ""; }, bad ? 8000 : 3000);
 }

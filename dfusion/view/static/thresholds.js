@@ -1,9 +1,12 @@
-// Thresholds by eye: a slider per item, the mask over every sample, saved into the mask file.
+// Thresholds by eye: a slider per item, the mask over every sample, saved into the run's folder.
 
 import { blank, get, h, image, number, percent, post, say, select } from "./dom.js";
+import { keysButton, showKeys } from "./keys.js";
+import { colourOf, TINTS } from "./tiles.js";
+import { keeps } from "./words.js";
 
 const STEPS = 400; // positions of a slider, of equal ratio
-const HEAT = [["item0", [227, 119, 194]], ["item1", [64, 201, 214]], ["item2", [240, 178, 74]], ["item3", [160, 160, 255]]];
+const KEYS = [[["Tab"], "to a slider"], [["←", "→"], "move it"], [["s"], "save"], [["u"], "undo"], [["[", "]"], "previous and next prompt"]];
 
 export async function show(root, params, remember) {
   const found = (await get("catalogue")).filter((e) => e.rounds.length);
@@ -18,7 +21,8 @@ export async function show(root, params, remember) {
   };
   const bar = h("div", { class: "bar" }), sliders = h("section", { class: "items", "aria-label": "Items" });
   const list = h("section", { class: "masks", "aria-label": "Samples" }), foot = h("div", { class: "savebar" });
-  let view, values = [], prompts = [], busy = false, again = false, otsu = [], dirty = false, turn = 0;
+  let view, values = [], prompts = [], busy = false, again = false, otsu = [], shares = [], dirty = false, turn = 0;
+  let past = [], moved = null; // values before each change; the item that is being moved
 
   async function load() {
     const e = found.find((one) => one.name === chosen.exp) ?? found[0];
@@ -33,7 +37,7 @@ export async function show(root, params, remember) {
     bar.replaceChildren(
       select("Experiment", found.map((one) => [one.name, one.name]), chosen.exp, (v) => { chosen.exp = v; chosen.round = null; load(); }),
       select("Round", rounds.map((r) => [r, r.replace("epoch", "round ")]), chosen.round, (v) => { chosen.round = v; load(); }),
-      select("Prompt", prompts.map((p) => [p, p]), chosen.prompt, (v) => { chosen.prompt = v; open(); }));
+      select("Prompt", prompts.map((p) => [p, p]), chosen.prompt, (v) => { chosen.prompt = v; open(); }), keysButton(KEYS));
     await open();
   }
 
@@ -54,6 +58,7 @@ export async function show(root, params, remember) {
     if (chosen.t !== "fused" && !(+chosen.t >= 1 && +chosen.t <= view.steps)) chosen.t = "fused";
     values = view.items.map((item, i) => (view.saved?.length === view.items.length ? view.saved[i] : item.threshold));
     dirty = false;
+    past = []; moved = null;
     sliders.replaceChildren(steps(), ...view.items.map(item));
     list.replaceChildren(...view.samples.map(sample));
     footer();
@@ -63,11 +68,11 @@ export async function show(root, params, remember) {
   // Which step's mask is shown: one, or the mean over the fused ones.
   function steps() {
     const t = [["fused", "all fused steps"], ...Array.from({ length: view.steps }, (_, i) => [String(view.steps - i), `t = ${view.steps - i}`])];
-    const looks = [["mask", "mask over the image"], ["maps", "item maps"]];
+    const looks = [["mask", "mask over the image"], ["maps", "maps as heat over it"]];
     return h("div", { class: "bar" },
       select("Step", t, chosen.t, (v) => { chosen.t = v; update(); }),
       select("Show", looks, chosen.look, (v) => { chosen.look = v; update(); }),
-      h("p", { class: "dim" }, `merged by ${view.merge}`));
+      h("p", { class: "dim" }, view.items.length > 1 ? `items merged by ${view.merge}` : ""));
   }
 
   const toValue = (item, place) => item.low * (item.high / item.low) ** (place / STEPS);
@@ -75,7 +80,8 @@ export async function show(root, params, remember) {
 
   function item(one, i) {
     const id = `thr-${i}`;
-    const slider = h("input", { type: "range", id, min: 0, max: STEPS, class: "thr", oninput: (e) => set(toValue(one, +e.target.value)) });
+    const slider = h("input", { type: "range", id, min: 0, max: STEPS, class: "thr", oninput: (e) => set(toValue(one, +e.target.value)), onchange: () => { moved = null; } });
+    const kept = h("output", { class: "kept", for: id });
     const typed = h("input", { type: "number", min: 0, max: 1, step: "any", "aria-label": `Threshold of ${one.word}`, onchange: (e) => {
       const value = Number(e.target.value);
       if (e.target.value !== "" && value >= 0 && value <= 1) set(value); else paint();
@@ -84,6 +90,8 @@ export async function show(root, params, remember) {
     const most = Math.max(...one.counts, 1);
     const bars = h("div", { class: "bars", "aria-hidden": "true" }, one.counts.map((c) => h("i", { style: { height: `${c ? Math.max(4, (100 * c) / most) : 0}%` } })));
     function set(value) {
+      if (moved !== slider) past.push([...values]);
+      moved = document.activeElement === slider ? slider : null;
       values[i] = value === null ? null : Number(value.toPrecision(3));
       dirty = true;
       paint();
@@ -96,14 +104,15 @@ export async function show(root, params, remember) {
       slider.value = toPlace(one, Math.max(value ?? otsu[i] ?? one.low, one.low));
       typed.value = value === null ? "" : value;
       typed.placeholder = otsu[i] ? `≈ ${otsu[i].toPrecision(3)}` : "auto";
-      slider.setAttribute("aria-valuetext", value === null ? "automatic" : String(value));
+      kept.textContent = shares[i] === undefined ? "" : `keeps ${keeps(shares[i])}`;
+      slider.setAttribute("aria-valuetext", `${value === null ? "automatic" : value}, ${kept.textContent}`);
       const cut = (slider.value / STEPS) * one.counts.length;
       [...bars.children].forEach((b, n) => b.classList.toggle("in", n >= cut));
     }
     one.paint = paint;
     paint();
-    return h("div", { class: "item", style: { "--c": `var(--${HEAT[i % HEAT.length][0]})` } },
-      h("label", { for: id, class: "word" }, one.word), h("div", { class: "slide" }, bars, slider), typed,
+    return h("div", { class: "item", style: { "--c": colourOf(i + 1) } },
+      h("label", { for: id, class: "word" }, one.word), h("div", { class: "slide" }, kept, bars, slider), typed,
       h("label", { class: "check" }, auto, "auto (Otsu)"));
   }
 
@@ -128,6 +137,7 @@ export async function show(root, params, remember) {
         thr: values.map((v) => (v === null ? "auto" : v)), t: chosen.t });
       if (mine === view) {
         otsu = found.otsu;
+        shares = found.shares;
         for (const one of view.items) one.paint();
         view.samples.forEach((one, n) => draw(one, bytes(found.masks[n]), found.coverage[n]));
       }
@@ -141,20 +151,21 @@ export async function show(root, params, remember) {
   function draw(one, mask, coverage) {
     const context = one.canvas.getContext("2d"), [high, wide] = view.grid, cells = high * wide;
     const pixels = context.createImageData(wide, high), maps = chosen.look === "maps";
-    one.box.classList.toggle("heat", maps);
+    one.box.classList.toggle("smooth", maps);
     const steps = chosen.t === "fused" ? view.fused : [Number(chosen.t)];
     for (let c = 0; c < cells; c++) {
       if (!maps) {
         pixels.data.set([10, 12, 18, Math.round((255 - mask[c]) * 0.82)], 4 * c);
         continue;
       }
-      const colour = [0, 0, 0];
+      // Of the items here, the strongest gives the colour, and how strong it is the opacity.
+      let strongest = 0, colour = TINTS[0];
       view.items.forEach((_, i) => {
         let sum = 0;
         for (const t of steps) sum += one.bytes[((view.steps - t) * view.items.length + i) * cells + c];
-        HEAT[i % HEAT.length][1].forEach((v, k) => { colour[k] += (v * sum) / steps.length / 255; });
+        if (sum / steps.length > strongest) [strongest, colour] = [sum / steps.length, TINTS[i % TINTS.length]];
       });
-      pixels.data.set([...colour.map((v) => Math.min(255, v)), 255], 4 * c);
+      pixels.data.set([...colour, Math.round(strongest * 0.9)], 4 * c);
     }
     context.putImageData(pixels, 0, 0);
     one.covered.textContent = percent(coverage);
@@ -162,12 +173,33 @@ export async function show(root, params, remember) {
   }
 
   function footer() {
-    const where = view.in_config ? [h("code", {}, view.file)] :
-      
-      [h("code", {}, view.file), h("span", { class: "dim" }, ". This run has no mask file; begin others with ", h("code", { class: "line" }, `--config.mask_thr_file ${view.file}`))];
-    foot.replaceChildren(
-      h("button", { class: "primary", onclick: save }, "Save (s)"),
-      h("p", {}, dirty ? "Not saved yet. " : view.saved ? "As saved in " : "Not in the file yet: ", where));
+    const state = dirty ? "Not saved yet." : view.saved ? "Saved in " : "Not changed.";
+    const own = values.every((v, i) => v === view.items[i].threshold);
+    foot.replaceChildren(h("p", { class: "actions" },
+      h("button", { class: "primary", onclick: save }, "Save (s)"), h("button", { onclick: undo, disabled: !past.length }, "Undo (u)"),
+      h("button", { onclick: () => restore(view.items.map((item) => item.threshold)), disabled: own }, "As the run had them")),
+    h("p", {}, state, !dirty && view.saved ? h("code", {}, view.file) : ""),
+    view.saved ? h("p", { class: "dim" }, view.given ? h("span", {}, h("code", {}, view.given), " stays as it was. ") : "", "A new run with them:",
+      h("code", { class: "line" }, view.command)) :
+      h("p", { class: "dim" }, "Saving writes ", h("code", {}, view.file), view.given ? h("span", {}, ", a copy of ", h("code", {}, view.given), " with these values.") : "."));
+  }
+
+  function undo() {
+    if (past.length) become(past.pop());
+  }
+
+  function restore(to) {
+    past.push([...values]);
+    become(to);
+  }
+
+  function become(to) {
+    values = [...to];
+    moved = null;
+    dirty = values.some((v, i) => v !== (view.saved ?? view.items.map((item) => item.threshold))[i]);
+    for (const one of view.items) one.paint();
+    footer();
+    update();
   }
 
   async function save() {
@@ -180,7 +212,7 @@ export async function show(root, params, remember) {
         dirty = values.some((v, i) => v !== saved[i]);
         footer();
       }
-      say("Saved. Runs begun from now on use it.");
+      say("Saved in the run's folder.");
     } catch (error) {
       say(error.message, true);
     }
@@ -188,7 +220,10 @@ export async function show(root, params, remember) {
 
   function keys(e) {
     if (e.ctrlKey || e.metaKey || e.altKey || e.target.closest?.("select, input[type=number]")) return;
+    if (document.querySelector("dialog")) return;
     if (e.key === "s") { e.preventDefault(); save(); }
+    if (e.key === "u" && view) undo();
+    if (e.key === "?") showKeys(KEYS);
     const by = { "[": -1, "]": 1 }[e.key];
     if (!by) return;
     chosen.prompt = prompts[(prompts.indexOf(chosen.prompt) + by + prompts.length) % prompts.length];
@@ -196,8 +231,7 @@ export async function show(root, params, remember) {
     open();
   }
 
-  root.append(bar, h("div", { class: "workbench" }, h("div", { class: "side" }, sliders, foot,
-    h("p", { class: "dim keys" }, "Keys: Tab to a slider, ← → move it, s saves, [ ] previous and next prompt.")), list));
+  root.append(bar, h("div", { class: "workbench" }, h("div", { class: "side" }, sliders, foot), list));
   document.addEventListener("keydown", keys);
   await load();
   return () => document.removeEventListener("keydown", keys);

@@ -12,7 +12,7 @@ export function marked(prompt) {
   return prompt.text.split(/(\s+)/).map((piece) => {
     const bare = piece.toLowerCase().replace(/^\W+|\W+$/g, "");
     const item = words.findIndex((w) => bare && w.includes(bare));
-    return item < 0 ? piece : h("span", { class: "word", style: { "--c": colourOf(item + 1) } }, piece);
+    return item < 0 ? piece : h("span", { class: "itemword", style: { "--c": colourOf(item + 1) } }, piece);
   });
 }
 
