@@ -1,4 +1,6 @@
-"""Presets: --config config/config.py:NAME, NAME being paper (the default), released or testbed.
+"""Presets: --config config/config.py:NAME.
+
+NAME is paper (the default), released, testbed, sdxl or sd3.
 
 For a preset of your own, copy this file and change what you need:
 

@@ -32,7 +32,7 @@ Noise = tuple[Tensor, Tensor]  # x_T (C, h, w) and step noises (T, C, h, w)
 
 
 class DFusionPipeline:
-    """Samples, fuses and trains with a Stable Diffusion model (SD1.x, SD2.x).
+    """Samples, fuses and trains with a Stable Diffusion model (1, 2, XL or 3).
 
     Arguments have the names of the commands' flags: num_steps is --config.sample.num_steps,
     mask_layers is --config.mask.layers, and so on; docs/settings.md describes them. Raises
@@ -43,13 +43,17 @@ class DFusionPipeline:
         self.model = model
 
     @classmethod
-    def from_pipe(cls, pipe: DiffusionPipeline) -> "DFusionPipeline":
+    def from_pipe(
+        cls, pipe: DiffusionPipeline, *, size: tuple[int, int] | None = None
+    ) -> "DFusionPipeline":
         """Wrap a diffusers pipeline, on its device and in its precision.
+
+        size: height and width of images in pixels; None for those that the model was made for.
 
         The given pipeline can still be used: weights are shared, but its modules are not modified,
         and a LoRA trained here has no effect on it.
         """
-        return cls(model_of(pipe))
+        return cls(model_of(pipe, size))
 
     @classmethod
     def from_pretrained(
@@ -59,9 +63,10 @@ class DFusionPipeline:
         lora: str = "",
         device: str | torch.device = "cpu",
         torch_dtype: torch.dtype = torch.float32,
+        size: tuple[int, int] | None = None,
     ) -> "DFusionPipeline":
         """Load a local diffusers folder, a .safetensors file or a Hub id, with `lora` merged in."""
-        return cls(load_model(Pretrained(model=model, lora=lora), device, torch_dtype))
+        return cls(load_model(Pretrained(model=model, lora=lora), device, torch_dtype, size))
 
     def trainer(self, **settings: Any) -> DFusionTrainer:
         """A trainer for this pipeline's model. settings: those of --config.train, by name."""

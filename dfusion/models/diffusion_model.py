@@ -50,8 +50,9 @@ class DiffusionModel(ABC):
     A family of models derives from this and stands in models.registry.FAMILIES.
 
     pipeline: the diffusers class that loads it. network_name: what it calls the denoising network,
-    and so the prefix of LoRA weights. encoders: its text encoders, by name. parts: all components
-    that a folder has. without: components that are not loaded.
+    and so the prefix of LoRA weights. sampling: what people call its sampler. encoders: its text
+    encoders, by name. parts: all components that a folder has. without: components that are not
+    loaded.
 
     pipe: a loaded pipeline. It is copied; weights are shared with it. device, dtype: where its
     modules are moved, and the network's precision. The VAE has it too where it can: in bf16, and in
@@ -62,6 +63,7 @@ class DiffusionModel(ABC):
 
     pipeline: ClassVar[type[DiffusionPipeline]]
     network_name: ClassVar[str] = "unet"
+    sampling: ClassVar[str] = "DDIM"
     encoders: ClassVar[Mapping[str, type[PreTrainedModel]]]
     parts: ClassVar[Mapping[str, Part]]
     without: ClassVar[Mapping[str, Any]] = {}
@@ -275,10 +277,10 @@ class DiffusionModel(ABC):
                 module.requires_grad_(False).eval()
 
     @classmethod
-    def of(cls, pipe: DiffusionPipeline) -> Self:
+    def of(cls, pipe: DiffusionPipeline, size: tuple[int, int] | None = None) -> Self:
         """The model of a pipeline, which stays as it is. Raises UserError if it cannot be used."""
         cls.check(pipe, "pipe")
-        return cls(pipe)
+        return cls(pipe, size=size)
 
     @classmethod
     def check(cls, pipe: DiffusionPipeline, name: str) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
@@ -16,7 +15,7 @@ from dfusion.models.folder import check_folder, check_safetensors, pipeline_clas
 from dfusion.models.hub import asked_once, is_hub_id
 from dfusion.models.registry import family_named
 from dfusion.settings.plain_text import names_of
-from dfusion.settings.schema import Pretrained
+from dfusion.settings.schema import AUTO, Pretrained
 from dfusion.storage.strict_json import load_json
 
 LOCAL = "give a local diffusers folder or a .safetensors checkpoint"
@@ -171,6 +170,9 @@ def _merge_lora(family: type[DiffusionModel], pipe: DiffusionPipeline, lora: str
         ) from error
 
 
-def model_of(pipe: Any) -> DiffusionModel:
-    """The model of a diffusers pipeline, which stays as it is. Raises UserError."""
-    return family_named(type(pipe).__name__, "auto", "pipe").of(pipe)
+def model_of(pipe: DiffusionPipeline, size: tuple[int, int] | None = None) -> DiffusionModel:
+    """The model of a diffusers pipeline, which stays as it is. Raises UserError.
+
+    size: height and width of images in pixels; None for the model's own.
+    """
+    return family_named(type(pipe).__name__, AUTO, "pipe").of(pipe, size)

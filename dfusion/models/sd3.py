@@ -33,6 +33,7 @@ class SD3(DiffusionModel):
 
     pipeline = StableDiffusion3Pipeline
     network_name = "transformer"
+    sampling = "flow matching"
     encoders: ClassVar = {
         "text_encoder": CLIPTextModelWithProjection,
         "text_encoder_2": CLIPTextModelWithProjection,

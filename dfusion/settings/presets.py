@@ -5,6 +5,8 @@
 paper     (default) the paper's method and Table 3, on SD2.1-base
 released  the authors' released code, where it differs from the paper
 testbed   the small model included in this repository
+sdxl      SDXL, with the settings of SPO's online training (Liang et al. 2024)
+sd3       SD3.5-Medium at 512 px, with Flow-GRPO's LoRA and number of steps (Liu et al. 2025)
 """
 
 from dfusion.settings.schema import Settings
@@ -55,4 +57,35 @@ def testbed() -> Settings:
     return settings
 
 
-PRESETS = {"paper": paper, "released": released, "testbed": testbed}
+def sdxl() -> Settings:
+    """A starting point: D-Fusion's own settings have not been tuned on SDXL."""
+    settings = Settings()
+    settings.pretrained.model = "stabilityai/stable-diffusion-xl-base-1.0"
+    settings.train.lora_rank = settings.train.lora_alpha = 64
+    settings.train.learning_rate, settings.train.beta = 1e-5, 10.0
+    settings.train.gradient_checkpointing = True
+    return settings
+
+
+def sd3() -> Settings:
+    """A starting point: D-Fusion's own settings have not been tuned on SD3.5.
+
+    Words localise best in block 9 of SD3-Medium (Seg4Diff). Steps outside the fusion are
+    deterministic, so that none of them is trained on, and those inside weigh the same.
+    """
+    settings = Settings()
+    settings.pretrained.model = "stabilityai/stable-diffusion-3.5-medium"
+    settings.sample.num_steps, settings.sample.guidance_scale = 10, 4.5
+    settings.sample.height = settings.sample.width = 512
+    settings.sample.noise, settings.train.step_weights = "fused", "equal"
+    settings.mask.layers, settings.fusion.layers, settings.fusion.steps = "9", "all", "9-2"
+    settings.train.lora_rank, settings.train.lora_alpha = 32, 64
+    settings.train.lora_targets = (
+        "attn.to_q,attn.to_k,attn.to_v,attn.to_out.0,"
+        "attn.add_q_proj,attn.add_k_proj,attn.add_v_proj,attn.to_add_out"
+    )
+    settings.train.gradient_checkpointing = True
+    return settings
+
+
+PRESETS = {"paper": paper, "released": released, "testbed": testbed, "sdxl": sdxl, "sd3": sd3}

@@ -5,14 +5,15 @@ import json
 from collections.abc import Sequence
 
 from dfusion.errors import one_line
+from dfusion.models.diffusion_model import DiffusionModel
 from dfusion.rewards.registry import reward_name
 from dfusion.settings.plain_text import names_of
 from dfusion.settings.schema import Settings
 
 LOADS = {
     "lora": """{merged}    pipe.load_lora_weights("path/to/this/folder")""",
-    "full": """    unet = UNet2DConditionModel.from_pretrained("path/to/this/folder/unet")
-    pipe = StableDiffusionPipeline.from_pretrained(base_model, unet=unet)""",
+    "full": """    {part} = {network}.from_pretrained("path/to/this/folder/{part}")
+    pipe = {pipeline}.from_pretrained(base_model, {part}={part})""",
 }
 
 
@@ -23,10 +24,12 @@ METHODS = {
 OPTIONS = {"step_weights": "", "outside_weight": 1.0, "loser_limit": 0.0, "kl_initial": 0.0}
 
 
-def model_card(settings: Settings, number: int, rewards: Sequence[float]) -> str:
+def model_card(
+    settings: Settings, model: DiffusionModel, number: int, rewards: Sequence[float]
+) -> str:
     """rewards: mean over each round's samples, which were made before its update."""
     train, sample = settings.train, settings.sample
-    what = f"LoRA of rank {train.lora_rank}" if train.tune == "lora" else "UNet"
+    what = f"LoRA of rank {train.lora_rank}" if train.tune == "lora" else model.network_name
     fused = f"fusion in layers {settings.fusion.layers}, steps {settings.fusion.steps}"
     if settings.fusion.kind != "attention":
         fused = f"targets by {settings.fusion.kind}, steps {settings.fusion.steps}"
@@ -43,7 +46,12 @@ def model_card(settings: Settings, number: int, rewards: Sequence[float]) -> str
     guidance = f"guidance {sample.guidance_scale}" if sample.cfg else "no guidance"
     loras = names_of(settings.pretrained.lora)
     merged = f"\n| merged into it first | {_plain(', '.join(loras))} |" if loras else ""
-    load = LOADS[train.tune].format(merged="".join(map(_merge, loras)))
+    load = LOADS[train.tune].format(
+        merged="".join(map(_merge, loras)),
+        part=model.network_name,
+        network=type(model.network).__name__,
+        pipeline=model.pipeline.__name__,
+    )
     scorer = _plain(reward_name(settings.eval))
     return f"""---
 base_model: {json.dumps(settings.pretrained.model)}
@@ -61,7 +69,7 @@ tags: [text-to-image, d-fusion, {train.method}, {train.tune}]
 | method | {train.method}, pairs {pairs}{options} |
 | reward | {scorer} |
 | images a round | {settings.images_per_prompt} of each prompt |
-| sampling | DDIM, {sample.num_steps} steps, eta {sample.eta}, {guidance} |
+| sampling | {model.sampling}, {sample.num_steps} steps, eta {sample.eta}, {guidance} |
 | optimiser | AdamW, learning rate {train.learning_rate}, {train.num_inner_epochs} inner epochs |
 | seed | {settings.seed} |
 

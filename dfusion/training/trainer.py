@@ -236,7 +236,7 @@ class Trainer(Learner):
         self.checkpoints.save_known(self.rank, updater)
         self.accelerator.wait_for_everyone()
         if self.rank == 0:
-            card = model_card(self.settings, about["round"], [])
+            card = model_card(self.settings, self.session.model, about["round"], [])
             state = {**about, **self._scale(), "rows": rows}
             self.checkpoints.save_within(self.tuning, self.optimiser, state, card)
 
@@ -259,7 +259,7 @@ class Trainer(Learner):
                 self.tuning,
                 self.optimiser,
                 {"reward_means": scores, **self._scale()},
-                model_card(self.settings, number, scores),
+                model_card(self.settings, self.session.model, number, scores),
                 self.settings.train.num_checkpoint_limit,
             )
             self._track(number, rows, row)

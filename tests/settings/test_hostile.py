@@ -15,6 +15,7 @@ from PIL import Image
 from dfusion.errors import UserError, one_line
 from dfusion.method.pairing import Pair
 from dfusion.method.prompts import Item, Prompt
+from dfusion.models.diffusion_model import DiffusionModel
 from dfusion.models.folder import check_folder
 from dfusion.models.loading import load_model
 from dfusion.report import page
@@ -295,9 +296,9 @@ def test_pages_and_sheets_of_foreign_folders(tmp_path: Path, text: str) -> None:
         assert written.size == drawn.size
 
 
-def test_model_cards_hold_no_markup() -> None:
+def test_model_cards_hold_no_markup(model: DiffusionModel) -> None:
     settings = Settings(exp_name="exp", prompt="a | <img src=x onerror=y>")
     settings.pretrained.model = "a: [b\n---\nlicense: x"
-    card = model_card(settings, 0, [0.5])
+    card = model_card(settings, model, 0, [0.5])
     assert "<img" not in card and "license: x\n" not in card
     assert card.count("\n---\n") == 1 and "a \\| " in card
