@@ -16,8 +16,9 @@ from dfusion.errors import UserError, one_line
 from dfusion.method.pairing import Pair
 from dfusion.method.prompts import Item, Prompt
 from dfusion.models.diffusion_model import DiffusionModel
-from dfusion.models.folder import check_folder
+from dfusion.models.folder import check_folder, pipeline_class
 from dfusion.models.loading import load_model
+from dfusion.models.registry import family_named
 from dfusion.report import page
 from dfusion.report.contact_sheet import contact_sheet
 from dfusion.rounds.scoring import scorer_alive
@@ -97,8 +98,9 @@ def test_a_model_folder_cannot_name_code(pipeline_folder: Path, tmp_path: Path) 
         {"_class_name": ["pipeline.py", "StableDiffusionPipeline"]},
     ):
         (tmp_path / "model_index.json").write_text(json.dumps({**index, **change}))
-        with pytest.raises(UserError, match=r"model_index.json has|is a \["):
-            check_folder(tmp_path)
+        with pytest.raises(UserError, match=r"model_index.json has|pipeline.py"):
+            family = family_named(pipeline_class(tmp_path), "auto", "--config.pretrained.model")
+            check_folder(tmp_path, family)
 
 
 INDICES = (-1, 10**9, 1.0, 1.5, True, None, "1", "../../x", "1\x00", [0], {"a": 1}, 2**70)
