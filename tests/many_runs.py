@@ -170,7 +170,8 @@ def _round(experiment: Experiment, number: int, n: int, source: Source) -> None:
     for after in (number, number + 1):
         compared = experiment.comparison(after)
         if not compared.folder.exists():
-            compared.write_manifest(1_000_000, prompts, EACH // 2, noise)
+            made_with = {**noise, "round": 1_000_000}
+            compared.write_manifest(1_000_000, prompts, EACH // 2, made_with)
             for i in range(count // 2):
                 link(source.round.image("images", i), compared.image("images", i))
             scores = {i: _figure(after, n) + 0.1 * math.sin(i) for i in range(count // 2)}

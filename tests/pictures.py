@@ -56,15 +56,17 @@ def main() -> int:
     if not (args.demo / "epoch0/adoption.json").exists():
         print(f"error: {args.demo}: not there or not finished; run `make demo`", file=sys.stderr)
         return 2
-    with tempfile.TemporaryDirectory() as folder:
-        demo, many = Path(folder) / "demo", Path(folder) / "many"
-        shutil.copytree(args.demo, demo / "demo")
-        make(many, COUNT, args.demo / "epoch0", SIZE)
-        _set_to_work(many / BUSY)
-        for name, data, views in (("demo", demo, DEMO_VIEWS), ("many", many, MANY_VIEWS)):
-            for picture, path in _take(data, views, args.dark):
-                args.out.mkdir(parents=True, exist_ok=True)
-                _save(picture, args.out / f"{name}_{path}.png")
+    folder = Path(tempfile.gettempdir()) / "dfusion_pictures"  # some pages show where they write
+    shutil.rmtree(folder, ignore_errors=True)
+    demo, many = folder / "demo", folder / "many"
+    shutil.copytree(args.demo, demo / "demo")
+    make(many, COUNT, args.demo / "epoch0", SIZE)
+    _set_to_work(many / BUSY)
+    for name, data, views in (("demo", demo, DEMO_VIEWS), ("many", many, MANY_VIEWS)):
+        for picture, path in _take(data, views, args.dark):
+            args.out.mkdir(parents=True, exist_ok=True)
+            _save(picture, args.out / f"{name}_{path}.png")
+    shutil.rmtree(folder)
     return 0
 
 

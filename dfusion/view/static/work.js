@@ -5,7 +5,7 @@ import { clock, h, image, post, say } from "./dom.js";
 // A card that is kept while its run is at work; update(run) changes only what is new.
 export function card(open) {
   const title = h("button", { class: "link", onclick: open });
-  const round = h("span", { class: "dim" });
+  const round = h("p", { class: "dim" });
   const left = h("p", { class: "left" });
   const waits = h("p", { class: "waits", hidden: true });
   const stages = h("div", { class: "stages", role: "group" });
@@ -14,7 +14,7 @@ export function card(open) {
   const stop = h("button", { class: "stop", hidden: true }, "Stop");
   const links = h("span", { class: "links" });
   const element = h("article", { class: "run" },
-    h("div", { class: "about" }, h("header", {}, h("h2", {}, title), round, stop), left, waits, stages, links),
+    h("div", { class: "about" }, h("header", {}, h("h2", {}, title), stop), round, left, waits, stages, links),
     h("div", { class: "made" }, what, strip));
   let shown = "";
 
