@@ -46,9 +46,9 @@ def test_calls_grow_while_they_fit_and_shrink_when_not(
     """As many images, the same ones to rounding; a run that is repeated makes what is missing."""
     plain = Experiment(session.sample_rounds(settings)).round(0)
     monkeypatch.setattr(runner, "Fit", OnGpu)
-    drawn, fused = Limited(runner.sample, 3, 1), Limited(runner.fuse, 1, 2)
+    drawn, fused = Limited(runner.sample, 3, 1), Limited(runner.make_targets, 1, 2)
     monkeypatch.setattr(runner, "sample", drawn)
-    monkeypatch.setattr(runner, "fuse", fused)
+    monkeypatch.setattr(runner, "make_targets", fused)
     settings.exp_name, settings.sample.images_per_call = "auto", "auto"
     found = Experiment(session.sample_rounds(settings)).round(0)
     assert drawn.sizes == [1, 2, 2, 2, 1] and fused.sizes == [1, 1, 1, 1]

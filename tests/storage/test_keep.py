@@ -69,7 +69,7 @@ def sampled(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
         return noted
 
-    for name in ("sample", "fuse"):
+    for name in ("sample", "make_targets"):
         monkeypatch.setattr(runner, name, noting(getattr(runner, name)))
     return seen
 
