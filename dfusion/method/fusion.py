@@ -38,7 +38,7 @@ class FusionPlan:
 
     def first(self, total: int) -> int:
         """The index of the first of `total` steps that is fused; `total` if none is."""
-        return total - max(self.steps, default=0)
+        return total - max((t for t in self.steps if t <= total), default=0)
 
 
 @dataclass(frozen=True)

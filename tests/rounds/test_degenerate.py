@@ -131,7 +131,7 @@ def poisoned(found: Transitions, what: str) -> Transitions:
     log_prob = found.log_prob * factor
     if what == "gradient":
         log_prob.register_hook(lambda gradient: gradient * torch.nan)
-    return Transitions(log_prob, found.mean, found.eps)
+    return Transitions(log_prob, found.mean, found.output)
 
 
 def test_equal_scores_are_paired_by_index_and_said_once(
