@@ -233,7 +233,7 @@ def train(args: argparse.Namespace) -> None:
     model = Model(tokenizer)
     if args.start:
         model.read(args.start)
-    plan = exchange.install(model.network)
+    plan = exchange.install(model.unet)
     optimiser = torch.optim.AdamW(model.parameters(), args.lr, (0.9, 0.99), weight_decay=0.01)
     average = {k: v.clone() for k, v in model.state_dict().items()}
     first, checkpoint = 1, args.work / "diffusion.pt"
@@ -262,7 +262,7 @@ def train(args: argparse.Namespace) -> None:
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
-        denoiser.constrain(model.network)
+        denoiser.constrain(model.unet)
         if step % AVERAGED == 0:
             decay = min(0.998**AVERAGED, step / (50 + step))
             for name, value in model.state_dict().items():

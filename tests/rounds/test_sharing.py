@@ -64,7 +64,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
         return noted
 
-    for name in ("sample", "fuse"):
+    for name in ("sample", "make_targets"):
         monkeypatch.setattr(runner, name, noting(name, getattr(runner, name)))
     monkeypatch.setattr(rewards, "redness", noting("score", rewards.redness))
     return seen
@@ -83,7 +83,7 @@ def test_samples_and_scores_are_taken_and_nothing_is_sampled_again(
 ) -> None:
     run = of_a0(lent, "later", fusion__steps="2-1")
     folder = sample_rounds(run)
-    assert made == {"fuse", "score"}  # the targets'
+    assert made == {"make_targets", "score"}  # the targets'
     own, theirs = round_0(run), round_0(lent)
     for mine, other in (
         *((own.image("images", i), theirs.image("images", i)) for i in range(8)),
@@ -117,7 +117,7 @@ def test_targets_are_taken_too_where_they_were_fused_alike(lent: Settings, made:
     assert round_0(run).target(0).samefile(round_0(lent).target(0))
     assert all(row["adopted"] for row in round_0(run).adoption())
     sample_rounds(of_a0(lent, "unlike", mask__merge="or"))
-    assert "fuse" in made and "sample" not in made
+    assert "make_targets" in made and "sample" not in made
     made.clear()
     naive = of_a0(lent, "naive", train__pairs="naive", train__compare_images=0)
     train_rounds(naive)
@@ -245,7 +245,7 @@ def test_killed_while_linking_it_goes_on_or_samples_itself(
     sample_rounds(runs[0])
     assert made == set()
     sample_rounds(replace(runs[1], samples_from=""))
-    assert made == {"sample", "fuse", "score"}
+    assert made == {"sample", "make_targets", "score"}
     assert not list(Path(lent.save_path).glob("killed*/.epoch*"))
     a, b = (contents(round_0(run).folder) for run in runs)
     assert difference(a, b) == [] and difference(a, contents(round_0(lent).folder)) == []

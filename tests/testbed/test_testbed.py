@@ -170,10 +170,10 @@ def test_each_word_is_one_token(tmp_path: Path) -> None:
 
 def test_training_form_equals_stock_network(tmp_path: Path) -> None:
     model = Model(write_tokenizer(tmp_path))
-    stock = type(model.network)(**CONFIG)
-    stock.load_state_dict(stock_state(model.network.state_dict(), model.thinned))
+    stock = type(model.unet)(**CONFIG)
+    stock.load_state_dict(stock_state(model.unet.state_dict(), model.thinned))
     x, context = torch.randn(2, 4, 16, 16), torch.randn(2, 16, 128)
-    torch.testing.assert_close(stock(x, 5, context).sample, model.network(x, 5, context).sample)
+    torch.testing.assert_close(stock(x, 5, context).sample, model.unet(x, 5, context).sample)
 
 
 def test_pipeline_folder_generates() -> None:
