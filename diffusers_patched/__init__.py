@@ -1,7 +1,8 @@
-"""A thin overlay on stock diffusers: the UNet and attention processor that D-Fusion needs.
+"""A thin overlay on stock diffusers: the networks and attention processors that D-Fusion needs.
 
-The released code copied all of diffusers 0.24 to change five files. Here the same two places carry
-the logic, by subclassing: `UNet2DConditionModel.forward` and `AttnProcessor.__call__`.
+The released code copied all of diffusers 0.24 to change five files. Here two places carry the
+logic, by subclassing: a network's `forward` (the UNet's and SD3's transformer's) and the attention
+processor's `__call__`.
 """
 
 from diffusers_patched.attention_processor import AttnProcessor

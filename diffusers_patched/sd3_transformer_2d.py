@@ -3,16 +3,18 @@
 import functools
 from typing import Any
 
-import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.transformers.transformer_sd3 import (
     SD3Transformer2DModel as StockSD3Transformer2DModel,
 )
 from torch import Tensor
 
-from diffusers_patched.control import AttentionControl, ControlOutput, LayerControl, mean_map
+from diffusers_patched.control import AttentionControl
+from diffusers_patched.controlled import controlled, instruct, sharing_weights
 from diffusers_patched.joint_attention import JointAttnProcessor
 from diffusers_patched.layers import LayerTable
+
+KWARGS = "joint_attention_kwargs"
 
 
 class SD3Transformer2DModel(StockSD3Transformer2DModel):  # type: ignore[misc]
@@ -27,8 +29,7 @@ class SD3Transformer2DModel(StockSD3Transformer2DModel):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         self.set_attn_processor({name: JointAttnProcessor() for name in self.attn_processors})
         for layer, block in enumerate(self.transformer_blocks):
-            hook = functools.partial(_instruct, layer)
-            block.register_forward_pre_hook(hook, with_kwargs=True)
+            instruct(block, layer, KWARGS, _tokens)
 
     @classmethod
     def of(cls, network: StockSD3Transformer2DModel) -> "SD3Transformer2DModel":
@@ -36,12 +37,7 @@ class SD3Transformer2DModel(StockSD3Transformer2DModel):  # type: ignore[misc]
 
         Raises ValueError for a network that carries an adapter: attach LoRA afterwards.
         """
-        if getattr(network, "peft_config", None):
-            raise ValueError("attach LoRA after SD3Transformer2DModel.of, not before")
-        with torch.device("meta"):
-            patched = cls.from_config(network.config)
-        patched.load_state_dict(network.state_dict(), assign=True)
-        return patched.train(network.training)
+        return sharing_weights(cls, network)
 
     def layer_table(self, latent: tuple[int, int]) -> LayerTable:
         """Every block is a layer, and all have the grid of the image tokens.
@@ -82,28 +78,10 @@ class SD3Transformer2DModel(StockSD3Transformer2DModel):  # type: ignore[misc]
                 return_dict=return_dict,
                 **kwargs,
             )
-        used: list[LayerControl] = []
-        passed = {**(joint_attention_kwargs or {}), "control": control, "used": used}
-        out = super().forward(hidden_states, *args, joint_attention_kwargs=passed, **kwargs)
-        maps = [map_ for layer in used for map_ in layer.maps]
-        shape = hidden_states.shape[-2:]
-        mean = mean_map(maps, control.record, shape) if control.record else None
-        return ControlOutput(sample=out.sample, maps=mean)
+        stock = functools.partial(super().forward, hidden_states, *args, **kwargs)
+        return controlled(stock, control, KWARGS, joint_attention_kwargs, hidden_states.shape[-2:])
 
 
-def _instruct(
-    layer: int, module: object, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Before a block runs: what the call's control has it do, which `used` collects.
-
-    Outside of the blocks that are compiled, to which layers and steps are all the same.
-    """
-    passed = kwargs.get("joint_attention_kwargs") or {}
-    if "control" not in passed:
-        return None
-    others = {key: value for key, value in passed.items() if key not in ("control", "used")}
-    control = passed["control"].at(layer, kwargs["hidden_states"].shape[1])
-    if control:
-        passed["used"].append(control)
-        others["control"] = control
-    return args, {**kwargs, "joint_attention_kwargs": others}
+def _tokens(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Image tokens of a block."""
+    return kwargs["hidden_states"].shape[1]

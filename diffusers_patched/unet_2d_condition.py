@@ -3,7 +3,6 @@
 import functools
 from typing import Any
 
-import torch
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from diffusers.models.unets.unet_2d_condition import (
     UNet2DConditionModel as StockUNet2DConditionModel,
@@ -12,8 +11,11 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor
 
 from diffusers_patched.attention_processor import AttnProcessor
-from diffusers_patched.control import AttentionControl, ControlOutput, LayerControl, mean_map
+from diffusers_patched.control import AttentionControl
+from diffusers_patched.controlled import controlled, instruct, sharing_weights
 from diffusers_patched.layers import LayerTable
+
+KWARGS = "cross_attention_kwargs"
 
 
 class UNet2DConditionModel(StockUNet2DConditionModel):
@@ -31,8 +33,8 @@ class UNet2DConditionModel(StockUNet2DConditionModel):
         table = self.layers
         for name, module in self.named_modules():
             if isinstance(module, Transformer2DModel):
-                hook = functools.partial(_instruct, table.layer_of(name))
-                module.register_forward_pre_hook(hook, with_kwargs=True)
+                # Outside of the blocks that are compiled, to which layers are all the same.
+                instruct(module, table.layer_of(name), KWARGS, _tokens)
 
     @classmethod
     def of(cls, unet: StockUNet2DConditionModel) -> "UNet2DConditionModel":
@@ -40,12 +42,7 @@ class UNet2DConditionModel(StockUNet2DConditionModel):
 
         Raises ValueError for a UNet that carries an adapter: attach LoRA afterwards.
         """
-        if getattr(unet, "peft_config", None):
-            raise ValueError("attach LoRA after UNet2DConditionModel.of, not before")
-        with torch.device("meta"):
-            patched = cls.from_config(unet.config)
-        patched.load_state_dict(unet.state_dict(), assign=True)
-        return patched.train(unet.training)
+        return sharing_weights(cls, unet)
 
     @property
     def layers(self) -> LayerTable:
@@ -74,39 +71,12 @@ class UNet2DConditionModel(StockUNet2DConditionModel):
                 return_dict=return_dict,
                 **kwargs,
             )
-        used: list[LayerControl] = []
-        out = super().forward(
-            sample,
-            timestep,
-            encoder_hidden_states,
-            *args,
-            cross_attention_kwargs={
-                **(cross_attention_kwargs or {}),
-                "control": control,
-                "used": used,
-            },
-            return_dict=True,
-            **kwargs,
+        stock = functools.partial(
+            super().forward, sample, timestep, encoder_hidden_states, *args, **kwargs
         )
-        maps = [map_ for layer in used for map_ in layer.maps]
-        shape = sample.shape[-2:]
-        mean = mean_map(maps, control.record, shape) if control.record else None
-        return ControlOutput(sample=out.sample, maps=mean)
+        return controlled(stock, control, KWARGS, cross_attention_kwargs, sample.shape[-2:])
 
 
-def _instruct(
-    layer: int, module: object, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Before a layer's module runs: what the call's control has it do, which `used` collects.
-
-    Outside of the blocks that are compiled, to which layers and steps are all the same.
-    """
-    passed = kwargs.get("cross_attention_kwargs") or {}
-    if "control" not in passed:
-        return None
-    others = {key: value for key, value in passed.items() if key not in ("control", "used")}
-    control = passed["control"].at(layer, args[0].shape[-2] * args[0].shape[-1])
-    if control:
-        passed["used"].append(control)
-        others["control"] = control
-    return args, {**kwargs, "cross_attention_kwargs": others or None}
+def _tokens(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Image tokens of a Transformer2DModel, from its feature map."""
+    return args[0].shape[-2] * args[0].shape[-1]

@@ -49,7 +49,8 @@ class DiffusionModel(ABC):
 
     A family of models derives from this and stands in models.registry.FAMILIES.
 
-    pipeline: the diffusers class that loads it. network_name: what it calls the denoising network,
+    pipeline: the diffusers class that loads it. overlay: the network's class in diffusers_patched,
+    whose forward takes an AttentionControl. network_name: what it calls the denoising network,
     and so the prefix of LoRA weights. sampling: what people call its sampler. encoders: its text
     encoders, by name. parts: all components that a folder has. without: components that are not
     loaded.
@@ -62,6 +63,7 @@ class DiffusionModel(ABC):
     """
 
     pipeline: ClassVar[type[DiffusionPipeline]]
+    overlay: ClassVar[type[ModelMixin]]
     network_name: ClassVar[str] = "unet"
     sampling: ClassVar[str] = "DDIM"
     encoders: ClassVar[Mapping[str, type[PreTrainedModel]]]
@@ -88,12 +90,6 @@ class DiffusionModel(ABC):
         self._rows: dict[str, Cond] = {}
 
     # What a family defines.
-
-    @classmethod
-    @abstractmethod
-    def patched(cls, network: ModelMixin) -> ModelMixin:
-        """The network's weights, shared, in the class of diffusers_patched whose forward takes an
-        AttentionControl. Raises UserError for a network with an adapter."""
 
     @classmethod
     @abstractmethod
@@ -137,6 +133,20 @@ class DiffusionModel(ABC):
         return None
 
     # What families share.
+
+    @classmethod
+    def patched(cls, network: ModelMixin) -> ModelMixin:
+        """The network's weights, shared, in the family's overlay. Raises UserError for a network
+        with an adapter."""
+        if isinstance(network, cls.overlay):
+            return network
+        try:
+            return cls.overlay.of(network)
+        except ValueError as error:
+            raise UserError(
+                f"the pipeline's {cls.network_name} carries an adapter: call fuse_lora() and "
+                "unload_lora_weights() first, or give the LoRA as --config.pretrained.lora"
+            ) from error
 
     @property
     def network(self) -> ModelMixin:

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, ModelMixin, StableDiffusion3Pipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, T5EncoderModel
 
@@ -32,6 +32,7 @@ class SD3(DiffusionModel):
     """
 
     pipeline = StableDiffusion3Pipeline
+    overlay = SD3Transformer2DModel
     network_name = "transformer"
     sampling = "flow matching"
     encoders: ClassVar = {
@@ -56,18 +57,6 @@ class SD3(DiffusionModel):
         "scheduler": Part("diffusers", (), "scheduler_config.json"),
     }
     without: ClassVar = {"feature_extractor": None, "image_encoder": None}
-
-    @classmethod
-    def patched(cls, network: ModelMixin) -> SD3Transformer2DModel:
-        if isinstance(network, SD3Transformer2DModel):
-            return network
-        try:
-            return SD3Transformer2DModel.of(network)
-        except ValueError as error:
-            raise UserError(
-                "the pipeline's transformer carries an adapter: call fuse_lora() and "
-                "unload_lora_weights() first, or give the LoRA as --config.pretrained.lora"
-            ) from error
 
     @classmethod
     def check_settings(cls, settings: Mapping[str, Mapping[str, Any]], name: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import StableDiffusionXLPipeline
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from dfusion.errors import UserError
@@ -17,7 +17,6 @@ from dfusion.models.stable_diffusion import (
     check_prediction,
     check_unet,
 )
-from diffusers_patched import AttentionControl
 
 
 class SDXL(StableDiffusion):
@@ -75,15 +74,3 @@ class SDXL(StableDiffusion):
     @staticmethod
     def _with(tokens: Tensor, pooled: Tensor, sizes: Tensor) -> Cond:
         return Cond(tokens, {"text_embeds": pooled, "time_ids": sizes})
-
-    def call(
-        self,
-        network: nn.Module,
-        x: Tensor,
-        timestep: Tensor,
-        cond: Cond,
-        control: AttentionControl | None,
-    ) -> Any:
-        return network(
-            x, timestep, cond.tokens, added_cond_kwargs=dict(cond.extra), control=control
-        )

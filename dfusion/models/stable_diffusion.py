@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from diffusers import DDIMScheduler, ModelMixin, StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
@@ -25,6 +25,7 @@ class StableDiffusion(DiffusionModel):
     """Stable Diffusion 1.x or 2.x, with noise, v- or x_0-prediction."""
 
     pipeline = StableDiffusionPipeline
+    overlay = UNet2DConditionModel
     encoders: ClassVar = {"text_encoder": CLIPTextModel}
     parts: ClassVar = {
         "unet": Part("diffusers", ("UNet2DConditionModel",)),
@@ -41,18 +42,6 @@ class StableDiffusion(DiffusionModel):
     }
     # Settings of DDIM that a model's file may lack, being made for another sampler.
     schedule: ClassVar[Mapping[str, object]] = {"clip_sample": False}
-
-    @classmethod
-    def patched(cls, network: ModelMixin) -> UNet2DConditionModel:
-        if isinstance(network, UNet2DConditionModel):
-            return network
-        try:
-            return UNet2DConditionModel.of(network)
-        except ValueError as error:
-            raise UserError(
-                "the pipeline's UNet carries an adapter: call fuse_lora() and "
-                "unload_lora_weights() first, or give the LoRA as --config.pretrained.lora"
-            ) from error
 
     @classmethod
     def check_settings(cls, settings: Mapping[str, Mapping[str, Any]], name: str) -> None:
@@ -124,7 +113,8 @@ class StableDiffusion(DiffusionModel):
         cond: Cond,
         control: AttentionControl | None,
     ) -> Any:
-        return network(x, timestep, cond.tokens, control=control)
+        added = dict(cond.extra) or None
+        return network(x, timestep, cond.tokens, added_cond_kwargs=added, control=control)
 
 
 def clip_columns(tokenizer: Any, prompt: Prompt) -> list[list[list[int]]]:

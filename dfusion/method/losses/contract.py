@@ -75,10 +75,13 @@ class Loss(ABC):
     needs_means: ClassVar[bool] = False
     whole_update: ClassVar[bool] = False
 
+    # The policy to compare with; a field of losses that let the user choose.
+    reference: str = "round"
+
     @property
     def to_initial(self) -> bool:
-        """Whether `Steps.old` is taken from the initial model instead of theta_old."""
-        return False
+        """Whether `Steps.old` is taken from the "initial" model instead of theta_old."""
+        return self.reference == "initial"
 
     @abstractmethod
     def __call__(self, steps: Steps) -> Value: ...

@@ -21,10 +21,6 @@ class DiffusionDPO(ForwardLoss):
     reference: str = "round"
     pairwise = True
 
-    @property
-    def to_initial(self) -> bool:
-        return self.reference == "initial"
-
     def __call__(self, steps: Steps) -> Value:
         target, base = (steps.log_prob - steps.old).unbind(-1)
         return Value(-F.logsigmoid(self.diffusion_beta / 2 * (target - base)))

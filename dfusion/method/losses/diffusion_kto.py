@@ -21,10 +21,6 @@ class DiffusionKTO(ForwardLoss):
     pairwise = True
     whole_update = True
 
-    @property
-    def to_initial(self) -> bool:
-        return self.reference == "initial"
-
     def __call__(self, steps: Steps) -> Value:
         gained = self.diffusion_beta / 2 * (steps.log_prob - steps.old)
         usual = gained.detach().mean().clamp(min=0)

@@ -22,10 +22,6 @@ class DPO(Loss):
     reference: str = "round"
     pairwise = True
 
-    @property
-    def to_initial(self) -> bool:
-        return self.reference == "initial"
-
     def __call__(self, steps: Steps) -> Value:
         ratio = steps.ratio
         kept = ratio.clamp(1 - self.eps, 1 + self.eps) if self.eps else ratio
