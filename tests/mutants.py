@@ -63,6 +63,7 @@ MUTANTS = [
     ("dfusion/rewards/image_reward.py", "is_decoder=False,  #", "is_decoder=True,  #", "rounds/test_published_rewards"),
     ("dfusion/rewards/vlm.py", 'found["yes"] / total', 'found["yes"]', "rounds/test_vlm"),
     ("dfusion/rewards/vlm.py", "self._pause * 2**attempt", "self._pause", "rounds/test_vlm"),
+    ("dfusion/rewards/registry.py", '(("eval.reward", settings.reward), ("eval.watch", settings.watch))', '(("eval.reward", settings.reward),)', "rounds/test_kinds_of_reward"),
     ("dfusion/rewards/weighted_sum.py", "sum(w * v for", "sum(v for", "rounds/test_kinds_of_reward"),
     ("dfusion/api/samples.py", "base = id(s.base_sample)", "base = id(s.reference_sample)", "test_api"),
     ("diffusers_patched/attention_processor.py", "x[fusion.source], x)", "x, x[fusion.source])",

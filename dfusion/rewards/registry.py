@@ -44,6 +44,26 @@ def asked_for(settings: Eval) -> str | None:
     return None if name == reward_name(Eval()) else name
 
 
+def check_rewards(settings: Eval) -> None:
+    """Refuse a reward or watch that no scorer could load. Raises UserError naming the flag.
+
+    Your own are imported only if they are to score in this process: they may be installed nowhere
+    but where the scorer runs.
+    """
+    for flag, text in (("eval.reward", settings.reward), ("eval.watch", settings.watch)):
+        for term in terms_of(flag, text) if text else ():
+            if term.name in (*REWARDS, HUMAN) or term.name.startswith("clip:"):
+                continue
+            module, _, attribute = term.name.partition(":")
+            if not (module and attribute):
+                raise UserError(
+                    f"--config.{flag} '{text}': there is no reward '{term.name}'; choose from "
+                    f"{', '.join((*REWARDS, HUMAN))}, or give package.module:name"
+                )
+            if settings.in_process:
+                own(flag, term.name, REWARDS)
+
+
 def load_reward(settings: Eval, device: torch.device) -> Reward:
     """The reward that a flag names: one of REWARDS, your own as "package.module:name", or a sum.
 

@@ -21,7 +21,7 @@ from dfusion.models.numerics import set_numerics
 from dfusion.models.plan import plan_of, sampler_of
 from dfusion.report import page
 from dfusion.rewards.contract import Reward
-from dfusion.rewards.registry import asked_for, load_reward, watch_of
+from dfusion.rewards.registry import asked_for, check_rewards, load_reward, watch_of
 from dfusion.rounds import sharing
 from dfusion.rounds.runner import RoundRunner, World
 from dfusion.rounds.scorer import Scorer
@@ -91,6 +91,7 @@ def load_session(settings: Settings, prompts: tuple[Prompt, ...]) -> Session:
     or the files on disk can show, and if another run holds the experiment.
     """
     (name,) = check_names(settings)
+    check_rewards(settings.eval)
     experiment = Experiment(Path(settings.save_path) / name)
     state = PartialState(cpu=settings.device == "cpu")
     world = World(state.process_index, state.num_processes)

@@ -1,7 +1,7 @@
 """Rewards that see whole groups, weighted sums, and scorers that training never sees."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from dfusion.commands.verify import verify
 from dfusion.errors import UserError
 from dfusion.method.pairing import Pair
 from dfusion.method.prompts import Prompt
-from dfusion.rewards.registry import load_reward, reward_name
+from dfusion.rewards.registry import check_rewards, load_reward, reward_name
 from dfusion.rounds.scorer import Scorer
 from dfusion.rounds.scoring import score_missing
 from dfusion.rounds.session import sample_rounds, score
@@ -221,6 +221,32 @@ def test_a_run_with_a_scorer_of_its_own_waits_for_the_watch(settings: Settings) 
 def test_an_odd_sum_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="--config.eval.reward"):
         check(Settings(eval=Eval(reward=text)))
+
+
+@pytest.mark.parametrize("run", [sample_rounds, train_rounds])
+@pytest.mark.parametrize(
+    ("reward", "watch", "message"),
+    [
+        ("oops", "", "reward 'oops': there is no reward 'oops'; choose from clip, pickscore, "),
+        ("0.5*clip+oops", "", r"reward '0.5\*clip\+oops': there is no reward 'oops'"),
+        (RED, "oops", "watch 'oops': there is no reward 'oops'"),
+        (RED, f"{RED} + mine:", "watch .*: there is no reward 'mine:'"),
+    ],
+)
+def test_an_unknown_reward_is_refused_before_anything_is_written(
+    settings: Settings, run: Callable[[Settings], Path], reward: str, watch: str, message: str
+) -> None:
+    """Without a scorer in this process, the run would wait for scores for ever."""
+    settings.eval.in_process, settings.eval.reward, settings.eval.watch = False, reward, watch
+    with pytest.raises(UserError, match=f"^--config.eval.{message}"):
+        run(settings)
+    assert not Path(settings.save_path).exists()
+
+
+def test_a_reward_of_ones_own_may_be_installed_where_the_scorer_runs() -> None:
+    check_rewards(Eval(reward="0.5*clip:RN50:openai + elsewhere:f", watch="elsewhere:g"))
+    with pytest.raises(UserError, match="--config.eval.watch 'elsewhere:g': No module named"):
+        check_rewards(Eval(reward=RED, watch="elsewhere:g", in_process=True))
 
 
 def test_nothing_is_named_twice_and_people_stand_alone() -> None:
