@@ -13,11 +13,15 @@ from PIL import Image
 
 import dfusion
 from dfusion import DFusionPipeline, FusedPair, UserError, adopt, algorithm_1, naive, pair, score
+from dfusion.api.samples import score_of
+from dfusion.api.trainer import _Preferences
 from dfusion.method.losses import LOSSES
+from dfusion.method.pairing import RULES
 from dfusion.rounds.session import sample_rounds
 from dfusion.settings.schema import Settings
 from dfusion.storage.experiment import Experiment
 from dfusion.training import metrics
+from dfusion.training.order import Step
 from dfusion.training.trainer import train_rounds
 from tests.conftest import PROMPTS, make_pipeline, small
 from tests.rewards import Rank, redness
@@ -146,6 +150,22 @@ def test_it_makes_what_the_commands_make(
         assert far(Image.open(round_.image("target_images", p)), fused.target) <= 1
         assert fused.score == pytest.approx(row["target"], abs=0.003)
     assert [p.fused for p in adopt(targets, 0.2)] == [row["adopted"] for row in rows]
+
+
+def test_pairs_may_be_fused_both_ways(pipe: DFusionPipeline) -> None:
+    """Whichever image is better is preferred, and its states are on side 0."""
+    samples = score(pipe.sample(PROMPTS, ITEMS, 5, images_per_prompt=4, **HOW), redness)
+    pairs = pair(samples, RULES["both_ways"])
+    preferences = adopt(score(pipe.fuse(pairs), redness), 0.0)
+    known = {text: [score_of(s) for s in samples if s.prompt.text == text] for text in PROMPTS}
+    data = _Preferences(preferences, known)
+    assert any(p.fused for p in preferences[2:4]) and len(preferences) == 8
+    for n, p in enumerate(preferences):
+        better = score_of(p.base) > p.score
+        first, second = data.advantages(n)
+        assert data.base_side(n) == (0 if n % 4 >= 2 else 1) == 1 - better and first >= second
+        assert data.states_of(Step(n, 3), int(not better)).equal(p.base.latents[3:5])
+        assert data.states_of(Step(n, 3), int(better)).equal(p.latents[3:5])
 
 
 def test_a_reward_may_see_all_samples_of_a_prompt(pipe: DFusionPipeline) -> None:

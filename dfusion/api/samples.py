@@ -99,10 +99,11 @@ class FusedPair:
 
 @dataclass(frozen=True)
 class Preference:
-    """A pair to train on: `latents`, (T+1, C, h, w), are preferred to those of `base`.
+    """A pair to train on: `latents`, (T+1, C, h, w), are preferred to those of `base`, or the base
+    to them where the reference is the worse image (see pairing/both_ways.py).
 
-    score: of the preferred image. reference_score: of the pair's reference. fused: whether the
-    preferred image is a target. first: index of the first step at which the two differ. kind: how
+    score: of the image of `latents`. reference_score: of the pair's reference. fused: whether that
+    image is a target. first: index of the first step at which the two differ. kind: how
     the target was made. masks: (T, gh, gw) bool, the target's; None without one.
     """
 
@@ -114,6 +115,10 @@ class Preference:
     first: int = 0
     kind: str = "attention"
     masks: Tensor | None = None
+
+    @property
+    def base_preferred(self) -> bool:
+        return self.reference_score < score_of(self.base)
 
 
 def common_sampling(what: str, samples: Iterable[Sample]) -> Sampling:
@@ -187,7 +192,10 @@ def naive(pairs: Sequence[tuple[Sample, Sample]]) -> list[Preference]:
 
 
 def adopt(pairs: Sequence[FusedPair], threshold: float = 1.0) -> list[Preference]:
-    """Targets preferred to bases where Eq. 7 adopts them, references elsewhere."""
+    """Targets preferred to bases where Eq. 7 adopts them, references elsewhere.
+
+    Where the reference is the worse image, the base is preferred; see pairing/both_ways.py.
+    """
     found = []
     for fused in pairs:
         base, reference = fused.base_sample, fused.reference_sample

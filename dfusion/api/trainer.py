@@ -76,6 +76,9 @@ class _Preferences(TrainingPairs):
         self.fused = [p.fused for p in preferences]
         self._statistics = statistics(scores)
 
+    def base_side(self, p: int) -> int:
+        return 0 if self.preferences[p].base_preferred else 1
+
     def first_step(self, p: int) -> int:
         return self.preferences[p].first
 
@@ -96,11 +99,15 @@ class _Preferences(TrainingPairs):
     def advantages(self, p: int) -> list[float]:
         preference = self.preferences[p]
         about = self._statistics[preference.base.prompt.text]
-        return [normalised(s, *about) for s in (preference.score, score_of(preference.base))]
+        sides = [preference.score, score_of(preference.base)]
+        return [
+            normalised(s, *about) for s in (sides[::-1] if preference.base_preferred else sides)
+        ]
 
     def states_of(self, step: Step, side: int) -> Tensor:  # (2, C, h, w)
         preference = self.preferences[step.pair]
-        latents = preference.base.latents if side else preference.latents
+        is_base = side == self.base_side(step.pair)
+        latents = preference.base.latents if is_base else preference.latents
         return latents[step.i : step.i + 2]
 
 

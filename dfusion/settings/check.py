@@ -37,8 +37,8 @@ def check_training(settings: Settings) -> tuple[Prompt, ...]:
     """Every check of run_train.py that needs no model; returns the prompts. Raises UserError."""
     prompts = check_sampling(settings)
     _check_own("train.method", settings.train.method)
-    each, updates = per_prompt(settings.images_per_prompt), settings.train.updates_per_inner_epoch
-    pairs = len(prompts) * each
+    updates = settings.train.updates_per_inner_epoch
+    pairs = len(prompts) * per_prompt(settings.images_per_prompt, settings.pair.rule)
     if pairs < updates and ":" not in settings.pair.rule:  # your own rule may make more
         raise UserError(
             f"--config.train.updates_per_inner_epoch {updates}: {len(prompts)} prompts of "

@@ -129,8 +129,9 @@ class Pair:
 
     # Which reference is fused with which base. "halves" pairs a prompt's better half with the worse
     # half (Algorithm 1), "quarter" its best quarter, each used twice, with the worse half (released
-    # code).
-    rule: OrOwn[Literal["halves", "quarter"]] = "halves"
+    # code). "both_ways" pairs halves and fuses both images of a pair: the base with the reference,
+    # and the reference with the base, to which the reference is then preferred.
+    rule: OrOwn[Literal["halves", "quarter", "both_ways"]] = "halves"
     # Which targets are kept: those that pass Eq. 7, or "all" (released code).
     adoption: Literal["eq7", "all"] = "eq7"
     # Threshold of Eq. 7, usually between 0 and 1.

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from dfusion.method.fusion import FusionPlan, fusion_control
+from dfusion.method.pairing import per_prompt
 from dfusion.method.sampling import STORE_DTYPES
 from dfusion.models.batching import guess
 from dfusion.models.devices import pick_device, pick_dtype, quiet_libraries
@@ -56,7 +57,7 @@ class Sizes:
         return cls(
             rounds=settings.train.num_epochs - settings.train.begin_epoch,
             images=prompts * settings.images_per_prompt,
-            pairs=prompts * (settings.images_per_prompt // 2),
+            pairs=prompts * per_prompt(settings.images_per_prompt, settings.pair.rule),
             steps=total,
             first=first_fused(settings.fusion.steps, total),
             fused=len(fused_indices(settings.fusion.steps, total)),

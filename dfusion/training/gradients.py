@@ -331,7 +331,9 @@ class Updater:
         drawn = [self._noise(s) if w else nothing for s, w in zip(chunk, walked, strict=True)]
         z, counts = (to_device(t, device) for t in (torch.stack(drawn), torch.tensor(walked)))
         std = self.policy.sampler.std[batch.i].reshape(-1, 1, 1, 1)
-        moved = (batch.x_next[:, 0] - now.mean[:, 0]) / std - z
+        rows = range(len(chunk))
+        side = [1 - self.data.base_side(step.pair) for step in chunk]  # of the target
+        moved = (batch.x_next[rows, side] - now.mean[rows, side]) / std - z
         tally.add_shift(batch.i, moved.square().flatten(1).mean(1).sqrt(), counts)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -365,5 +367,6 @@ def sampling_gap(
         expected = (
             -0.5 * (z[0, step.i].square().mean() + LOG_2PI) - policy.sampler.std[step.i].log()
         )
-        gaps.append((log_prob[n, 1] - expected).abs())
+        side = data.base_side(step.pair)
+        gaps.append((log_prob[n, side] - expected).abs())
     return float(torch.stack(gaps).max())

@@ -20,7 +20,7 @@ KEPT_BYTES = 4 * 2**30  # of states in memory; Table 3 on SD2.1 has 0.9 GB in fl
 
 @dataclass(frozen=True)
 class Batch:
-    """Transitions of B steps; side 0 is preferred (target or reference), side 1 the base.
+    """Transitions of B steps; side 0 is preferred to side 1.
 
     x, x_next: (B, 2, C, h, w) float32. i: (B,) long. advantages: (B, 2). cells: (B, h, w), the
     weights of cells in log-probs; None if all are 1.
@@ -35,14 +35,18 @@ class Batch:
 
 
 class TrainingPairs(ABC):
-    """Pairs of a preferred image and its base.
+    """Pairs of a base and its target, or of a base and its reference.
 
-    pairs: their prompts and bases' numbers. fused: whether the preferred image is a target. Up to
-    step `fused_from`, a target has the states of its base.
+    pairs: their prompts and bases' numbers. fused: whether it is a target. Up to step `fused_from`,
+    a target has the states of its base. Side 0 of a pair is preferred to side 1.
     """
 
     pairs: Sequence[Pair]
     fused: Sequence[bool]
+
+    @abstractmethod
+    def base_side(self, p: int) -> int:
+        """1; or 0 if the base is preferred, as its target is made with a worse image."""
 
     @abstractmethod
     def first_step(self, p: int) -> int:
@@ -54,7 +58,7 @@ class TrainingPairs(ABC):
 
     @abstractmethod
     def walked_fused(self, step: Step) -> bool:
-        """Whether the preferred side's step was sampled by the fused policy."""
+        """Whether the step was sampled by the fused policy on the side that is not the base."""
 
     @abstractmethod
     def mask(self, step: Step) -> Tensor | None:
@@ -62,7 +66,7 @@ class TrainingPairs(ABC):
 
     @abstractmethod
     def advantages(self, p: int) -> list[float]:
-        """Normalised rewards of the preferred image and the base."""
+        """Normalised rewards of sides 0 and 1."""
 
     @abstractmethod
     def states_of(self, step: Step, side: int) -> Tensor:
@@ -86,7 +90,7 @@ class TrainingPairs(ABC):
 
 
 class TrainingRound(TrainingPairs):
-    """The pairs of one round on disk, preferred against base.
+    """The pairs of one round on disk.
 
     source: "dfusion" takes the target where it was adopted and the reference where it was not
     (Eq. 7); "naive" always takes the reference; "inversion" is "dfusion" with the states of adopted
@@ -113,17 +117,21 @@ class TrainingRound(TrainingPairs):
         self._masks: dict[int, Tensor] = {}  # by pair
         history = self.round.scores_by_text() if grouped else _history(experiment, number)
         stats = statistics(history)
-        self._advantages = []
+        self._advantages, self._base_side = [], []
         for p, pair in enumerate(self.pairs):
-            preferred = rows[p]["target"] if rows and self.fused[p] else scores[pair.reference]
-            self._advantages.append(
-                [normalised(r, *stats[pair.prompt]) for r in (preferred, scores[pair.base])]
-            )
+            base, reference = scores[pair.base], scores[pair.reference]
+            other = rows[p]["target"] if rows and self.fused[p] else reference
+            sides = (base, other) if reference < base else (other, base)
+            self._advantages.append([normalised(r, *stats[pair.prompt]) for r in sides])
+            self._base_side.append(0 if reference < base else 1)
 
     def content(self) -> list[dict[str, object]]:
         """For each pair, what training on it depends on, except for the states themselves."""
         rows = zip(self.pairs, self.fused, self._advantages, strict=True)
         return [{**asdict(p), "fused": fused, "advantages": a} for p, fused, a in rows]
+
+    def base_side(self, p: int) -> int:
+        return self._base_side[p]
 
     def first_step(self, p: int) -> int:
         # A target shares its base's states until fusion begins; other trajectories share none.
@@ -174,7 +182,7 @@ class TrainingRound(TrainingPairs):
     def _file(self, p: int, side: int) -> Path:
         """Where the states of one side of a pair are."""
         pair = self.pairs[p]
-        if side == 1:
+        if side == self._base_side[p]:
             path = self.round.trajectory(pair.base)
         elif self.fused[p]:
             inverted, target = self.round.inversion(p), self.round.target(p)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dfusion.method.pairing import RULES, Group, Pair, adopted, pair
+from dfusion.method.pairing import RULES, Group, Pair, adopted, pair, per_prompt
 
 
 def test_halves_by_hand() -> None:
@@ -22,6 +22,19 @@ def test_quarter_uses_the_top_quarter_twice() -> None:
     # order: 1 6 3 4 | 5 2 7 0; the top quarter is 1, 6
     expected = [(1, 5), (1, 2), (6, 7), (6, 0)]
     assert [(p.reference, p.base) for p in pair(["p"] * 8, scores, RULES["quarter"])] == expected
+
+
+def test_both_ways_by_hand() -> None:
+    scores = [0.1, 0.4, 0.3, 0.2]  # 1 2 | 3 0
+    expected = [(1, 3), (2, 0), (3, 1), (0, 2)]
+    assert [(p.reference, p.base) for p in pair(["p"] * 4, scores, RULES["both_ways"])] == expected
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("images", [1, 2, 5, 8])
+def test_number_of_pairs(rule: str, images: int) -> None:
+    assert per_prompt(images, rule) == len(pair(["p"] * images, [0.5] * images, RULES[rule]))
+    assert per_prompt(images, "mine:rule") == images // 2
 
 
 @pytest.mark.parametrize("rule", ["halves", "quarter"])
@@ -47,8 +60,8 @@ def test_a_rule_of_ones_own_sees_prompts_scores_and_images() -> None:
 
 def test_reference_always_scores_at_least_as_well() -> None:
     scores = [((i * 37) % 11) / 11 for i in range(40)]
-    for rule in RULES.values():
-        for p in pair(["p", "q"] * 20, scores, rule):
+    for rule in ("halves", "quarter"):
+        for p in pair(["p", "q"] * 20, scores, RULES[rule]):
             assert scores[p.reference] >= scores[p.base]
 
 
@@ -61,6 +74,10 @@ def test_reference_always_scores_at_least_as_well() -> None:
         (0.24, 0.20, 0.30, 0.5, False),
         (0.20, 0.20, 0.30, 0.0, True),
         (0.19, 0.20, 0.30, 0.0, False),
+        (0.20, 0.30, 0.20, 1.0, True),  # exchanged: as bad as the reference
+        (0.21, 0.30, 0.20, 1.0, False),
+        (0.24, 0.30, 0.20, 0.5, True),  # -0.06 <= -0.05
+        (0.26, 0.30, 0.20, 0.5, False),
     ],
 )
 def test_eq7_by_hand(

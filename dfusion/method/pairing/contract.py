@@ -7,7 +7,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Pair:
-    """Sample indices, within a round, of one prompt's reference (better) and base (worse)."""
+    """Sample indices, within a round, of one prompt's reference and base.
+
+    The reference is the better of the two, except in the exchanged pairs of both_ways.py.
+    """
 
     prompt: str
     reference: int

@@ -7,11 +7,12 @@ module:name.
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from dfusion.method.pairing.both_ways import both_ways
 from dfusion.method.pairing.contract import Group, Pair, Rule
 from dfusion.method.pairing.halves import halves
 from dfusion.method.pairing.quarter import quarter
 
-RULES: dict[str, Rule] = {"halves": halves, "quarter": quarter}
+RULES: dict[str, Rule] = {"halves": halves, "quarter": quarter, "both_ways": both_ways}
 
 
 def pair(
@@ -34,6 +35,9 @@ def pair(
     return tuple(pairs)
 
 
-def per_prompt(images: int) -> int:
-    """Number of pairs that each of RULES makes from `images` samples of a prompt."""
-    return images // 2
+def per_prompt(images: int, rule: str) -> int:
+    """Number of pairs that one of RULES makes from `images` samples of a prompt; half as many as
+    images for any other rule.
+    """
+    group = Group("", [0.0] * images, lambda n: None)
+    return len(RULES.get(rule, halves)(group))
