@@ -150,9 +150,18 @@ def _images(round_: Round) -> Iterator[str]:
                 yield f"{round_.scores_file(kind)}: score {scores[i]} of image {i}; {REBUILT}"
             elif not image.exists():
                 yield f"{image}: missing, though it has a score"
+    size = round_.made_with("manifest.json")["size"]
     for kind in sorted(k for k, suffix in FOLDERS.items() if suffix == ".png"):
         for path in sorted((round_.folder / kind).glob("[0-9]*.png")):
-            yield from _problem(path, read_png)
+            sized = None if kind == "masks" else size
+            yield from _problem(path, partial(_picture, size=sized))
+
+
+def _picture(path: Path, size: list[int] | None) -> None:
+    """Read a picture; size: its height and width, None for any. Raises UserError."""
+    height, width = read_png(path).shape[:2]
+    if size not in (None, [height, width]):
+        raise UserError(f"{path}: {height} x {width} pixels, not {size[0]} x {size[1]}; {REBUILT}")
 
 
 def _foreign(round_: Round) -> Iterator[str]:

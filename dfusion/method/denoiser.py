@@ -53,6 +53,11 @@ class Denoiser(Protocol):
         ...
 
     @property
+    def asked_size(self) -> tuple[int, int] | None:
+        """Height and width of images, in pixels; None if the model was made for them."""
+        ...
+
+    @property
     def layers(self) -> LayerTable:
         """The attention layers, numbered as in the flags."""
         ...

@@ -89,6 +89,7 @@ class Policy:
 
     def identity(self) -> dict[str, object]:
         """Everything that a sample depends on besides its prompt and index."""
+        size = self.model.asked_size
         return {
             "seed": self.seed,
             "round": self.round,
@@ -97,6 +98,7 @@ class Policy:
             "timesteps": self.sampler.timesteps.tolist(),
             "sigmas": [round(sigma, 6) for sigma in self.sampler.std.tolist()],
             "guidance": self.guidance,
+            "size": [*size] if size else None,
             "states": str(self.store_dtype).removeprefix("torch."),
         }
 

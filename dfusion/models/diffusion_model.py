@@ -59,7 +59,7 @@ class DiffusionModel(ABC):
     modules are moved, and the network's precision. The VAE has it too where it can: in bf16, and in
     fp16 if its config does not ask for float32 (force_upcast). Text encoders, states and the
     sampler's maths are float32. Without a dtype, the pipeline's modules are not touched. size:
-    height and width of images in pixels; None for the model's own.
+    height and width of images in pixels; 0 or None for the model's own.
     """
 
     pipeline: ClassVar[type[DiffusionPipeline]]
@@ -83,7 +83,8 @@ class DiffusionModel(ABC):
             self._place(torch.device(device or "cpu"), dtype)
         self.network.requires_grad_(False).eval()
         self.device, self.dtype = self.network.device, self.network.dtype
-        self.size = size or self.own_size
+        height, width = size or (0, 0)
+        self.size = height or self.own_size[0], width or self.own_size[1]
         self._check_size()
         once = AUTO if self.device.type == "cuda" else DECODED_AT_ONCE
         self._decoding = Fit("sample.images_per_call", once, self.device, say=lambda text: None)
@@ -163,6 +164,11 @@ class DiffusionModel(ABC):
         size = self.network.config.sample_size or 64  # some configs leave it open
         height, width = (size, size) if isinstance(size, int) else size
         return height * self.pixels_per_cell, width * self.pixels_per_cell
+
+    @property
+    def asked_size(self) -> tuple[int, int] | None:
+        """Height and width of images, in pixels; None if the model was made for them."""
+        return None if self.size == self.own_size else self.size
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -305,6 +305,7 @@ class RoundRunner:
             "fusion layers": sorted(self.plan.layers),
             "fusion steps": fusion.steps,
             "fusion parts": sorted(self.plan.parts),
+            "fusion text": fusion.text,
             "masked": fusion.masked,
             "merge": self.plan.merge,
             "mask place": self.plan.place,

@@ -42,8 +42,11 @@ SCORED = ("images", "target_images")
 WATCH = "watch"  # scores of images/ by --config.eval.watch
 STATES = ("trajectories", "targets", "inversions")  # folders of states, by far the largest files
 DROPPED = "dropped.json"
-# What pairs were made with where pairs.json does not say.
-USUAL = {"mask place": "items", "target kind": "attention"}
+# What samples and pairs were made with where these files do not say; no size is the model's own.
+USUAL: dict[str, dict[str, Any]] = {
+    "manifest.json": {"size": None},
+    "pairs.json": {"mask place": "items", "target kind": "attention", "fusion text": "fused"},
+}
 
 
 class Round:
@@ -93,7 +96,7 @@ class Round:
     def manifest(self) -> dict[str, Any] | None:
         """The manifest; None if the round has not begun."""
         path = self.folder / "manifest.json"
-        return _checked(path, check_manifest) if path.exists() else None
+        return _complete(path, _checked(path, check_manifest)) if path.exists() else None
 
     def sample_prompts(self) -> list[Prompt]:
         """The prompt of every sample; empty if the round has not begun."""
@@ -119,12 +122,12 @@ class Round:
 
     def pairs_made_with(self) -> dict[str, Any]:
         """What the pairs and their targets depend on, as given to write_pairs."""
-        return {**USUAL, **_checked(self.folder / "pairs.json", check_pairs)["made_with"]}
+        path = self.folder / "pairs.json"
+        return _complete(path, _checked(path, check_pairs))["made_with"]
 
     def made_with(self, file: str) -> dict[str, Any]:
         """The "made_with" of manifest.json, pairs.json or adoption.json; empty if it has none."""
-        found = read_json(self.folder / file).get("made_with", {})
-        return {**USUAL, **found} if file == "pairs.json" else found
+        return _complete(self.folder / file, read_json(self.folder / file))["made_with"]
 
     def check_made_with(self, file: str, now: dict[str, Any], remedy: str) -> None:
         """Raise UserError if manifest.json or pairs.json was made with other settings."""
@@ -251,6 +254,11 @@ def _checked(path: Path, check: Callable[[str, dict[str, Any]], None]) -> dict[s
     value = read_json(path)
     check(str(path), value)
     return value
+
+
+def _complete(path: Path, value: dict[str, Any]) -> dict[str, Any]:
+    """The contents of a file, with what its "made_with" leaves unsaid."""
+    return {**value, "made_with": {**USUAL.get(path.name, {}), **value.get("made_with", {})}}
 
 
 def _ordered(scores: dict[int, float]) -> dict[str, float]:

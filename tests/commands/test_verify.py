@@ -122,6 +122,7 @@ CASES = [
     ("epoch0/manifest.json", edit(lambda v: v["samples"].__setitem__(0, -1))),
     ("epoch0/manifest.json", edit(lambda v: v.pop("prompts"))),
     ("epoch0/manifest.json", empty),
+    ("epoch0/manifest.json", edit(lambda v: v["made_with"].update(size=[8, 8]))),
     ("epoch0/pairs.json", edit(lambda v: v["pairs"][0].update(base=True))),
     ("epoch0/adoption.json", truncate),
     ("epoch0/adoption.json", edit(lambda v: v["pairs"][1].update(target="0.5"))),

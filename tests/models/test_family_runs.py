@@ -81,6 +81,7 @@ def test_an_image_has_the_size_that_flags_ask_for(settings: Settings, tmp_path: 
     assert found.latent_shape == (4, 12, 8)
     assert found.layers.grids == ((12, 8), (6, 4), (6, 4), (6, 4), (12, 8))
     assert found.decode(torch.zeros(1, 4, 12, 8)).shape == (1, 24, 16, 3)
+    assert load_model(Pretrained(model=str(model)), "cpu", torch.float32, (0, 24)).size == (16, 24)
     with pytest.raises(UserError, match=r"^--config.sample.height 25: .* multiple of 2; use 24"):
         load_model(Pretrained(model=str(model)), "cpu", torch.float32, (25, 16))
 

@@ -116,12 +116,18 @@ def test_targets_are_taken_too_where_they_were_fused_alike(lent: Settings, made:
     assert made == set()
     assert round_0(run).target(0).samefile(round_0(lent).target(0))
     assert all(row["adopted"] for row in round_0(run).adoption())
-    sample_rounds(of_a0(lent, "unlike", mask__merge="or"))
-    assert "make_targets" in made and "sample" not in made
-    made.clear()
+    for flag, value in (("mask__merge", "or"), ("fusion__text", "own")):
+        sample_rounds(of_a0(lent, f"unlike_{value}", **{flag: value}))
+        assert "make_targets" in made and "sample" not in made
+        made.clear()
     naive = of_a0(lent, "naive", train__pairs="naive", train__compare_images=0)
     train_rounds(naive)
     assert made == set() and not round_0(naive).target(0).exists()
+
+
+def test_the_models_own_size_may_be_named(lent: Settings, made: set[str]) -> None:
+    sample_rounds(of_a0(lent, "sized", sample__height=16, sample__width=16))
+    assert made == set()
 
 
 def test_scores_of_another_reward_are_not_taken(
@@ -154,6 +160,7 @@ BEFORE_A_MODEL = [
 WITH_A_MODEL = [
     ({"mask.layers": "mid"}, r"mask layers \(\[3\] -> \[2\]; item maps of other layers"),
     ({"sample.eta": 0.5}, "sigmas"),
+    ({"sample.width": 24}, r"size \(None -> \[16, 24\]\)"),
     ({"mixed_precision": "bf16"}, r"precision \(float32 -> bfloat16\)"),
 ]
 

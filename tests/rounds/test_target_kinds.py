@@ -74,11 +74,26 @@ def test_a_round_from_before_there_were_kinds_is_a_fused_one(chosen: Settings) -
     folder = session.sample_rounds(chosen)
     file, round_ = folder / "epoch0/pairs.json", Experiment(folder).round(0)
     content = read_json(file)
-    for key in ("target kind", "mask place"):
+    for key in ("target kind", "mask place", "fusion text"):
         del content["made_with"][key]
     write_json(file, content)
     session.sample_rounds(chosen)
     assert round_.pairs_made_with()["target kind"] == "attention"
+    chosen.fusion.text, chosen.allow_config_change = "own", True
+    with pytest.raises(UserError, match="fusion text .fused -> own"):
+        session.sample_rounds(chosen)
+
+
+def test_a_round_from_before_sizes_were_noted_has_the_models_own(chosen: Settings) -> None:
+    folder = session.sample_rounds(chosen)
+    file = folder / "epoch0/manifest.json"
+    content = read_json(file)
+    del content["made_with"]["size"]
+    write_json(file, content)
+    session.sample_rounds(chosen)
+    chosen.sample.height, chosen.allow_config_change = 24, True
+    with pytest.raises(UserError, match=r"size \(None -> \[24, 16\]\)"):
+        session.sample_rounds(chosen)
 
 
 def test_samples_are_shared_but_targets_are_not(chosen: Settings) -> None:
