@@ -164,7 +164,7 @@ def sample(
     """Denoise one batch; prompts may differ. indices: the samples' numbers in the round."""
     model = policy.model
     items = [model.columns(prompt) for prompt in prompts]
-    columns, groups = _pack(items)
+    columns, groups = pack(items)
     texts = [prompt.text for prompt in prompts]
     record = Record(
         layers=mask_layers,
@@ -188,7 +188,7 @@ def sample(
     ]
 
 
-def _pack(items: list[list[list[list[int]]]]) -> tuple[Tensor, list[list[list[list[int]]]]]:
+def pack(items: list[list[list[list[int]]]]) -> tuple[Tensor, list[list[list[list[int]]]]]:
     """Token columns of a batch, padded with -1, and each item's positions among them.
 
     items: [sample][item][occurrence] -> columns. Returns the columns, (B, J) long, and the indices

@@ -18,7 +18,6 @@ from dfusion.models.diffusion_model import DiffusionModel, Part
 from dfusion.models.stable_diffusion import CLIP_TOKENIZER, clip_columns
 from diffusers_patched import AttentionControl, LayerTable, SD3Transformer2DModel
 
-CLIP_TOKENS = 77  # of both CLIPs; T5's tokens come after them
 T5_TOKENS = 256  # diffusers' max_sequence_length
 
 
@@ -91,6 +90,17 @@ class SD3(DiffusionModel):
         scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist())
         return flow(scheduler.sigmas, eta).to(self.device)
 
+    @property
+    def clip_tokens(self) -> int:
+        """Text tokens of both CLIPs; T5's come after them."""
+        return self.pipe.tokenizer.model_max_length
+
+    @property
+    def t5_tokens(self) -> int:
+        """T5's text tokens: diffusers' number, or fewer if the model's tokenizer allows no more."""
+        tokenizer = self.pipe.tokenizer_3
+        return T5_TOKENS if tokenizer is None else min(T5_TOKENS, tokenizer.model_max_length)
+
     def embed(self, text: str) -> Cond:
         tokens, _, pooled, _ = self.pipe.encode_prompt(
             text,
@@ -98,7 +108,7 @@ class SD3(DiffusionModel):
             prompt_3=None,
             device=self.device,
             do_classifier_free_guidance=False,
-            max_sequence_length=T5_TOKENS,
+            max_sequence_length=self.t5_tokens,
         )
         return Cond(tokens, {"pooled_projections": pooled})
 
@@ -112,10 +122,10 @@ class SD3(DiffusionModel):
             return tokenizer(text, add_special_tokens=False, truncation=False).input_ids
 
         # T5 has no start token, which item_columns counts as column 0.
-        t5 = item_columns(prompt, tokens_of, T5_TOKENS + 1)
+        t5 = item_columns(prompt, tokens_of, self.t5_tokens + 1)
         return [
             [
-                [*ours, *(CLIP_TOKENS - 1 + column for column in theirs)]
+                [*ours, *(self.clip_tokens - 1 + column for column in theirs)]
                 for ours, theirs in zip(clip_item, t5_item, strict=True)
             ]
             for clip_item, t5_item in zip(clip, t5, strict=True)
@@ -123,13 +133,13 @@ class SD3(DiffusionModel):
 
     def map_keys(self, texts: Sequence[str]) -> Tensor:
         """(B, L) bool: the prompts' own tokens, without start, end and padding."""
-        length = self.encode(texts[:1]).tokens.shape[1]
+        length, first = self.encode(texts[:1]).tokens.shape[1], self.clip_tokens
         keys = torch.zeros((len(texts), length), dtype=torch.bool)
         for row, text in enumerate(texts):
-            keys[row, 1 : 1 + self._count(self.pipe.tokenizer, text, CLIP_TOKENS - 2)] = True
+            keys[row, 1 : 1 + self._count(self.pipe.tokenizer, text, first - 2)] = True
             if self.pipe.text_encoder_3 is not None:
-                count = self._count(self.pipe.tokenizer_3, text, T5_TOKENS - 1)
-                keys[row, CLIP_TOKENS : CLIP_TOKENS + count] = True
+                count = self._count(self.pipe.tokenizer_3, text, self.t5_tokens - 1)
+                keys[row, first : first + count] = True
         return keys.to(self.device)
 
     @staticmethod

@@ -2,14 +2,20 @@
 
     python3 run_sample.py --config config/config.py:released --config.exp_name test
 
-paper     (default) the paper's method and Table 3, on SD2.1-base
-released  the authors' released code, where it differs from the paper
-testbed   the small model included in this repository
-sdxl      SDXL, with the settings of SPO's online training (Liang et al. 2024)
-sd3       SD3.5-Medium at 512 px, with Flow-GRPO's LoRA and number of steps (Liu et al. 2025)
+paper        (default) the paper's method and Table 3, on SD2.1-base
+released     the authors' released code, where it differs from the paper
+testbed      the small model included in this repository
+testbed_sd3  one of SD3's architecture on the same scenes (see testbed/README.md)
+sdxl         SDXL, with the settings of SPO's online training (Liang et al. 2024)
+sd3          SD3.5-Medium at 512 px, with Flow-GRPO's LoRA and number of steps (Liu et al. 2025)
 """
 
 from dfusion.settings.schema import Settings
+
+JOINT_TARGETS = (  # the eight projections of joint attention
+    "attn.to_q,attn.to_k,attn.to_v,attn.to_out.0,"
+    "attn.add_q_proj,attn.add_k_proj,attn.add_v_proj,attn.to_add_out"
+)
 
 
 def paper() -> Settings:
@@ -57,6 +63,19 @@ def testbed() -> Settings:
     return settings
 
 
+def testbed_sd3() -> Settings:
+    """The testbed's transformer: masks by Otsu's thresholds from the blocks trained to point."""
+    settings = testbed()
+    settings.pretrained.model = "testbed/weights/sd3"
+    settings.mask.layers, settings.fusion.layers = "2,3", "all"
+    settings.mask_thr_file = ""
+    # Flow matching's last step has no noise; the weights of the others differ by a factor of
+    # hundreds. As above, the last four that have one are not used.
+    settings.train.step_weights = "equal:20-6"
+    settings.train.lora_targets = JOINT_TARGETS
+    return settings
+
+
 def sdxl() -> Settings:
     """A starting point: D-Fusion's own settings have not been tuned on SDXL."""
     settings = Settings()
@@ -80,12 +99,16 @@ def sd3() -> Settings:
     settings.sample.noise, settings.train.step_weights = "fused", "equal"
     settings.mask.layers, settings.fusion.layers, settings.fusion.steps = "9", "all", "9-2"
     settings.train.lora_rank, settings.train.lora_alpha = 32, 64
-    settings.train.lora_targets = (
-        "attn.to_q,attn.to_k,attn.to_v,attn.to_out.0,"
-        "attn.add_q_proj,attn.add_k_proj,attn.add_v_proj,attn.to_add_out"
-    )
+    settings.train.lora_targets = JOINT_TARGETS
     settings.train.gradient_checkpointing = True
     return settings
 
 
-PRESETS = {"paper": paper, "released": released, "testbed": testbed, "sdxl": sdxl, "sd3": sd3}
+PRESETS = {
+    "paper": paper,
+    "released": released,
+    "testbed": testbed,
+    "testbed_sd3": testbed_sd3,
+    "sdxl": sdxl,
+    "sd3": sd3,
+}

@@ -111,7 +111,7 @@ def prompt_of(args: argparse.Namespace) -> tuple[str, str]:
     """Text and items that were asked for, or the preset's. Raises UserError for one alone."""
     if bool(args.prompt) != bool(args.items):
         raise UserError("--prompt and --items: give both, e.g. --items cat,chess, or neither")
-    if args.preset == "testbed" and not args.prompt:
+    if args.preset.startswith("testbed") and not args.prompt:
         return "a star wearing a hat", "star,hat"
     settings = PRESETS[args.preset]()
     return args.prompt or settings.prompt, args.items or settings.item_idx

@@ -64,21 +64,26 @@ class Cell:
         )
 
 
-LAYERS = ("mid", "up", "mid,up", "all")
+LAYERS = {
+    "testbed": ("mid", "up", "mid,up", "all"),
+    "testbed_sd3": ("early", "middle", "late", "middle,late", "all"),
+}
 STEPS = ("20-1", "18-1", "12-1")
-GRID = [Cell(layers, steps) for layers in LAYERS for steps in STEPS]
-MASKS = [
-    Cell(layers, "18-1", merge, threshold)
-    for layers in ("mid,up", "all")
-    for merge, threshold in (("xor", "auto"), ("or", "file"), ("none", "auto"))
-]
+# Thresholds of the transformer's maps are shares of the attention to the prompt's own words.
+LOWER = {"testbed": ("1e-4", "1e-5", "1e-6"), "testbed_sd3": ("1e-1", "3e-2", "1e-2")}
 
 
-# How far a mask may reach, at all steps: from ever lower thresholds to everywhere.
-EXTENT = [
-    *(Cell("mid,up", "20-1", "or", threshold) for threshold in ("1e-4", "1e-5", "1e-6")),
-    *(Cell(layers, "20-1", "none", "auto") for layers in ("mid,up", "all")),
-]
+def grid_cells(preset: str) -> list[Cell]:
+    """Layers and steps; then mask rules, and how far a mask may reach, on the two widest."""
+    own = preset_cell(preset).threshold
+    wide = LAYERS[preset][-2:]
+    rules = dict.fromkeys((("xor", "auto"), ("or", own), ("none", "auto")))
+    return [
+        *(Cell(wide[0], "20-1", "or", threshold) for threshold in LOWER[preset]),
+        *(Cell(layers, "20-1", "none", "auto") for layers in wide),
+        *(Cell(layers, "18-1", *rule) for layers in wide for rule in rules),
+        *(Cell(layers, steps, threshold=own) for layers in LAYERS[preset] for steps in STEPS),
+    ]
 
 
 TRIED, FINAL = (9, 8), (18, 8)  # prompts of a template, images of each
@@ -90,9 +95,19 @@ def load_judge() -> Judge:
 
 
 def run(
-    cells: list[Cell], split: str, prompts: int, images: int, data: Path, out: Path
+    cells: list[Cell],
+    split: str,
+    prompts: int,
+    images: int,
+    data: Path,
+    out: Path,
+    preset: str = "testbed",
+    model: str = "",
 ) -> dict[str, Figures]:
-    """Measure cells on every template; returns {cell: {template: figures}}, saved as it grows."""
+    """Measure cells on every template; returns {cell: {template: figures}}, saved as it grows.
+
+    model: in place of the preset's.
+    """
     about = {"split": split, "prompts per template": prompts, "images per prompt": images}
     saved: dict[str, Any] = json.loads(out.read_text()) if out.exists() else {**about, "cells": {}}
     if any(saved[key] != value for key, value in about.items()):
@@ -102,9 +117,8 @@ def run(
     if not missing:
         return done
     judge = load_judge()
-    pools = {
-        t: candidates(testbed_settings(t, split, data, prompts, images), judge) for t in TEMPLATES
-    }
+    settings = (testbed_settings(t, split, data, prompts, images, preset, model) for t in TEMPLATES)
+    pools = {t: candidates(own, judge) for t, own in zip(TEMPLATES, settings, strict=True)}
     fingerprint = pools[1].session.model.fingerprint()
     if saved.get("weights", fingerprint) != fingerprint:
         raise SystemExit(f"{out}: made with other weights; move it away first")
@@ -139,21 +153,21 @@ def line(name: str, figures: Figures) -> str:
     )
 
 
-def final_cells() -> list[Cell]:
+def final_cells(preset: str = "testbed") -> list[Cell]:
     """The preset's way of fusing, and beside it a mask at a random place, OR, and no mask."""
-    preset = preset_cell()
+    own = preset_cell(preset)
     changes: tuple[dict[str, str], ...] = (
         {},
         {"place": "random"},
         {"merge": "or"},
         {"merge": "none", "threshold": "auto"},
     )
-    return [replace(preset, **change) for change in changes]
+    return [replace(own, **change) for change in changes]
 
 
-def preset_cell() -> Cell:
-    """The testbed preset's own way of fusing."""
-    settings = PRESETS["testbed"]()
+def preset_cell(preset: str = "testbed") -> Cell:
+    """A testbed preset's own way of fusing."""
+    settings = PRESETS[preset]()
     threshold = "file" if settings.mask_thr_file else settings.mask_thr
     return Cell(settings.fusion.layers, settings.fusion.steps, settings.mask.merge, threshold)
 
@@ -164,15 +178,19 @@ def main() -> None:
     parser.add_argument("--final", action="store_true", help="the preset, on train prompts")
     parser.add_argument("--prompts", type=int, help="per template; default 9, with --final 18")
     parser.add_argument("--images", type=int, help="per prompt, twice its pairs; default 8")
+    parser.add_argument("--preset", default="testbed", choices=sorted(LAYERS))
+    parser.add_argument("--model", default="", help="in place of the preset's")
     parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="default: experiments/results/<preset>")
     args = parser.parse_args()
+    folder = args.out or RESULTS.parent / args.preset
     if args.final:
-        out, cells, split = args.out / "fusion_final.json", final_cells(), "train"
+        out, cells, split = folder / "fusion_final.json", final_cells(args.preset), "train"
     else:
-        out, cells, split = args.out / "fusion_grid.json", EXTENT + MASKS + GRID, "test"
+        out, cells, split = folder / "fusion_grid.json", grid_cells(args.preset), "test"
     prompts, images = FINAL if args.final else TRIED
-    figures = run(cells, split, args.prompts or prompts, args.images or images, args.data, out)
+    prompts, images = args.prompts or prompts, args.images or images
+    figures = run(cells, split, prompts, images, args.data, out, args.preset, args.model)
     for cell in cells:
         print(line(cell.name, figures[cell.name]))
     print(f"Results are in {out}; each cell: {list(asdict(cells[0]))}.")

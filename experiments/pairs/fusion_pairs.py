@@ -46,17 +46,31 @@ class Candidates:
         return [source.prompt.text for source in self.sources]
 
 
-def testbed_settings(template: int, split: str, data: Path, prompts: int, images: int) -> Settings:
-    """The testbed preset on the first prompts of one template's list, scored in process."""
-    settings = PRESETS["testbed"]()
+def testbed_settings(
+    template: int,
+    split: str,
+    data: Path,
+    prompts: int,
+    images: int,
+    preset: str,
+    model: str,
+) -> Settings:
+    """A testbed preset on the first prompts of one template's list, scored in process.
+
+    model: in place of the preset's, or "".
+    """
+    settings = PRESETS[preset]()
+    settings.pretrained.model = model or settings.pretrained.model
     settings.save_path = str(data)
-    settings.exp_name = f"fusion_{split}_t{template}_{prompts}x{images}"
+    kind = preset.replace("testbed", "fusion")
+    settings.exp_name = f"{kind}_{split}_t{template}_{prompts}x{images}"
     texts = json.loads(prompts_file("testbed", template, split).read_text())
     chosen = data / f"{settings.exp_name}.json"
     write_bytes(chosen, json.dumps(texts[:prompts]).encode())
     settings.prompt_file = str(chosen)
     settings.item_idx_file = str(prompts_file("testbed", template, "item"))
-    settings.mask_thr_file = str(prompts_file("testbed", template, "mask"))
+    if settings.mask_thr_file:
+        settings.mask_thr_file = str(prompts_file("testbed", template, "mask"))
     settings.sample.batch_size, settings.sample.num_batches_per_epoch = images, 1
     settings.eval.in_process = True
     return settings

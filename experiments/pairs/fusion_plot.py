@@ -1,9 +1,13 @@
 """The fusion grid as a picture: layers down, steps across, one column of panels per template.
 
-python -m experiments.pairs.fusion_plot    reads and writes results/testbed/fusion_grid.*
+    python -m experiments.pairs.fusion_plot [--preset testbed]
+
+Reads and writes results/<preset>/fusion_grid.*.
 """
 
+import argparse
 import json
+from collections.abc import Sequence
 
 import matplotlib
 
@@ -12,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from experiments.pairs.fusion_grid import LAYERS, RESULTS, STEPS, TEMPLATES, Cell
+from experiments.pairs.fusion_grid import LAYERS, RESULTS, STEPS, TEMPLATES, Cell, preset_cell
 
 TEMPLATE_NAMES = {1: "behaviour", 2: "attribute", 3: "position"}
 PANELS = {
@@ -22,12 +26,12 @@ PANELS = {
 }
 
 
-def panel(axes: Axes, values: np.ndarray, title: str) -> None:
+def panel(axes: Axes, values: np.ndarray, title: str, layers: Sequence[str]) -> None:
     """One annotated heat map, (layers, steps)."""
     axes.imshow(values, vmin=0, vmax=1, cmap="cividis", aspect="auto")
     axes.set_title(title, fontsize=9)
     axes.set_xticks(range(len(STEPS)), [f"t {s}" for s in STEPS], fontsize=8)
-    axes.set_yticks(range(len(LAYERS)), LAYERS, fontsize=8)
+    axes.set_yticks(range(len(layers)), layers, fontsize=8)
     for row, column in np.ndindex(values.shape):
         value = values[row, column]
         colour = "black" if value > 0.6 else "white"
@@ -35,7 +39,15 @@ def panel(axes: Axes, values: np.ndarray, title: str) -> None:
 
 
 def main() -> None:
-    source = RESULTS / "fusion_grid.json"
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", default="testbed", choices=sorted(LAYERS))
+    args = parser.parse_args()
+    source, layers = RESULTS.parent / args.preset / "fusion_grid.json", LAYERS[args.preset]
+    threshold = preset_cell(args.preset).threshold
+
+    def named(layer: str, steps: str) -> str:
+        return Cell(layer, steps, threshold=threshold).name
+
     cells = json.loads(source.read_text())["cells"]
     size = (11, 8)
     figure, rows = plt.subplots(len(PANELS), len(TEMPLATES), figsize=size, layout="constrained")
@@ -43,12 +55,12 @@ def main() -> None:
         for axes, template in zip(axes_row, TEMPLATES, strict=True):
             values = np.array(
                 [
-                    [cells[Cell(layer, steps).name][str(template)][key] for steps in STEPS]
-                    for layer in LAYERS
+                    [cells[named(layer, steps)][str(template)][key] for steps in STEPS]
+                    for layer in layers
                 ]
             )
-            panel(axes, values, f"{TEMPLATE_NAMES[template]}: {label}")
-    some = cells[Cell(LAYERS[0], STEPS[0]).name]["1"]
+            panel(axes, values, f"{TEMPLATE_NAMES[template]}: {label}", layers)
+    some = cells[named(layers[0], STEPS[0])]["1"]
     figure.suptitle(
         f"Fused layers and steps, {some['pairs']} pairs per template, XOR masks",
         fontsize=11,

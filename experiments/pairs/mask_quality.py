@@ -1,16 +1,17 @@
 """How well the fusion mask covers the items, step by step, on scenes of known truth (testbed only).
 
-    python -m experiments.pairs.mask_quality [--scenes 96]
+    python -m experiments.pairs.mask_quality [--preset testbed] [--scenes 96]
 
 Rendered scenes are noised to each denoising step; the mask made there of the item words' maps is
-compared with where the items truly are. Writes results/testbed/mask_quality.json, which
+compared with where the items truly are. Writes results/<preset>/mask_quality.json, which
 `experiments.runs.parts` draws.
 """
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,17 +20,18 @@ from torch import Tensor
 from dfusion.method.masks import fusion_mask
 from dfusion.method.sampling import Policy
 from dfusion.progress import Progress
+from dfusion.settings import presets
 from dfusion.storage.files import write_json
 from experiments.runs.alignment import RESULTS, prompts_file
-from testbed.figures.evaluate import GUIDANCE, WEIGHTS
+from testbed.figures.policy import GUIDANCE, load_policy
 from testbed.figures.thresholds import maps_of, truth_grid
-from testbed.figures.validity import load_policy
 from testbed.world.scenes import render
 from testbed.world.words import TEMPLATES
 
 # Thresholds were measured on scenes of seed 31; these are others.
 SEED = 97
 BATCH = 32
+PRESETS = ("testbed", "testbed_sd3")
 OUT = RESULTS / "testbed" / "mask_quality.json"
 
 
@@ -51,6 +53,7 @@ RULES = {
     "xor": Rule("XOR, the files' thresholds (the preset)", True, "xor"),
     "or": Rule("OR, the files' thresholds", True, "or"),
     "otsu": Rule("XOR, Otsu's thresholds", False, "xor"),
+    "otsu_or": Rule("OR, Otsu's thresholds", False, "or"),
 }
 
 
@@ -70,28 +73,40 @@ def overlap(masks: Tensor, truths: Tensor) -> dict[str, float]:
     }
 
 
-def measure(policy: Policy, template: int, scenes: int) -> dict[str, list[dict[str, float]]]:
-    """Of each rule, the figures at every step t = T … 1; "everywhere": of a mask of all cells."""
-    steps = range(len(policy.sampler))
+def scenes_of(template: int, scenes: int) -> tuple[list[str], np.ndarray, Tensor]:
+    """Prompts, pictures uint8 (N, 64, 64, 3) and where their items are, (N, 8, 8) bool."""
     rng = np.random.default_rng((SEED, template))
-    listed, thresholds = (
-        json.loads(prompts_file("testbed", template, kind).read_text())
-        for kind in ("train", "mask")
-    )
+    listed = json.loads(prompts_file("testbed", template, "train").read_text())
     texts = [listed[n % len(listed)] for n in range(scenes)]
     pictures = [render(text, rng) for text in texts]
-    images = np.stack([picture.image for picture in pictures])
     truths = torch.stack([truth_grid(picture).any(0) for picture in pictures])
-    figures: dict[str, list[dict[str, float]]] = {name: [] for name in (*RULES, "everywhere")}
+    return texts, np.stack([picture.image for picture in pictures]), truths
+
+
+def measure(
+    policy: Policy,
+    template: int,
+    scenes: int,
+    rules: Mapping[str, Rule] = RULES,
+    layers: frozenset[int] | None = None,
+) -> dict[str, list[dict[str, float]]]:
+    """Of each rule, the figures at every step t = T … 1; "everywhere": of a mask of all cells.
+
+    layers: that give the mask; None for the model's own.
+    """
+    steps = range(len(policy.sampler))
+    texts, images, truths = scenes_of(template, scenes)
+    thresholds = json.loads(prompts_file("testbed", template, "mask").read_text())
+    figures: dict[str, list[dict[str, float]]] = {name: [] for name in (*rules, "everywhere")}
     progress = Progress(f"template {template}", len(steps) * scenes)
     for step in steps:
         parts = []
         for start in range(0, scenes, BATCH):
             part = slice(start, start + BATCH)
-            parts.append(maps_of(policy, texts[part], images[part], step))
+            parts.append(maps_of(policy, texts[part], images[part], step, layers))
             progress.advance(len(parts[-1]))
         maps = torch.cat(parts)
-        for name, rule in RULES.items():
+        for name, rule in rules.items():
             masks = [rule.mask(m, thresholds[t]) for m, t in zip(maps, texts, strict=True)]
             figures[name].append(overlap(torch.stack(masks), truths))
         figures["everywhere"].append(overlap(torch.ones_like(truths), truths))
@@ -111,17 +126,23 @@ def lines(templates: dict[str, dict[str, list[dict[str, float]]]]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", default="testbed", choices=PRESETS)
+    parser.add_argument("--model", type=Path, help="in place of the preset's")
+    parser.add_argument("--out", type=Path, help="default: results/<preset>/mask_quality.json")
     parser.add_argument("--scenes", type=int, default=96, help="of each template")
     args = parser.parse_args()
     torch.manual_seed(SEED)
-    policy = load_policy(WEIGHTS, GUIDANCE)
+    settings = presets.PRESETS[args.preset]()
+    policy = load_policy(args.model or Path(settings.pretrained.model), GUIDANCE)
+    rules = {n: rule for n, rule in RULES.items() if settings.mask_thr_file or not rule.own}
+    out = args.out or OUT.parent.with_name(args.preset) / OUT.name
     about = {"scenes of each template": args.scenes, "weights": policy.model.fingerprint()}
-    saved = json.loads(OUT.read_text()) if OUT.exists() else {}
+    saved = json.loads(out.read_text()) if out.exists() else {}
     found = saved.get("templates", {})
     if about != {key: saved.get(key) for key in about}:
-        found = {str(t): measure(policy, t, args.scenes) for t in TEMPLATES}
-        write_json(OUT, {**about, "templates": found})
-    print("\n".join([*lines(found), f"Figures are in {OUT}"]))
+        found = {str(t): measure(policy, t, args.scenes, rules) for t in TEMPLATES}
+        write_json(out, {**about, "templates": found})
+    print("\n".join([*lines(found), f"Figures are in {out}"]))
 
 
 if __name__ == "__main__":

@@ -13,9 +13,16 @@ from dfusion.settings.steps import parse_steps
 from diffusers_patched import LayerTable
 from experiments.pairs.chosen_pair import choose, parser, save, show
 
+SINGLE = 8  # blocks of a transformer that have a row each
+
 
 def rows(table: LayerTable) -> dict[str, frozenset[int]]:
-    """The paper's choices of layers, for any UNet."""
+    """The paper's choices of layers, for any UNet; of a transformer each block, thirds and all."""
+    if "middle" in table.names:
+        blocks = {f"block {n}": frozenset({n}) for n in range(len(table.blocks))}
+        thirds = {f"{name} third": table.parse(name) for name in ("early", "middle", "late")}
+        single = {} if len(blocks) > SINGLE else blocks
+        return {**single, **thirds, "all": table.parse("all")}
     (middle,) = table.parse("mid")
     after = sorted(table.parse("mid,up"))
     return {

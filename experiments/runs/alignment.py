@@ -65,7 +65,7 @@ def name_of(args: argparse.Namespace) -> str:
 
 def prompts_file(preset: str, template: int, kind: str) -> Path:
     """kind: train, test or held-out prompts, item words or mask thresholds of a template."""
-    family = "testbed" if preset == "testbed" else "template"
+    family = "testbed" if preset.startswith("testbed") else "template"
     return Path("config/prompt") / f"{family}{template}_{kind}.json"
 
 

@@ -1,6 +1,6 @@
 """Measure the testbed on fresh scenes and samples; writes testbed/weights/figures.json.
 
-python -m testbed.figures.evaluate [--scenes 3000] [--images 4] [--guidance 4]
+python -m testbed.figures.evaluate [--model FOLDER] [--scenes 3000] [--images 4] [--guidance 4]
 """
 
 from __future__ import annotations
@@ -13,12 +13,20 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import torch
-from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
+from dfusion.method.sampling import Policy
 from testbed.figures.outcomes import Figures, apart, outcomes, share
+from testbed.figures.policy import (
+    GUIDANCE,
+    WEIGHTS,
+    as_prompts,
+    load_policy,
+    model_of,
+    pictures,
+    sample_all,
+)
 from testbed.models.judge import Judge
-from testbed.training.clock import Clock
 from testbed.training.scorer import MODELS
 from testbed.training.vae import to_model
 from testbed.world.augment import round_trip
@@ -26,9 +34,7 @@ from testbed.world.pool import build
 from testbed.world.prompt_lists import split
 from testbed.world.words import PROMPTS, TEMPLATES, one_word_apart
 
-WEIGHTS = Path(__file__).parent.parent / "weights"
 SEED = 99
-STEPS, ETA, GUIDANCE = 20, 1.0, 5.0
 
 
 class Scorer:
@@ -80,31 +86,6 @@ def reading_figures(
     return figures
 
 
-def generate(
-    pipeline: StableDiffusionPipeline,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    guidance: float,
-    batch: int = 32,
-) -> np.ndarray:
-    """uint8 (N, 64, 64, 3), DDIM with STEPS steps and ETA; one CPU generator per picture."""
-    pictures = []
-    clock = Clock(len(prompts))
-    for start in range(0, len(prompts), batch):
-        part = slice(start, start + batch)
-        generators = [torch.Generator().manual_seed(int(s)) for s in seeds[part]]
-        output = pipeline(
-            list(prompts[part]),
-            num_inference_steps=STEPS,
-            eta=ETA,
-            guidance_scale=guidance,
-            generator=generators,
-        )
-        pictures += [np.asarray(image) for image in output.images]
-        clock.tick(len(pictures))
-    return np.stack(pictures)
-
-
 def ranking(score: Tensor, satisfied: Tensor, prompts: Sequence[str]) -> float:
     """Of pairs of one prompt of which the judge accepts one, how often it scores higher."""
     wins = [
@@ -119,23 +100,21 @@ def ranking(score: Tensor, satisfied: Tensor, prompts: Sequence[str]) -> float:
 def model_figures(
     judge: Judge,
     scorers: dict[str, Scorer],
-    weights: Path,
+    policy: Policy,
     images_per_prompt: int,
-    guidance: float,
     scenes: np.ndarray,
 ) -> dict[str, object]:
     """The diffusion model's own pictures of all train and test prompts."""
-    pipeline = StableDiffusionPipeline.from_pretrained(weights / "diffusion")
-    pipeline.set_progress_bar_config(disable=True)
     lists = [prompt for t in TEMPLATES for part in split(t) for prompt in part]
     prompts = [prompt for prompt in lists for _ in range(images_per_prompt)]
-    images = generate(pipeline, prompts, range(len(prompts)), guidance)
+    made = sample_all(policy, list(as_prompts(prompts)))
+    images = pictures(policy, [trajectory.latents[-1] for trajectory in made])
     satisfied = judge.satisfied(images, prompts)
     figures: dict[str, object] = {
         "pictures": len(prompts),
-        "guidance": guidance,
+        "guidance": policy.guidance,
         **outcomes(judge, images, prompts),
-        "predictions_apart": apart(pipeline, scenes[:32]),
+        "predictions_apart": apart(policy, scenes[:32]),
     }
     for name, scorer in scorers.items():
         (score,) = scores_of(scorer, images, prompts)
@@ -145,18 +124,21 @@ def model_figures(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="of judge and scorers")
+    parser.add_argument("--model", type=Path, help="a pipeline folder; default: the weights' UNet")
+    parser.add_argument("--out", type=Path, help="default: figures.json beside the model")
     parser.add_argument("--scenes", type=int, default=3000)
     parser.add_argument("--images", type=int, default=4, help="pictures per prompt")
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
     args = parser.parse_args()
+    model = args.model or args.weights / "diffusion"
     judge = Judge.load(args.weights / "judge" / "model.safetensors")
     scorers = {name: Scorer(args.weights / name) for name in MODELS}
-    vae = StableDiffusionPipeline.from_pretrained(args.weights / "diffusion").vae.eval()
+    policy = load_policy(model, args.guidance)
     indices, scenes = build(SEED, args.scenes)
     prompts = [PROMPTS[i] for i in indices]
     wrong = wrong_prompts(prompts, SEED)
-    decoded = round_trip(vae, scenes)
+    decoded = round_trip(model_of(policy).pipe.vae, scenes)
     error = (to_model(decoded) - to_model(scenes)).square().mean().item()
     figures: dict[str, object] = {
         "scenes": args.scenes,
@@ -165,10 +147,9 @@ def main() -> None:
         "round_trip": reading_figures(judge, scorers, decoded, prompts, wrong),
     }
     if args.images:
-        figures["samples"] = model_figures(
-            judge, scorers, args.weights, args.images, args.guidance, scenes
-        )
-    (args.weights / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
+        figures["samples"] = model_figures(judge, scorers, policy, args.images, scenes)
+    out = args.out or model.parent / "figures.json"
+    out.write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures, indent=2))
 
 

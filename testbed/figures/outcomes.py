@@ -11,11 +11,11 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
+from dfusion.method.sampling import Policy
+from testbed.figures.policy import encoded
 from testbed.models.judge import UNCLEAR, Judge
-from testbed.training.vae import to_model
 from testbed.world.words import CLAIMS, SHAPES, TEMPLATES, Claim, all_claims, mistaken_for, parse
 
 HIGH_NOISE = 900  # of 1000: where layout is decided
@@ -60,24 +60,25 @@ def _other_shape(claim: Claim) -> Claim:
 
 
 @torch.no_grad()
-def apart(pipeline: StableDiffusionPipeline, scenes: np.ndarray) -> dict[str, Figures]:
-    """How far the predictions for two prompts differ, relative to their size, at t = HIGH_NOISE.
+def apart(policy: Policy, scenes: np.ndarray) -> dict[str, Figures]:
+    """How far the predictions for two prompts differ, relative to their size, at high noise.
 
     mistake: a prompt and what is mistaken for it; shape: a prompt and the same about another shape;
     ratio: of the two. encodings: of the prompt and its mistake, by the text encoder. scenes: uint8
     (N, 64, 64, 3), noised alike for all prompts.
     """
-    vae, noise = pipeline.vae, torch.Generator().manual_seed(0)
-    x0 = vae.encode(to_model(scenes)).latent_dist.mean * vae.config.scaling_factor
-    signal = pipeline.scheduler.alphas_cumprod[HIGH_NOISE]
-    x = signal.sqrt() * x0 + (1 - signal).sqrt() * torch.randn(x0.shape, generator=noise)
+    model = policy.model
+    step = int((policy.sampler.timesteps - HIGH_NOISE).abs().argmin())
+    x0, generator = encoded(policy, scenes), torch.Generator().manual_seed(0)
+    noise = torch.randn(x0.shape, generator=generator)
+    x, _ = policy.sampler.noised(x0, noise, torch.full((len(x0),), step))
 
     def encode(prompt: str) -> Tensor:
-        ids = pipeline.tokenizer(prompt, padding="max_length", return_tensors="pt").input_ids
-        return pipeline.text_encoder(ids)[0]
+        return model.encode([prompt]).tokens
 
-    def predict(text: Tensor) -> Tensor:
-        return pipeline.unet(x, HIGH_NOISE, text.expand(len(x), -1, -1)).sample
+    def predict(prompt: str) -> Tensor:
+        cond = model.encode([prompt] * len(x))
+        return model.predict(x, policy.sampler.timesteps[step], cond, None)[0]
 
     def far(a: Tensor, b: Tensor) -> float:
         return ((a - b).norm() / a.norm()).item()
@@ -87,9 +88,10 @@ def apart(pipeline: StableDiffusionPipeline, scenes: np.ndarray) -> dict[str, Fi
         claims = all_claims(t)[:: len(all_claims(t)) // 12]
         rows = []
         for claim in claims:
-            texts = [encode(c.prompt) for c in (claim, mistaken_for(claim), _other_shape(claim))]
+            texts = [c.prompt for c in (claim, mistaken_for(claim), _other_shape(claim))]
             own, mistake, shape = map(predict, texts)
-            rows.append((far(own, mistake), far(own, shape), far(texts[0], texts[1])))
+            encodings = far(encode(texts[0]), encode(texts[1]))
+            rows.append((far(own, mistake), far(own, shape), encodings))
         mistake, shape, encodings = np.mean(rows, axis=0)
         values = {
             "mistake": mistake,

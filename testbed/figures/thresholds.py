@@ -19,13 +19,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dfusion.method.sampling import Policy
-from dfusion.models.diffusion_model import DiffusionModel
+from dfusion.method.masks import item_maps
+from dfusion.method.sampling import Policy, pack
 from diffusers_patched import AttentionControl, Record
-from testbed.figures.evaluate import GUIDANCE, WEIGHTS
-from testbed.figures.validity import as_prompts, load_policy
+from testbed.figures.policy import (
+    GUIDANCE,
+    WEIGHTS,
+    as_prompts,
+    encoded,
+    load_policy,
+    mask_layers,
+)
 from testbed.training.clock import Clock
-from testbed.training.vae import to_model
 from testbed.world.prompt_lists import FOLDER, write_json
 from testbed.world.scenes import Picture, render
 from testbed.world.words import TEMPLATES, all_claims, item_positions
@@ -47,23 +52,27 @@ def truth_grid(picture: Picture) -> Tensor:
 
 
 @torch.no_grad()
-def maps_of(policy: Policy, texts: list[str], images: np.ndarray, step: int) -> Tensor:
-    """(N, J, 8, 8) maps of the item columns of noised scenes."""
-    model = policy.model
-    assert isinstance(model, DiffusionModel)  # whose autoencoder is at hand
-    vae = model.pipe.vae
-    x0 = vae.encode(to_model(images)).latent_dist.mean * vae.config.scaling_factor
-    t = policy.sampler.timesteps[step]
-    signal = model.pipe.scheduler.alphas_cumprod[t]
-    x = signal.sqrt() * x0 + (1 - signal).sqrt() * torch.randn_like(x0)
-    columns = [
-        [c for spans in item for c in spans[0]]
-        for item in (tuple(model.columns(p)) for p in as_prompts(texts))
-    ]
-    record = Record(model.layers.names["first_up"], torch.tensor(columns), first_row=len(texts))
+def maps_of(
+    policy: Policy,
+    texts: list[str],
+    images: np.ndarray,
+    step: int,
+    layers: frozenset[int] | None = None,
+) -> Tensor:
+    """(N, I, 8, 8) maps of the items of noised scenes. layers: None for `mask_layers`."""
+    model, prompts = policy.model, as_prompts(texts)
+    x0 = encoded(policy, images)
+    x, _ = policy.sampler.noised(x0, torch.randn_like(x0), torch.full((len(x0),), step))
+    columns, groups = pack([model.columns(prompt) for prompt in prompts])
+    record = Record(
+        mask_layers(policy) if layers is None else layers,
+        columns,
+        first_row=len(texts),
+        keys=model.map_keys(texts),
+    )
     _, maps = policy.predict(x, step, model.encode(texts), AttentionControl(record))
     assert maps is not None
-    return maps
+    return torch.stack([item_maps(own, group) for own, group in zip(maps, groups, strict=True)])
 
 
 def collect(policy: Policy, template: int, scenes: int) -> Maps:
@@ -104,7 +113,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=24, help="batches of 16 scenes per template")
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
     args = parser.parse_args()
-    policy = load_policy(args.weights, args.guidance)
+    policy = load_policy(args.weights / "diffusion", args.guidance)
     torch.manual_seed(SEED)
     overlaps, every = {}, dict[str, list[float]]()
     for template in TEMPLATES:

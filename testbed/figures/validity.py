@@ -4,7 +4,7 @@ Pairs of one prompt of which the judge accepts exactly one are fused with the fu
 layers, at all steps (keys and values of every token come from the reference). The target should
 then be right exactly when its reference is.
 
-    python -m testbed.figures.validity [--images 4] [--pairs 64]
+    python -m testbed.figures.validity [--model testbed/weights/diffusion] [--images 4] [--pairs 64]
 """
 
 from __future__ import annotations
@@ -12,54 +12,31 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
 from dfusion.method.fusion import FusionPlan, Source, fuse
-from dfusion.method.prompts import Prompt, join
-from dfusion.method.sampling import Policy, Trajectory, sample
-from dfusion.models.loading import load_model
-from dfusion.settings.schema import Pretrained
-from testbed.figures.evaluate import ETA, GUIDANCE, STEPS, WEIGHTS
+from dfusion.method.prompts import Prompt
+from dfusion.method.sampling import Policy, Trajectory
+from testbed.figures.outcomes import outcomes
+from testbed.figures.policy import (
+    BATCH,
+    GUIDANCE,
+    SEED,
+    STEPS,
+    WEIGHTS,
+    as_prompts,
+    load_policy,
+    pictures,
+    sample_all,
+)
 from testbed.models.judge import Judge
-from testbed.training.clock import Clock
 from testbed.world.prompt_lists import split
-from testbed.world.words import TEMPLATES, item_positions
-
-BATCH = 16
-SEED = 2024
-
-
-def load_policy(weights: Path, guidance: float, seed: int = SEED) -> Policy:
-    settings = Pretrained(model=str(weights / "diffusion"))
-    model = load_model(settings, "cpu", torch.float32)
-    return Policy(model, model.sampler(STEPS, ETA), guidance, seed, 0)
-
-
-def as_prompts(texts: list[str]) -> tuple[Prompt, ...]:
-    return join(texts, {text: item_positions(text) for text in texts}, None)
-
-
-def sample_all(policy: Policy, prompts: list[Prompt]) -> list[Trajectory]:
-    """Trajectory i is sample i of the round."""
-    layers = policy.model.layers.names["first_up"]
-    trajectories: list[Trajectory] = []
-    clock = Clock(len(prompts))
-    for start in range(0, len(prompts), BATCH):
-        part = prompts[start : start + BATCH]
-        trajectories += sample(policy, range(start, start + len(part)), part, layers)
-        clock.tick(len(trajectories))
-    return trajectories
-
-
-def pictures(policy: Policy, latents: list[Tensor]) -> np.ndarray:
-    """uint8 (N, 64, 64, 3) of final latents (4, 16, 16)."""
-    parts = torch.stack(latents).split(50)
-    return torch.cat([policy.model.decode(part) for part in parts]).numpy()
+from testbed.world.words import TEMPLATES
 
 
 def differing_pairs(prompts: list[Prompt], right: Tensor, limit: int) -> list[tuple[int, int]]:
@@ -72,35 +49,55 @@ def differing_pairs(prompts: list[Prompt], right: Tensor, limit: int) -> list[tu
     return [pairs[k] if n % 2 == 0 else pairs[k][::-1] for n, k in enumerate(order)]
 
 
-def fuse_fully(
-    policy: Policy,
-    prompts: list[Prompt],
-    trajectories: list[Trajectory],
-    pairs: list[tuple[int, int]],
-) -> list[Tensor]:
-    """Final latents of the targets."""
-    everything = frozenset(range(len(policy.model.layers.blocks)))
-    plan = FusionPlan(everything, frozenset(range(1, STEPS + 1)), masked=False)
-    sources = [Source(b, prompts[b], trajectories[b], trajectories[r]) for b, r in pairs]
-    batches = [sources[i : i + BATCH] for i in range(0, len(sources), BATCH)]
-    return [target.latents[-1] for batch in batches for target in fuse(policy, plan, batch)]
+@dataclass(frozen=True)
+class Pool:
+    """Samples of one template's prompts, and pairs (base, reference) of which one is right."""
+
+    prompts: list[Prompt]
+    trajectories: list[Trajectory]
+    images: np.ndarray  # uint8 (N, 64, 64, 3)
+    right: Tensor  # (N,) bool
+    pairs: list[tuple[int, int]]
+
+    @property
+    def texts(self) -> list[str]:
+        return [prompt.text for prompt in self.prompts]
 
 
-def check(
-    policy: Policy, judge: Judge, template: int, images: int, limit: int, sheet: Path | None
-) -> dict[str, float]:
-    """Figures of one template; the sheet shows references, bases and targets in three rows."""
+def differing(policy: Policy, judge: Judge, template: int, images: int, limit: int) -> Pool:
+    """Sample all prompts of a template, `images` of each, and pair them."""
     texts = [text for part in split(template) for text in part]
     prompts = [prompt for prompt in as_prompts(texts) for _ in range(images)]
     trajectories = sample_all(policy, prompts)
     own = pictures(policy, [t.latents[-1] for t in trajectories])
     right = judge.satisfied(own, [p.text for p in prompts])
     pairs = differing_pairs(prompts, right, limit)
-    fused = pictures(policy, fuse_fully(policy, prompts, trajectories, pairs))
-    verdict = judge.satisfied(fused, [prompts[b].text for b, _ in pairs])
-    references = right[[r for _, r in pairs]]
-    follows = verdict == references
-    base, reference = (own[[pair[k] for pair in pairs]] for k in (0, 1))
+    return Pool(prompts, trajectories, own, right, pairs)
+
+
+def fuse_fully(policy: Policy, pool: Pool, layers: frozenset[int]) -> np.ndarray:
+    """Images of the targets, fused with the full mask in these layers at all steps."""
+    plan = FusionPlan(layers, frozenset(range(1, STEPS + 1)), masked=False)
+    made = pool.trajectories
+    sources = [Source(b, pool.prompts[b], made[b], made[r]) for b, r in pool.pairs]
+    batches = [sources[i : i + BATCH] for i in range(0, len(sources), BATCH)]
+    targets = [target for batch in batches for target in fuse(policy, plan, batch)]
+    return pictures(policy, [target.latents[-1] for target in targets])
+
+
+def follow(judge: Judge, pool: Pool, targets: np.ndarray) -> Tensor:
+    """(P,) bool: is the target right exactly when its reference is?"""
+    verdict = judge.satisfied(targets, [pool.texts[b] for b, _ in pool.pairs])
+    return verdict == pool.right[[r for _, r in pool.pairs]]
+
+
+def check(policy: Policy, judge: Judge, pool: Pool, sheet: Path | None) -> dict[str, float]:
+    """Figures of one template; the sheet shows references, bases and targets in three rows."""
+    shown = outcomes(judge, pool.images, pool.texts)
+    fused = fuse_fully(policy, pool, policy.model.layers.parse("all"))
+    follows = follow(judge, pool, fused)
+    base, reference = (pool.images[[pair[k] for pair in pool.pairs]] for k in (0, 1))
+    references = pool.right[[r for _, r in pool.pairs]]
     if sheet is not None:
         rows = [np.concatenate(list(a[:16]), axis=1) for a in (reference, base, fused)]
         Image.fromarray(np.concatenate(rows)).save(sheet)
@@ -109,9 +106,10 @@ def check(
         return float(((a.astype(float) - b) / 127.5).__pow__(2).mean())
 
     return {
-        "pictures": len(prompts),
-        "satisfied": round(right.float().mean().item(), 4),
-        "pairs": len(pairs),
+        "pictures": len(pool.images),
+        "satisfied": round(pool.right.float().mean().item(), 4),
+        **{name: shares["all"] for name, shares in shown.items() if name != "right"},
+        "pairs": len(pool.pairs),
         "follow": round(follows.float().mean().item(), 4),
         "follow_right_reference": round(follows[references].float().mean().item(), 4),
         "follow_wrong_reference": round(follows[~references].float().mean().item(), 4),
@@ -123,21 +121,23 @@ def check(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument("--model", type=Path, help="a pipeline folder; default: the weights' UNet")
+    parser.add_argument("--out", type=Path, help="default: validity.json beside the model")
     parser.add_argument("--images", type=int, default=4, help="pictures of each prompt")
     parser.add_argument("--pairs", type=int, default=64, help="at most, per template")
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
     parser.add_argument("--sheets", type=Path, help="folder for pictures")
     args = parser.parse_args()
-    policy = load_policy(args.weights, args.guidance)
+    model = args.model or args.weights / "diffusion"
+    policy = load_policy(model, args.guidance)
     judge = Judge.load(args.weights / "judge" / "model.safetensors")
     result = {}
     for template in TEMPLATES:
         sheet = args.sheets / f"validity{template}.png" if args.sheets else None
-        result[f"template{template}"] = check(
-            policy, judge, template, args.images, args.pairs, sheet
-        )
+        pool = differing(policy, judge, template, args.images, args.pairs)
+        result[f"template{template}"] = check(policy, judge, pool, sheet)
         print(json.dumps(result, indent=2), flush=True)
-    path = args.weights / "validity.json"
+    path = args.out or model.parent / "validity.json"
     path.write_text(json.dumps({"guidance": args.guidance, **result}, indent=2) + "\n")
 
 

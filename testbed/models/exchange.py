@@ -16,29 +16,31 @@ from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
-LATE = 0.4  # share of batches in which only mid and up blocks exchange
+LATE = 0.4  # share of batches in which early blocks (of the UNet: down) do not exchange
 FULL, NONE = 500, 50  # the other scene's weight is up to 1 above time FULL, 0 below NONE
 
 
 @dataclass
 class Plan:
-    """Rows to take keys and values from, and whether the down blocks do so too.
+    """Rows to take keys and values from, and whether early blocks do so too.
 
-    columns: (B, I) token columns of the items. maps: filled by each cross-attention of the first
-    up block with their probabilities (B, tokens, I), mean over heads.
+    columns: (B, I, J) text tokens of the items. keys: (B, L) bool, the prompts' own tokens, among
+    which joint attention's maps share attention out. maps: filled by each recording layer with the
+    items' probabilities (B, tokens, I), mean over heads and J.
     """
 
     source: Tensor | None = None
-    down: bool = True
+    early: bool = True
     columns: Tensor | None = None
+    keys: Tensor | None = None
     maps: list[Tensor] = field(default_factory=list)
 
 
 class Processor:
     """Stock self- and cross-attention, with self-attention K and V taken from `plan.source`."""
 
-    def __init__(self, plan: Plan, down: bool, record: bool) -> None:
-        self.plan, self.down, self.record = plan, down, record
+    def __init__(self, plan: Plan, early: bool, record: bool) -> None:
+        self.plan, self.early, self.record = plan, early, record
 
     def __call__(
         self,
@@ -49,8 +51,8 @@ class Processor:
     ) -> Tensor:
         context = encoder_hidden_states if encoder_hidden_states is not None else hidden_states
         query, key, value = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
-        source, down = self.plan.source, self.plan.down or not self.down
-        if encoder_hidden_states is None and source is not None and down:
+        source, exchange = self.plan.source, self.plan.early or not self.early
+        if encoder_hidden_states is None and source is not None and exchange:
             key, value = key[source], value[source]
         query, key, value = (
             x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value)
@@ -58,10 +60,15 @@ class Processor:
         # Explicit: on CPUs the fused kernel's backward pass takes three times as long in bfloat16.
         attention = (query @ key.transpose(-1, -2) * attn.scale).softmax(-1, torch.float32)
         if self.record and self.plan.columns is not None:
-            columns = self.plan.columns[:, None].expand(-1, attention.shape[2], -1)
-            self.plan.maps.append(attention.mean(1).gather(2, columns))
+            self.plan.maps.append(item_maps(attention.mean(1), self.plan.columns))
         out = (attention.to(value.dtype) @ value).transpose(1, 2).flatten(2)
         return attn.to_out[0](out)
+
+
+def item_maps(attention: Tensor, columns: Tensor) -> Tensor:
+    """(B, tokens, I) of attention (B, tokens, L) at columns (B, I, J), mean over J."""
+    index = columns.flatten(1)[:, None].expand(-1, attention.shape[1], -1)
+    return attention.gather(2, index).unflatten(2, columns.shape[1:]).mean(3)
 
 
 def hosts(rows: int, guests: int) -> Tensor:

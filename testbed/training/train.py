@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from testbed.figures.evaluate import WEIGHTS
+from testbed.figures.policy import WEIGHTS
 
 SEEDS = {"pool": 1, "pool_judge": 3, "pool_scorer": 4, "pool_second": 5}
 COUNTS = {"pool": 40000, "pool_judge": 16000, "pool_scorer": 16000, "pool_second": 16000}
@@ -21,31 +21,35 @@ def commands(work: Path, weights: Path) -> dict[str, list[list[str]]]:
     """Stage name to the commands that it runs, in order."""
 
     def pool(name: str) -> list[str]:
-        return ["pool", "--seed", str(SEEDS[name]), "--count", str(COUNTS[name]),
+        return ["world.pool", "--seed", str(SEEDS[name]), "--count", str(COUNTS[name]),
                 "--out", f"{work}/{name}.npz"]  # fmt: skip
 
     vae = ["--vae", f"{work}/vae"]
+    denoiser = ["training.diffusion", "--pool", f"{work}/pool.npz", *vae,
+                "--regions", f"{work}/regions.safetensors"]  # fmt: skip
 
     def reader(name: str, out: Path) -> list[str]:
-        return [f"train_{name}", "--pool", f"{work}/pool_{name}.npz", *vae, "--out", str(out)]
+        return [f"training.{name}", "--pool", f"{work}/pool_{name}.npz", *vae, "--out", str(out)]
 
     return {
         "scenes": [
             *(pool(name) for name in SEEDS),
-            ["regions", "--seed", str(SEEDS["pool"]), "--count", "20000",
+            ["world.regions", "--seed", str(SEEDS["pool"]), "--count", "20000",
              "--out", f"{work}/regions.safetensors"],
         ],
-        "vae": [["train_vae", "--pool", f"{work}/pool.npz", "--out", f"{work}/vae"]],
-        "diffusion": [["train_diffusion", "--pool", f"{work}/pool.npz", *vae,
-                       "--regions", f"{work}/regions.safetensors", "--work", str(work),
-                       "--out", f"{weights}/diffusion"]],
+        "vae": [["training.vae", "--pool", f"{work}/pool.npz", "--out", f"{work}/vae"]],
+        "diffusion": [[*denoiser, "--work", str(work), "--out", f"{weights}/diffusion"]],
+        "sd3": [[*denoiser, "--model", "sd3", "--start", f"{weights}/diffusion",
+                 "--latents", f"{work}/latents.safetensors", "--work", f"{work}/sd3",
+                 "--out", f"{weights}/sd3"]],
         "judge": [reader("judge", weights / "judge" / "model.safetensors")],
         "scorer": [reader("scorer", weights / "scorer")],
-        "second": [["train_scorer", "--model", "second", "--pool", f"{work}/pool_second.npz", *vae,
-                    "--epochs", "15", "--seed", "5", "--out", f"{weights}/second"]],
-        "prompts": [["prompt_lists"], ["thresholds", "--weights", str(weights)]],
-        "figures": [["evaluate", "--weights", str(weights)],
-                    ["validity", "--weights", str(weights)]],
+        "second": [["training.scorer", "--model", "second", *vae,
+                    "--pool", f"{work}/pool_second.npz", "--epochs", "15", "--seed", "5",
+                    "--out", f"{weights}/second"]],
+        "prompts": [["world.prompt_lists"], ["figures.thresholds", "--weights", str(weights)]],
+        "figures": [["figures.evaluate", "--weights", str(weights)],
+                    ["figures.validity", "--weights", str(weights)]],
     }  # fmt: skip
 
 

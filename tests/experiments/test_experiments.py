@@ -8,10 +8,14 @@ import pytest
 import torch
 from scipy import stats
 
+from dfusion.settings.presets import PRESETS
+from diffusers_patched import LayerTable, SD3Transformer2DModel
 from experiments.measures.intervals import gain, over_groups, over_seeds
 from experiments.measures.measure import diversity
-from experiments.pairs import mask_quality
+from experiments.pairs import blocks, fusion_grid, mask_quality, steps_layers
 from experiments.runs import alignment_plot, generalisation, parts, side_by_side
+from testbed.models.exchange_joint import POINTING
+from testbed.models.sd3 import CONFIG
 
 
 def test_gain_is_the_paired_normal_interval() -> None:
@@ -49,6 +53,38 @@ def test_overlap_of_masks_by_hand() -> None:
         "recall": pytest.approx((1 / 2 + 1 + 0) / 3, abs=1e-4),
         "coverage": pytest.approx((1 + 4 + 0) / 12, abs=1e-4),
     }
+
+
+@pytest.fixture(scope="module")
+def transformer() -> LayerTable:
+    """The layers of the testbed's transformer."""
+    with torch.device("meta"):
+        return SD3Transformer2DModel(**CONFIG).layer_table((16, 16))
+
+
+def test_the_grid_names_layers_of_each_model(transformer: LayerTable) -> None:
+    for cell in fusion_grid.grid_cells("testbed_sd3"):
+        assert transformer.parse(cell.layers)
+        assert cell.threshold != "file"  # Otsu's or a number: there are no files for this model
+    cells = fusion_grid.grid_cells("testbed")
+    own = [c for c in cells if (c.merge, c.threshold) == ("xor", "file")]
+    assert {c.layers for c in own} == {"mid", "up", "mid,up", "all"} and len(own) == 12
+    settings = PRESETS["testbed_sd3"]()
+    assert transformer.parse(settings.mask.layers) == {*POINTING}
+
+
+def test_fig_9_has_a_row_for_each_block_of_a_transformer(transformer: LayerTable) -> None:
+    rows = steps_layers.rows(transformer)
+    singles = [layers for layers in rows.values() if len(layers) == 1]
+    assert singles == [frozenset({n}) for n in range(6)]
+    assert rows["late third"] == {4, 5} and rows["all"] == set(range(6))
+
+
+def test_sets_of_blocks() -> None:
+    sets = blocks.block_sets(3)
+    assert sets["all but one"]["1"] == {0, 2}
+    assert sets["the first ones"]["0-1"] == {0, 1}
+    assert sets["the last ones"]["1-2"] == {1, 2}
 
 
 def test_figures_by_step_leave_out_what_is_not_known() -> None:

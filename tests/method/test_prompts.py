@@ -4,7 +4,7 @@ import pytest
 
 from dfusion.errors import UserError
 from dfusion.method.prompts import Item, Prompt, item_columns, join, occurrences
-from dfusion.method.sampling import _pack
+from dfusion.method.sampling import pack
 from dfusion.models.diffusion_model import DiffusionModel
 
 
@@ -78,6 +78,6 @@ def test_join() -> None:
 
 
 def test_batches_of_different_items_are_padded() -> None:
-    packed, groups = _pack([[[[1]], [[3, 4]]], [[[2], [5]]]])
+    packed, groups = pack([[[[1]], [[3, 4]]], [[[2], [5]]]])
     assert packed.tolist() == [[1, 3, 4], [2, 5, -1]]
     assert groups == [[[[0]], [[1, 2]]], [[[0], [1]]]]

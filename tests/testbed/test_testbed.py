@@ -13,8 +13,8 @@ from diffusers import StableDiffusionPipeline
 from testbed.figures.evaluate import Scorer, scores_of, wrong_prompts
 from testbed.models.judge import Judge
 from testbed.models.unet import CONFIG, stock_state
-from testbed.training.diffusion import Model
 from testbed.training.scorer import MODELS
+from testbed.training.stable_diffusion import StableDiffusion
 from testbed.world.confusion import CONFUSED, Confusion
 from testbed.world.drawing import RGB
 from testbed.world.pool import draw
@@ -169,7 +169,7 @@ def test_each_word_is_one_token(tmp_path: Path) -> None:
 
 
 def test_training_form_equals_stock_network(tmp_path: Path) -> None:
-    model = Model(write_tokenizer(tmp_path))
+    model = StableDiffusion(write_tokenizer(tmp_path))
     stock = type(model.unet)(**CONFIG)
     stock.load_state_dict(stock_state(model.unet.state_dict(), model.thinned))
     x, context = torch.randn(2, 4, 16, 16), torch.randn(2, 16, 128)
