@@ -16,6 +16,8 @@ from testbed.figures.policy import WEIGHTS
 SEEDS = {"pool": 1, "pool_judge": 3, "pool_scorer": 4, "pool_second": 5}
 COUNTS = {"pool": 40000, "pool_judge": 16000, "pool_scorer": 16000, "pool_second": 16000}
 
+EXTRA = ("sd3",)  # not among "all"
+
 
 def commands(work: Path, weights: Path) -> dict[str, list[list[str]]]:
     """Stage name to the commands that it runs, in order."""
@@ -61,7 +63,8 @@ def main() -> None:
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     stages = commands(args.work, args.weights)
-    for stage in stages if args.stage == "all" else [args.stage]:
+    every = [stage for stage in stages if stage not in EXTRA]
+    for stage in every if args.stage == "all" else [args.stage]:
         for module, *flags in stages[stage]:
             print(f"== {stage}: {module} {' '.join(flags)}", flush=True)
             subprocess.run([sys.executable, "-m", f"testbed.{module}", *flags], check=True)
