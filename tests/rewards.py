@@ -1,5 +1,6 @@
 """A reward of one's own, as `--config.eval.reward tests.rewards:redness` plugs it in."""
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,3 +36,11 @@ class Redness:
 
     def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
         return redness(images, prompts)
+
+
+class Slow(Redness):
+    """Takes at least 0.01 s for a call."""
+
+    def __call__(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> np.ndarray:
+        time.sleep(0.01)
+        return super().__call__(images, prompts)

@@ -7,8 +7,8 @@ extrapolated from a few calls with the run's batch shapes, with LoRA attached as
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
@@ -22,13 +22,13 @@ from dfusion.models.devices import pick_device, pick_dtype, quiet_libraries
 from dfusion.models.diffusion_model import DiffusionModel
 from dfusion.models.loading import load_model
 from dfusion.models.numerics import set_numerics
-from dfusion.models.plan import plan_of
+from dfusion.models.plan import plan_of, sampler_of
 from dfusion.models.trainable import tune
 from dfusion.progress import clock
-from dfusion.rewards.registry import load_reward
+from dfusion.rewards.registry import check_rewards, load_reward, watch_of
 from dfusion.settings.check import check
 from dfusion.settings.prompt_files import load_prompts
-from dfusion.settings.schema import Settings
+from dfusion.settings.schema import Eval, Settings
 from dfusion.settings.steps import first_fused, fused_indices
 from dfusion.training import optimiser
 from dfusion.training.metrics import peak_memory
@@ -68,7 +68,7 @@ class Sizes:
 class Estimate:
     """evaluations, seconds: of the whole run, by stage. times: what was measured.
 
-    memory_gib: peak memory. disk_gib: states on disk.
+    memory_gib: peak memory. disk_gib: states on disk. noisy: see `evaluations`.
     """
 
     evaluations: dict[str, float]
@@ -76,6 +76,7 @@ class Estimate:
     memory_gib: float
     disk_gib: float
     times: "Times"
+    noisy: list[bool]
 
     @property
     def hours(self) -> float:
@@ -97,11 +98,14 @@ class Estimate:
         )
 
 
-def evaluations(settings: Settings, prompts: int, adopted: float = 1.0) -> dict[str, float]:
+def evaluations(
+    settings: Settings, prompts: int, adopted: float = 1.0, noisy: Sequence[bool] | None = None
+) -> dict[str, float]:
     """UNet evaluations of all rounds of run_train.py, by stage.
 
     prompts: their number. adopted: share of targets that pass Eq. 7. The fewer pass, the longer DPO
-    trains, because a reference shares no steps with its base.
+    trains, because a reference shares no steps with its base. noisy: which of the model's steps
+    have noise; None for DDIM's, all of which have it unless the settings say otherwise.
     """
     sizes, train = Sizes.of(settings, prompts), settings.train
     targets = sizes.pairs if train.pairs != "naive" else 0
@@ -114,15 +118,23 @@ def evaluations(settings: Settings, prompts: int, adopted: float = 1.0) -> dict[
         "sampling": float(sizes.rounds * sizes.images * sizes.steps),
         "fusing": float(sizes.rounds * targets * (walked + beside)),
         "inverting": sizes.rounds * kept * sizes.steps * rows * (train.pairs == "inversion"),
-        "training": sizes.rounds * _training(settings, sizes, kept),
+        "training": sizes.rounds * _training(settings, sizes, kept, noisy or _noisy(settings)),
         "comparing": float(_comparisons(settings) * shown),
     }
 
 
-def _training(settings: Settings, sizes: Sizes, kept: float) -> float:
+def _noisy(settings: Settings) -> list[bool]:
+    """The steps of DDIM that have noise."""
+    steps = settings.sample.num_steps
+    fused = fused_indices(settings.fusion.steps, steps)
+    return [settings.sample.noise == "all" or i in fused for i in range(steps)]
+
+
+def _training(settings: Settings, sizes: Sizes, kept: float, noisy: Sequence[bool]) -> float:
     """Evaluations of one round's training. kept: number of pairs with an adopted target."""
     train, objective = settings.train, objective_of(settings.train)
-    weighed = [objective.step_weights.weighs(i, sizes.steps) for i in range(sizes.steps)]
+    weighs = objective.step_weights.weighs
+    weighed = [(n or objective.forward) and weighs(i, sizes.steps) for i, n in enumerate(noisy)]
     whole = sum(weighed)
     parted = sum(weighed[sizes.first :]) if train.pairs != "inversion" else whole
     begins_later = objective.pairwise or (
@@ -141,7 +153,7 @@ def _training(settings: Settings, sizes: Sizes, kept: float) -> float:
     # The check of the sampler, and the norm of the predicted noise beside the initial model's.
     looked_at = 1 + 2 * (train.tune == "lora" or objective.needs_initial)
     rows = 0.5 if objective.forward and settings.sample.cfg else 1.0  # which uses no guidance
-    return 2 * (rows * steps * passes + looked_at * min(CHECKED, sizes.pairs * sizes.steps))
+    return 2 * (rows * steps * passes + looked_at * min(CHECKED, sizes.pairs * sum(noisy)))
 
 
 def _comparisons(settings: Settings) -> int:
@@ -152,20 +164,31 @@ def _comparisons(settings: Settings) -> int:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds per evaluation (plain, in a fused call, in training) or per image (the others)."""
+    """Seconds per evaluation (plain, in a fused call, in training) or per image (the others).
+
+    watching: of --config.eval.watch's score.
+    """
 
     plain: float
     fused: float
     trained: float
     decoding: float
     scoring: float
+    watching: float = 0.0
 
 
 def seconds(
-    settings: Settings, prompts: int, times: Times, adopted: float = 1.0
+    settings: Settings,
+    prompts: int,
+    times: Times,
+    adopted: float = 1.0,
+    noisy: Sequence[bool] | None = None,
 ) -> dict[str, float]:
-    """Seconds of all rounds of run_train.py, by stage, on a machine with these times."""
-    counts, sizes = evaluations(settings, prompts, adopted), Sizes.of(settings, prompts)
+    """Seconds of all rounds of run_train.py, by stage, on a machine with these times.
+
+    The watch scores no targets. The other arguments are those of `evaluations`.
+    """
+    counts, sizes = evaluations(settings, prompts, adopted, noisy), Sizes.of(settings, prompts)
     shown = _comparisons(settings) * prompts * settings.train.compare_images
     sampled = sizes.rounds * sizes.images
     by_attention = settings.fusion.kind == "attention"
@@ -177,7 +200,7 @@ def seconds(
         "inverting": counts["inverting"] * times.plain,
         "training": counts["training"] * times.trained,
         "comparing": counts["comparing"] * times.plain + shown * times.decoding,
-        "scoring": (sampled + fused + shown) * times.scoring,
+        "scoring": (sampled + fused + shown) * times.scoring + (sampled + shown) * times.watching,
     }
 
 
@@ -187,6 +210,7 @@ def estimate(settings: Settings, adopted: float = 1.0) -> Estimate:
     Raises UserError for bad input.
     """
     check(settings)
+    check_rewards(replace(settings.eval, in_process=True))
     prompts = len(load_prompts(settings))
     device = pick_device(settings.device, settings.dev_id)
     quiet_libraries()
@@ -197,13 +221,15 @@ def estimate(settings: Settings, adopted: float = 1.0) -> Estimate:
         model.compile()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
+    noisy = sampler_of(settings, model).trainable.tolist()
     times = measure(settings, model)
     return Estimate(
-        evaluations(settings, prompts, adopted),
-        seconds(settings, prompts, times, adopted),
+        evaluations(settings, prompts, adopted, noisy),
+        seconds(settings, prompts, times, adopted, noisy),
         peak_memory(),
         disk_gib(settings, prompts, model.latent_shape),
         times,
+        noisy,
     )
 
 
@@ -213,12 +239,14 @@ def measure(settings: Settings, model: DiffusionModel) -> Times:
     train = _training_call(settings, model)  # before the others: it attaches LoRA
     batch, pairs = _in_a_call(settings), guess(settings.fusion.batch_size)
     latents = torch.zeros(batch, *model.latent_shape)
+    watch = watch_of(settings.eval)
     return Times(
         plain=_timed(lambda: _sampling_call(settings, model, mask_layers)) / batch,
         fused=_timed(lambda: _fused_call(settings, model, plan, mask_layers)) / (2 * pairs),
         trained=_timed(train) / (4 * guess(settings.train.batch_size)),
         decoding=_timed(lambda: model.decode(latents)) / batch,
-        scoring=_scoring(settings, model),
+        scoring=_scoring(settings.eval, settings.prompt, model),
+        watching=_scoring(watch, settings.prompt, model) if watch else 0.0,
     )
 
 
@@ -289,11 +317,11 @@ def _training_call(settings: Settings, model: DiffusionModel) -> Callable[[], No
     return work
 
 
-def _scoring(settings: Settings, model: DiffusionModel) -> float:
-    """Seconds of one image's score."""
-    reward, batch = load_reward(settings.eval, model.device), settings.eval.batch_size
+def _scoring(by: Eval, prompt: str, model: DiffusionModel) -> float:
+    """Seconds of one image's score. by: names the reward."""
+    reward, batch = load_reward(by, model.device), by.batch_size
     pixels = model.decode(torch.zeros(1, *model.latent_shape))[0].numpy()
-    images, texts = [Image.fromarray(pixels)] * batch, [settings.prompt] * batch
+    images, texts = [Image.fromarray(pixels)] * batch, [prompt] * batch
     return _timed(lambda: reward(images, texts)) / batch
 
 
@@ -315,7 +343,7 @@ def announce(settings: Settings) -> Estimate:
     """Estimate a run and print it."""
     found = estimate(settings)
     prompts = len(load_prompts(settings))
-    most = sum(evaluations(settings, prompts, adopted=0.0).values())
+    most = sum(evaluations(settings, prompts, 0.0, found.noisy).values())
     rounds = Sizes.of(settings, prompts).rounds
     print(f"rounds {rounds}, prompts {prompts}, every target adopted:\n{found}")
     least = sum(found.evaluations.values())

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.counter import counting
+from dfusion.errors import UserError
 from dfusion.rounds.session import open_session
 from dfusion.settings.schema import Settings
-from dfusion.training.estimate import announce, disk_gib, estimate, evaluations
+from dfusion.training.estimate import Times, announce, disk_gib, estimate, evaluations, seconds
 from dfusion.training.trainer import Trainer
+from tests.tiny import make_sd3
 
 
 def plain(settings: Settings) -> None:
@@ -54,6 +56,12 @@ def half_of_the_steps(settings: Settings) -> None:
     settings.train.timestep_fraction = 0.5
 
 
+def noise_where_fused(settings: Settings) -> None:
+    """DDPO would train on the first step, too, had it noise."""
+    settings.pair.adoption, settings.train.method = "all", "ddpo"
+    settings.sample.noise = "fused"
+
+
 def branched(settings: Settings) -> None:
     settings.pair.adoption, settings.fusion.kind = "all", "branch"
 
@@ -72,6 +80,7 @@ def on_images(settings: Settings) -> None:
 
 CASES = [
     on_images,
+    noise_where_fused,
     branched,
     renoised,
     half_of_the_steps,
@@ -90,14 +99,36 @@ def test_evaluations_are_those_of_a_real_run(
     settings: Settings, change: Callable[[Settings], None]
 ) -> None:
     change(settings)
+    ends_as_estimated(settings)
+
+
+@pytest.mark.parametrize("method", ["ddpo", "diffusion_dpo"])
+def test_a_flow_models_last_step_has_no_noise_to_train_on(
+    settings: Settings, tmp_path: Path, method: str
+) -> None:
+    """A loss on noised images needs none."""
+    make_sd3(tmp_path).save_pretrained(tmp_path / "model")
+    settings.pretrained.model = str(tmp_path / "model")
+    settings.mask.layers, settings.fusion.layers, settings.train.method = "0", "all", method
+    settings.pair.adoption = "all"
+    found = ends_as_estimated(settings)
+    assert method != "ddpo" or estimate(settings).evaluations == found
+
+
+def ends_as_estimated(settings: Settings) -> dict[str, float]:
+    """A real run's UNet evaluations are the estimate's, which is returned."""
     trainer = Trainer(open_session(settings))
     with counting(trainer.session.model.network, settings.sample.cfg) as count:
         trainer.run()
     rounds = range(settings.train.begin_epoch, settings.train.num_epochs)
     fused = [trainer.data(number).fused for number in rounds]
     adopted = sum(map(sum, fused)) / sum(map(len, fused))
-    found = evaluations(settings, prompts=2, adopted=adopted)
+    noisy = trainer.session.sampler.trainable.tolist()
+    found = evaluations(settings, prompts=2, adopted=adopted, noisy=noisy)
     assert sum(found.values()) == pytest.approx(count.total)
+    if trainer.session.model.sampling == "DDIM":
+        assert evaluations(settings, prompts=2, adopted=adopted) == found
+    return found
 
 
 def test_paper_preset() -> None:
@@ -120,6 +151,19 @@ def test_states_of_the_papers_run_on_disk(keep: str, gigabytes: float) -> None:
     settings = Settings(keep_trajectories=keep)
     settings.train.num_epochs = 40
     assert disk_gib(settings, 40, (4, 64, 64)) * 2**30 / 1e9 == pytest.approx(gigabytes, abs=0.05)
+
+
+def test_a_watch_is_timed_and_scores_no_targets(settings: Settings) -> None:
+    """2 rounds of 8 samples and 4 targets, and two comparisons of 2 images."""
+    settings.train.num_epochs = 2
+    times = Times(plain=0, fused=0, trained=0, decoding=0, scoring=1.0, watching=100.0)
+    assert seconds(settings, 2, times)["scoring"] == (2 * (8 + 4) + 2 * 2) + 100 * (2 * 8 + 2 * 2)
+    settings.eval.watch = "tests.rewards:Slow"
+    timed = estimate(settings).times
+    assert timed.watching > 0.01 / settings.eval.batch_size > timed.scoring > 0
+    settings.eval.watch = "tests.rewards:gone"
+    with pytest.raises(UserError, match="--config.eval.watch 'tests.rewards:gone'"):
+        estimate(settings)
 
 
 def test_estimate_measures_and_writes_nothing(
