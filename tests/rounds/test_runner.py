@@ -356,5 +356,7 @@ def test_a_pairing_rule_of_ones_own(settings: Settings) -> None:
         same = [p.base for p in pairs if p.prompt == pair.prompt]
         assert scores[pair.reference] >= max(scores[i] for i in same)
     settings.pair.rule, settings.exp_name = "tests.rules:absent", "other"
-    with pytest.raises(UserError, match="pair.rule 'tests.rules:absent'.*give halves, quarter, both_ways or"):
+    with pytest.raises(
+        UserError, match="pair.rule 'tests.rules:absent'.*give halves, quarter, both_ways or"
+    ):
         session.sample_rounds(settings)

@@ -420,7 +420,9 @@ def test_choices_are_those_of_the_modules_that_take_them() -> None:
 
 def test_a_name_of_your_own_is_imported_before_a_model_loads(settings: Settings) -> None:
     settings.pair.rule = "tests.rules:absent"
-    with pytest.raises(UserError, match="pair.rule 'tests.rules:absent'.*give halves, quarter, both_ways or"):
+    with pytest.raises(
+        UserError, match="pair.rule 'tests.rules:absent'.*give halves, quarter, both_ways or"
+    ):
         check_sampling(settings)
     settings.pair.rule, settings.train.method = "tests.rules:reddest", "tests.losses:Absent"
     check_sampling(settings)
