@@ -34,25 +34,23 @@ from experiments.runs import alignment, generalisation, sweep
 class Curve:
     """A line of Fig. 5, 7 or 11. brief: rounds in the testbed's night; None: all, on every seed."""
 
-    method: str
-    pairs: str
+    recipe: str
     template: int = 1
     brief: int | None = 2
 
     def flags(self, seed: int) -> list[str]:
         return [
-            f"--method={self.method}",
-            f"--pairs={self.pairs}",
+            f"--recipe={self.recipe}",
             f"--template={self.template}",
             f"--seed={seed}",
         ]
 
 
 CURVES = [
-    *(Curve("dpo", pairs, brief=None) for pairs in ("naive", "dfusion")),
-    *(Curve("dpo", pairs, t) for t in (2, 3) for pairs in ("naive", "dfusion")),
-    *(Curve(method, pairs) for method in ("ddpo", "dpok") for pairs in ("naive", "dfusion")),
-    Curve("dpo", "inversion"),
+    *(Curve(f"dpo_{pairs}", brief=None) for pairs in ("naive", "dfusion")),
+    *(Curve(f"dpo_{pairs}", t) for t in (2, 3) for pairs in ("naive", "dfusion")),
+    *(Curve(f"{method}_{pairs}") for method in ("ddpo", "dpok") for pairs in ("naive", "dfusion")),
+    Curve("dpo_inversion"),
 ]
 RUN = "experiments.runs.alignment"
 # Ways in which each fuses its pair; both endpoints of the pair are walked.

@@ -1,7 +1,7 @@
 """One alignment run: train, then measure with the same noise before and after.
 
-    python -m experiments.runs.alignment --pairs naive --template 1 --seed 42
-    python -m experiments.runs.alignment --preset paper --pairs dfusion --template 1 --seed 42
+    python -m experiments.runs.alignment --recipe dpo_naive --template 1 --seed 42
+    python -m experiments.runs.alignment --preset paper --recipe dpo_dfusion --template 1 --seed 42
 
 The scorer's mean and, on the testbed, the judge's accuracy (the truth, which training never sees)
 are taken of each round's samples and of comparisons made with the same noise; and so are a second
@@ -24,13 +24,14 @@ from PIL import Image
 from dfusion.errors import UserError, ends_in_one_line
 from dfusion.rounds.session import changes, resolved
 from dfusion.settings.presets import PRESETS
-from dfusion.settings.schema import FREE, SETTINGS, Settings, flat
+from dfusion.settings.schema import FREE, Settings, flat
 from dfusion.settings.schema import settings_of as settings_from
 from dfusion.storage.experiment import Experiment, Round
 from dfusion.storage.files import read_json, write_bytes, write_json
 from dfusion.training.checkpoints import Checkpoints
 from dfusion.training.trainer import train_rounds
 from experiments.measures.measure import Meters, diversity
+from experiments.runs.recipes import RECIPES
 from experiments.runs.shared_start import source_of
 
 RESULTS = Path(__file__).parent.parent / "results"
@@ -60,7 +61,7 @@ def folder_of(settings: Settings) -> Path:
 
 def name_of(args: argparse.Namespace) -> str:
     """What tells a run from others where no --name does."""
-    return args.name or f"{args.method}_{args.pairs}_t{args.template}_s{args.seed}"
+    return args.name or f"{args.recipe}_t{args.template}_s{args.seed}"
 
 
 def prompts_file(preset: str, template: int, kind: str) -> Path:
@@ -70,7 +71,7 @@ def prompts_file(preset: str, template: int, kind: str) -> Path:
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
-    """The preset with this run's method, on a template's training prompts."""
+    """The preset with this run's recipe, on a template's training prompts."""
     settings, data = PRESETS[args.preset](), runs_of(args.preset)
     train, items, thresholds = (
         prompts_file(args.preset, args.template, kind)
@@ -86,15 +87,13 @@ def settings_of(args: argparse.Namespace) -> Settings:
     if args.precision:
         settings.mixed_precision = args.precision
     given = {
-        "method": args.method,
-        "pairs": args.pairs,
         "num_epochs": args.rounds,
         "compare_images": args.compare,
         "compare_every": args.compare_every,
     }
     chosen_flags = {k: v for k, v in given.items() if v is not None}
     settings.train = replace(settings.train, **chosen_flags)
-    for change in args.set:
+    for change in [*RECIPES[args.recipe].settings(args.preset), *args.set]:
         settings = with_setting(settings, change)
     return settings
 
@@ -232,9 +231,8 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--preset", default="testbed", choices=("testbed", "paper"))
     parser.add_argument("--model", help="a folder, file or hub id; default: the preset's")
-    parser.add_argument("--name", help="default: <method>_<pairs>_t<template>_s<seed>")
-    parser.add_argument("--method", default="dpo", choices=SETTINGS["train.method"].words)
-    parser.add_argument("--pairs", default="dfusion", choices=SETTINGS["train.pairs"].words)
+    parser.add_argument("--name", help="default: <recipe>_t<template>_s<seed>")
+    parser.add_argument("--recipe", default="dpo_dfusion", choices=RECIPES)
     parser.add_argument("--template", type=int, default=1, choices=(1, 2, 3))
     parser.add_argument(
         "--held-out", action="store_true", help="prompts that no comparison uses (testbed)"

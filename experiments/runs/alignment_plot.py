@@ -26,17 +26,9 @@ from matplotlib.axes import Axes
 
 from experiments.measures.intervals import gain, over_seeds, said
 from experiments.runs.alignment import RESULTS
+from experiments.runs.recipes import RECIPES
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; markers for print without colour.
-STYLES = {
-    "dpo_dfusion": ("DPO + D-Fusion", "#0072B2", "o", "-"),
-    "dpo_naive": ("naive DPO", "#E69F00", "s", "--"),
-    "ddpo_dfusion": ("DDPO + D-Fusion", "#009E73", "^", "-"),
-    "ddpo_naive": ("DDPO", "#56B4E9", "v", "--"),
-    "dpok_dfusion": ("DPOK + D-Fusion", "#CC79A7", "D", "-"),
-    "dpok_naive": ("DPOK", "#D55E00", "P", "--"),
-    "dpo_inversion": ("DPO, inverted trajectories", "#000000", "X", ":"),
-}
+STYLES = {name: (r.label, *r.style) for name, r in RECIPES.items() if r.style}
 MEASURES = {
     "scorer": "mean score (the reward)",
     "judge": "right, by the judge",
@@ -45,15 +37,15 @@ MEASURES = {
 EACH = {"scorer": "scores", "judge": "right", "second": "second_scores"}  # of every image
 Run = dict[str, Any]  # what a run's JSON holds
 Pair = tuple[Run, Run]  # with fused pairs, with naive pairs; equal seeds
-Runs = dict[int, dict[str, list[Run]]]  # template -> method_pairs -> one run a seed
+Runs = dict[int, dict[str, list[Run]]]  # template -> recipe -> one run a seed
 
 
 def load(folder: Path) -> Runs:
-    """Every run whose name says method, pairs, template and seed."""
+    """Every run whose name says recipe, template and seed."""
     runs: Runs = defaultdict(lambda: defaultdict(list))
     for path in sorted(folder.glob("*_t[123]_s*.json")):
         kind, template, _ = path.stem.rsplit("_", 2)
-        if kind in STYLES:
+        if kind in RECIPES:
             runs[int(template[1:])][kind].append(json.loads(path.read_text()))
     return runs
 
@@ -129,7 +121,7 @@ def summary(kind: str, every: list[Run]) -> list[str]:
         if "right" in keys:
             wrong = [np.mean([liked_but_wrong(run, k) for run in seeds]) for k in (0, rounds)]
             texts.append(f"liked but wrong {wrong[0]:.3f} -> {wrong[1]:.3f}")
-        name = f"{STYLES[kind][0]}, rounds {rounds}, seeds {len(seeds)}"
+        name = f"{RECIPES[kind].label}, rounds {rounds}, seeds {len(seeds)}"
         lines.append(f"{name:46} {'   '.join(texts)}")
     return lines
 
@@ -252,7 +244,7 @@ def main() -> None:
             draw(grid[row][column], kinds, measure)
             grid[row][column].set_title(f"template {template}: {title}", fontsize=10)
         print(f"template {template}")
-        for kind in (k for k in STYLES if k in kinds):
+        for kind in (k for k in RECIPES if k in kinds):
             print("\n".join(f"  {line}" for line in summary(kind, kinds[kind])))
     print_differences(runs)
     shown_as: dict[str, Artist] = {}

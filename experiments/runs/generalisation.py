@@ -40,7 +40,7 @@ from experiments.measures.intervals import Gain, over_groups
 from experiments.measures.measure import Meters, diversity
 from experiments.pairs.dots import draw
 from experiments.runs.alignment import RESULTS, prompts_file, rounds_trained, run_of, runs_of
-from experiments.runs.alignment_plot import STYLES
+from experiments.runs.recipes import RECIPES
 
 NUMBER = 2_000_000  # stands in for a round's number in the noise: no training round has it
 BATCH = 16
@@ -137,7 +137,7 @@ def redraw(folder: Path) -> Path:
         for name, figures in models.items():
             if name != "base":
                 kind = re.fullmatch(rf"(.*)_t{saved['template']}_s{saved['seed']}", name)
-                label = STYLES[kind[1]][0] if kind and kind[1] in STYLES else name
+                label = RECIPES[kind[1]].label if kind and kind[1] in RECIPES else name
                 about = f"template {saved['template']}, seed {saved['seed']}"
                 row = f"{about}: {label}, {figures['rounds']} rounds"
                 rows[row] = gains(figures, models["base"], saved["images per prompt"])

@@ -1,9 +1,9 @@
 """Runs that differ in one setting, side by side: learning rates, and what the paper leaves open.
 
-    python -m experiments.runs.sweep rates [--methods dpo ddpo dpok] [--rates 1e-3 3e-3 1e-2]
+    python -m experiments.runs.sweep rates [--recipes dpo_naive …] [--rates 1e-3 3e-3]
     python -m experiments.runs.sweep ablations [--only or no_mask]
 
-rates: every method and kind of pairs at every rate, with equal effort, on prompts that no
+rates: every recipe at every rate, with equal effort, on prompts that no
 comparison uses (testbed: 12 held-out ones, of 8 images a round), to choose rates before methods are
 compared.
 ablations: DPO + D-Fusion, template 1, with one choice changed at a time (masks, adoption, pairing,
@@ -20,12 +20,12 @@ from typing import Any
 
 from experiments.pairs.dots import draw
 from experiments.runs import alignment, side_by_side
+from experiments.runs.recipes import RECIPES
 from experiments.runs.side_by_side import gains_of, leads_of, make, shared_flags, table, there
 
-METHODS = ("dpo", "ddpo", "dpok")
-RATES = {"testbed": (1e-3, 3e-3, 1e-2), "paper": (3e-5, 1e-4, 3e-4)}
+RATES = {"testbed": (1e-3, 3e-3), "paper": (3e-5, 1e-4, 3e-4)}
 ROUNDS = {
-    "rates": {"testbed": 4, "paper": 10},
+    "rates": {"testbed": 9, "paper": 10},
     "ablations": {"testbed": 2, "paper": 20},
 }
 PRESET = "the preset"
@@ -54,11 +54,12 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     rates, ablations = (
         sweeps.add_parser(name, parents=[side_by_side.parser(ROUNDS[name])]) for name in ROUNDS
     )
-    rates.add_argument("--methods", nargs="+", default=["dpo"], choices=METHODS)
-    rates.add_argument("--pairs", nargs="+", default=["dfusion", "naive"])
+    rates.add_argument(
+        "--recipes", nargs="+", default=["dpo_naive", "dpo_dfusion"], choices=RECIPES
+    )
     rates.add_argument("--template", type=int, default=1, choices=(1, 2, 3))
     rates.add_argument(
-        "--rates", type=float, nargs="+", help="testbed: 1e-3 3e-3 1e-2, paper: 3e-5 1e-4 3e-4"
+        "--rates", type=float, nargs="+", help="testbed: 1e-3 3e-3, paper: 3e-5 1e-4 3e-4"
     )
     ablations.add_argument("--only", nargs="+", choices=CHOICES, default=list(CHOICES))
     args = parser.parse_args(given)
@@ -72,22 +73,18 @@ def runs_of(args: argparse.Namespace) -> dict[str, list[str]]:
 
 
 def rates_of(args: argparse.Namespace) -> dict[str, list[str]]:
-    held_out = ["--held-out"] if args.preset == "testbed" else []
+    held_out = ["--held-out", "--prompts=12"] if args.preset == "testbed" else []
     runs = {}
-    for method in args.methods:
-        for pairs in args.pairs:
-            for rate in args.rates or RATES[args.preset]:
-                name = f"rate_{method}_{pairs}_{rate:g}_t{args.template}_s{args.seed}"
-                runs[f"{method}, {pairs}, rate {rate:g}"] = [
-                    *shared_flags(args),
-                    *held_out,
-                    f"--name={name}",
-                    f"--method={method}",
-                    f"--pairs={pairs}",
-                    f"--template={args.template}",
-                    f"--compare-every={args.rounds}",
-                    f"--set=train.learning_rate={rate:g}",
-                ]
+    for recipe in args.recipes:
+        for rate in args.rates or RATES[args.preset]:
+            runs[f"{recipe}, rate {rate:g}"] = [
+                *shared_flags(args),
+                *held_out,
+                f"--name=rate_{recipe}_{rate:g}_t{args.template}_s{args.seed}",
+                f"--recipe={recipe}",
+                f"--template={args.template}",
+                f"--set=train.learning_rate={rate:g}",
+            ]
     return runs
 
 

@@ -4,7 +4,7 @@ import functools
 import importlib.util
 import json
 import subprocess
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from diffusers_patched import LayerTable
 from experiments import all as every
 from experiments.pairs import chosen_pair
 from experiments.runs import alignment, side_by_side, sweep
+from experiments.runs.recipes import RECIPES
 from experiments.runs.shared_start import source_of
 from testbed.world.words import mistaken_for, parse
 from tests.conftest import small
@@ -300,18 +301,21 @@ def test_runs_that_are_missing_are_made_once(
         side_by_side.make(runs, 1)
 
 
-def test_rates_are_chosen_for_every_method_alike_on_prompts_that_nothing_else_uses(
+def test_rates_are_chosen_for_every_recipe_alike_on_prompts_that_nothing_else_uses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(alignment, "DATA", tmp_path)
-    methods = ("dpo", "ddpo", "dpok")
-    args = sweep.arguments(["rates", "--methods", *methods])
+    args = sweep.arguments(["rates", "--recipes", *RECIPES])
     runs = [alignment.arguments(flags) for flags in sweep.runs_of(args).values()]
     settings = [alignment.settings_of(run) for run in runs]
-    tried = {(run.train.method, run.train.pairs, run.train.learning_rate) for run in settings}
-    every = product(methods, ("naive", "dfusion"), sweep.RATES["testbed"])
-    assert tried == {*every} and len(tried) == len(runs)
+    tried = {(run.recipe, s.train.learning_rate) for run, s in zip(runs, settings, strict=True)}
+    assert tried == {*product(RECIPES, sweep.RATES["testbed"])} and len(tried) == len(runs)
     assert len({run.exp_name for run in settings}) == len(runs)
+    compared = [{**flat(run.to_dict()), "exp_name": ""} for run in settings]
+    assert all(a != b for a, b in combinations(compared, 2)), "no recipe is another one"
+    for name, recipe in RECIPES.items():  # on other presets, the rate is the preset's
+        paper = alignment.settings_of(alignment.arguments([f"--recipe={name}", "--preset=paper"]))
+        assert paper.train.learning_rate == 1e-4 and paper.train.method == recipe.method
     (held,) = {run.prompt_file for run in settings}
     listed = alignment.prompts_file("testbed", 1, "held")
     assert json.loads(Path(held).read_text()) == json.loads(listed.read_text())

@@ -1,0 +1,67 @@
+"""The ways to train that are compared: which pairs, which loss, what else differs from the preset.
+
+Runs are named <recipe>_t<template>_s<seed>.
+"""
+
+from dataclasses import dataclass
+
+BOTH_WAYS = ("pair.rule=both_ways", "train.timestep_fraction=0.25")  # twice the pairs
+Style = tuple[str, str, str]  # colour, marker, line
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """label: for tables and figures. pairs, method: as the settings. changes: other settings, as
+    for --set. rate: the learning rate on the testbed, chosen on held-out prompts (PLAN.md); on
+    other presets, the preset's. style: in the figures; without one, the recipe is in tables only.
+    """
+
+    label: str
+    pairs: str = "dfusion"
+    method: str = "dpo"
+    changes: tuple[str, ...] = ()
+    rate: float = 1e-3
+    style: Style | None = None
+
+    def settings(self, preset: str) -> list[str]:
+        """What differs from the preset, as for --set."""
+        rate = [f"train.learning_rate={self.rate}"] if preset == "testbed" else []
+        kind = [f"train.method={self.method}", f"train.pairs={self.pairs}"]
+        return [*kind, *rate, *self.changes]
+
+
+# Okabe and Ito's colours, which the colour-blind can tell apart; markers for print without colour.
+RECIPES = {
+    "dpo_dfusion": Recipe("DPO + D-Fusion", style=("#0072B2", "o", "-")),
+    "dpo_both_ways": Recipe(
+        "DPO + D-Fusion both ways", changes=BOTH_WAYS, style=("#009E73", "D", "-")
+    ),
+    "dpo_naive": Recipe("naive DPO", "naive", rate=3e-3, style=("#E69F00", "s", "--")),
+    "diffusion_dpo_dfusion": Recipe(
+        "Diffusion-DPO + D-Fusion", method="diffusion_dpo", style=("#CC79A7", "^", "-")
+    ),
+    "diffusion_dpo_naive": Recipe(
+        "Diffusion-DPO", "naive", "diffusion_dpo", rate=3e-3, style=("#D55E00", "P", "--")
+    ),
+    "ddpo_dfusion": Recipe("DDPO + D-Fusion", method="ddpo", style=("#56B4E9", "v", "-")),
+    "ddpo_naive": Recipe("DDPO", "naive", "ddpo", style=("#56B4E9", "v", "--")),
+    "dpok_dfusion": Recipe("DPOK + D-Fusion", method="dpok", style=("#000000", "X", "-")),
+    "dpok_naive": Recipe("DPOK", "naive", "dpok", style=("#000000", "X", "--")),
+    "dpo_inversion": Recipe("DPO, inverted trajectories", "inversion", style=("#999999", "*", ":")),
+    # Controls and parts of the method.
+    "dpo_random_mask": Recipe("mask at a random place", changes=("mask.place=random",)),
+    "dpo_all_adopted": Recipe("every target adopted", changes=("pair.adoption=all",)),
+    "dpo_or": Recipe("masks merged by OR", changes=("mask.merge=or",)),
+    # Methods to compare with.
+    "dpo_kl": Recipe("KL to the initial model", changes=("train.kl_initial=0.02",)),
+    "dpo_saturating": Recipe(
+        "beta 100, against the initial model", changes=("train.beta=100", "train.reference=initial")
+    ),
+    "dpo_equal": Recipe("equal step weights", changes=("train.step_weights=equal:20-5",)),
+    "dpo_mask_only": Recipe("log-probs over the mask", changes=("train.outside_weight=0",)),
+    "dpo_safeguard": Recipe("loser held back", changes=("train.loser_limit=1",)),
+    "dpo_branch": Recipe("branches of the base", changes=("fusion.kind=branch",)),
+    "dpo_renoise": Recipe("the base, noised again", changes=("fusion.kind=renoise",)),
+    "fdfo_dfusion": Recipe("FDFO + D-Fusion", method="fdfo"),
+    "grpo": Recipe("GRPO", "naive", "grpo"),
+}
