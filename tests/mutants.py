@@ -38,6 +38,8 @@ MUTANTS = [
     ("dfusion/training/pairs.py", "append(0 if reference < base", "append(1 if reference < base", "training/test_both_ways"),
     ("dfusion/training/gradients.py", "[1 - self.data.base_side", "[self.data.base_side", "training/test_both_ways"),
     ("dfusion/training/gradients.py", "log_prob[n, side]", "log_prob[n, 1]", "training/test_both_ways"),
+    ("experiments/runs/table.py", "budget / cost", "cost / budget", "experiments/test_table"),
+    ("experiments/runs/table.py", 'if k != "comparing"', "", "experiments/test_table"),
     ("dfusion/api/trainer.py", "return 0 if self.preferences[p].base_preferred", "return 1 if self.preferences[p].base_preferred", "test_api"),
     ("dfusion/method/prompts.py", "starts = [1 + sum", "starts = [sum", "method/test_prompts"),
     ("dfusion/method/prompts.py", ">= max_length - 1", ">= max_length + 9", "method/test_prompts"),

@@ -153,10 +153,10 @@ def measure(experiment: Experiment, meters: Meters) -> dict[str, Any]:
     path = experiment.folder / "metrics.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rounds = {row["round"]: row for row in rows if row["kind"] == "round"}
-    kept = ("adopted", "mask_coverage", "seconds", "peak_memory_gib")
+    kept = ("adopted", "mask_coverage", "noise_norm", "seconds", "peak_memory_gib")
     return {
         "rounds": [
-            {"round": k, **measured(r, meters), **{n: rounds[k][n] for n in kept}}
+            {"round": k, **measured(r, meters), **{n: rounds[k].get(n) for n in kept}}
             for k, r in experiment.rounds().items()
             if k in rounds
         ],

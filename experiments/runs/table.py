@@ -1,0 +1,107 @@
+"""All recipes side by side, as a Markdown table: what each gained after as many rounds.
+
+    python -m experiments.runs.table [--template 1] [--rounds 9] [--equal-to dpo_naive]
+
+Gains are means over seeds of images made with the same noise before and after, with 95 % intervals:
+over seeds (Student's t), or of one seed over its images, which is marked. The last column is the
+gain from as much computation as the recipe named by --equal-to takes for these rounds, counted in
+UNet evaluations (`dfusion estimate`) and interpolated between comparisons.
+"""
+
+import argparse
+
+import numpy as np
+
+from dfusion.errors import UserError, ends_in_one_line
+from dfusion.settings.schema import settings_of
+from dfusion.training.estimate import evaluations
+from experiments.measures.intervals import Values, over_seeds
+from experiments.runs.alignment import RESULTS
+from experiments.runs.alignment_plot import EACH, Run, at, gains, half_width, load
+from experiments.runs.recipes import RECIPES
+
+TITLES = {"judge": "right, by the judge", "scorer": "score", "second": "second scorer"}
+HEADING = [
+    "recipe",
+    "seeds",
+    *TITLES.values(),
+    "diversity",
+    "predicted noise",
+    "evaluations",
+    "right, equal computation",
+]
+
+
+def computation(run: Run) -> float:
+    """UNet evaluations of a round, comparisons left out."""
+    settings = settings_of(run["settings"], "a run's settings")
+    adopted = float(np.mean([row["adopted"] for row in run["rounds"]]))
+    prompts = run["rounds"][0]["images"] // settings.images_per_prompt
+    found = evaluations(settings, prompts, adopted)
+    return sum(v for k, v in found.items() if k != "comparing") / settings.train.num_epochs
+
+
+def gain_at(run: Run, key: str, rounds: float) -> float:
+    """A measure's gain after so many rounds, interpolated between comparisons; NaN beyond them."""
+    known = sorted(at(run))
+    values = [float(np.mean(at(run)[k][key]) - np.mean(at(run)[0][key])) for k in known]
+    return float(np.interp(rounds, known, values, right=np.nan))
+
+
+def spread(values: Values, wide: float | None, digits: int = 3) -> str:
+    """A mean with half its interval; wide: that of a single seed."""
+    half = over_seeds(values)[1] if len(values) > 1 else wide
+    mark = "" if len(values) > 1 else "*"
+    said = f"{np.mean(values):+.{digits}f}"
+    return said if half is None else f"{said} ± {half:.{digits}f}{mark}"
+
+
+def row(name: str, seeds: list[Run], rounds: int, budget: float) -> list[str]:
+    """The table's row of one recipe."""
+    cells = [RECIPES[name].label, str(len(seeds))]
+    for measure in TITLES:
+        key = EACH[measure]
+        scale, digits = (100, 0) if measure == "judge" else (1, 3)
+        wide = scale * half_width(seeds, key, rounds)
+        cells.append(spread(scale * gains(seeds, key, rounds), wide, digits))
+    cells.append(spread([at(r)[rounds]["diversity"] - at(r)[0]["diversity"] for r in seeds], None))
+    noise = [r["rounds"][rounds - 1].get("noise_norm") for r in seeds]
+    cells.append(f"{np.mean(noise):.2f}" if all(noise) else "")
+    costs = [computation(run) for run in seeds]
+    cells.append(f"{rounds * np.mean(costs) / 1000:.0f} k")
+    pairs = zip(seeds, costs, strict=True)
+    equal = [100 * gain_at(run, EACH["judge"], budget / cost) for run, cost in pairs]
+    cells.append("" if np.isnan(equal).any() else spread(equal, None, 0))
+    return cells
+
+
+def markdown(rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(cells) + " |" for cells in (HEADING, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(HEADING), *lines[1:]])
+
+
+@ends_in_one_line()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--template", type=int, default=1, choices=(1, 2, 3))
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--equal-to", default="dpo_naive", choices=RECIPES)
+    args = parser.parse_args()
+    runs = load(RESULTS / "testbed" / "alignment").get(args.template, {})
+    there = {
+        name: [run for run in runs[name] if args.rounds in at(run)]
+        for name in RECIPES
+        if name in runs
+    }
+    there = {name: seeds for name, seeds in there.items() if seeds}
+    if args.equal_to not in there:
+        raise UserError(
+            f"--equal-to {args.equal_to}: has no run of template {args.template} that was compared "
+            f"after {args.rounds} rounds; run experiments.runs.alignment"
+        )
+    budget = args.rounds * float(np.mean([computation(run) for run in there[args.equal_to]]))
+    print(markdown([row(name, seeds, args.rounds, budget) for name, seeds in there.items()]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""The table of recipes, from runs whose figures are made up."""
+
+import math
+from typing import Any
+
+from dfusion.settings.schema import Settings
+from experiments.runs.recipes import RECIPES
+from experiments.runs.table import HEADING, computation, gain_at, markdown, row
+
+
+def run(right: list[int], adopted: float = 0.5, **train: Any) -> dict[str, Any]:
+    """Two rounds of four images of one prompt, compared after each; right: of eight, then."""
+    settings = Settings(seed=1)
+    settings.sample.batch_size, settings.sample.num_batches_per_epoch = 4, 1
+    settings.train.num_epochs = 2
+    for name, value in train.items():
+        setattr(settings.train, name, value)
+    compared = [
+        {
+            "rounds": k,
+            "scores": [0.25 * (i < n) for i in range(8)],
+            "right": [int(i < n) for i in range(8)],
+            "second_scores": [float(i < n) for i in range(8)],
+            "diversity": 0.5 + 0.01 * k,
+        }
+        for k, n in enumerate(right)
+    ]
+    rounds = [{"images": 4, "adopted": adopted, "noise_norm": 0.9} for _ in range(2)]
+    return {"settings": settings.to_dict(), "rounds": rounds, "same_noise": compared}
+
+
+def test_computation_by_hand() -> None:
+    """4 images of 20 steps; two passes over both images of two pairs, forward and backward; and
+    three looks at four steps of both (log-probs; noise of the policy and the initial model)."""
+    naive = computation(run([0, 0, 0], pairs="naive"))
+    assert naive == 4 * 20 + 2 * (2 * 2 * 20) * 2 + 3 * 4 * 2
+    assert computation(run([0, 0, 0])) > naive
+    assert computation(run([0, 0, 0], compare_images=64)) == computation(run([0, 0, 0]))
+
+
+def test_gains_are_interpolated_and_not_extrapolated() -> None:
+    figures = run([2, 4, 8])
+    assert [gain_at(figures, "right", k) for k in (0, 0.5, 1, 1.5, 2)] == [
+        0,
+        0.125,
+        0.25,
+        0.5,
+        0.75,
+    ]
+    assert math.isnan(gain_at(figures, "right", 2.1))
+
+
+def test_a_row_by_hand() -> None:
+    seeds = [run([2, 4, 8]), run([2, 4, 6])]
+    cells = row("dpo_dfusion", seeds, 2, 1.5 * computation(seeds[0]))
+    found = dict(zip(HEADING, cells, strict=True))
+    # Gains of 75 and 50 points; t = 12.706 at one degree of freedom, standard error 12.5.
+    assert found["right, by the judge"] == "+62 ± 159"
+    assert found["score"] == "+0.156 ± 0.397"
+    assert found["diversity"] == "+0.020 ± 0.000" and found["predicted noise"] == "0.90"
+    assert found["right, equal computation"] == "+44 ± 79"  # 50 and 37.5
+    assert found["recipe"] == RECIPES["dpo_dfusion"].label and found["seeds"] == "2"
+    # One seed: eight images, of which six gained 1 and two 0; sd 0.4629, 1.96 sd / sqrt(8).
+    (alone,) = (row("dpo_dfusion", seeds[:1], 2, 9 * computation(seeds[0])),)
+    assert alone[2] == "+75 ± 32*" and alone[-1] == ""
+    assert markdown([alone]).count("\n") == 2
