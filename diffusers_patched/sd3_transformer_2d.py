@@ -3,6 +3,7 @@
 import functools
 from typing import Any
 
+import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.transformers.transformer_sd3 import (
     SD3Transformer2DModel as StockSD3Transformer2DModel,
@@ -59,6 +60,14 @@ class SD3Transformer2DModel(StockSD3Transformer2DModel):  # type: ignore[misc]
                 "late": frozenset(thirds[2]),
             },
         )
+
+    def compile_repeated_blocks(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the blocks, which share graphs.
+
+        The hooks stay outside: a graph that contained the layer's number would serve no other.
+        """
+        for block in self.transformer_blocks:
+            block.forward = torch.compile(block.forward, *args, **kwargs)
 
     def forward(
         self,

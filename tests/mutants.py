@@ -173,6 +173,7 @@ MUTANTS = [
     ("dfusion/commands/verify.py", 'size not in (None, [height, width])', 'False', "commands/test_verify"),
     ("dfusion/training/estimate.py", "(n or objective.forward)", "(n or True)", "training/test_estimate"),
     ("dfusion/training/estimate.py", "(sampled + shown) * times.watching", "(sampled + fused + shown) * times.watching", "training/test_estimate"),
+    ("diffusers_patched/sd3_transformer_2d.py", "block.forward = torch.compile(block.forward, *args, **kwargs)", "block.compile(*args, **kwargs)", "models/test_compile"),
     ("dfusion/rounds/sharing.py", 'found["prompts"] == manifest["prompts"]', "True", "rounds/test_sharing"),
     ("dfusion/rounds/sharing.py", "theirs.pairs_made_with() != fused_with", "not fused_with", "rounds/test_sharing"),
     ("dfusion/rounds/sharing.py", 'to.folder.with_name(f".{to.folder.name}.tmp")', "to.folder", "rounds/test_sharing"),
