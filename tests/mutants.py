@@ -95,6 +95,7 @@ MUTANTS = [
     ("dfusion/method/losses/dpok.py", "policy.loss + self.dpok_beta", "policy.loss - self.dpok_beta", "method/test_losses"),
     ("dfusion/method/losses/dpo.py", "(kept.log() if", "(ratio.log() if", "method/test_losses"),
     ("dfusion/method/losses/diffusion_dpo.py", "(self.diffusion_beta / 2 *", "(self.diffusion_beta *", "method/test_losses"),
+    ("dfusion/method/losses/diffusion_kto.py", "self.diffusion_beta * (", "self.diffusion_beta / 2 * (", "method/test_losses"),
     ("dfusion/method/losses/diffusion_kto.py", ".clamp(min=0)", "", "method/test_losses"),
     ("dfusion/method/losses/diffusion_kto.py", "sigmoid(-disliked)", "sigmoid(disliked)", "method/test_losses"),
     ("dfusion/method/losses/fdfo.py", "noised.uphill * self.pull", "self.pull", "method/test_losses"),

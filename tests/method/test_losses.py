@@ -189,13 +189,13 @@ def test_diffusion_kto_by_hand() -> None:
     """Q = 1 (a, b): liked .3 and -.1, disliked .2 and .4; their mean, .2, is the reference."""
     given = steps([t(0.3, -0.1), t(0.2, 0.4)], [t(0, 0), t(0, 0)])
     given = dataclasses.replace(given, weight=t(1, 2))
-    loss = DiffusionKTO(diffusion_beta=2.0)(given).loss
+    loss = DiffusionKTO(diffusion_beta=1.0)(given).loss
     first = 1 - sigmoid(0.3 - 0.2) + 1 - sigmoid(0.2 - 0.2)
     second = 1 - sigmoid(-0.1 - 0.2) + 1 - sigmoid(0.2 - 0.4)
     assert loss.item() == pytest.approx(first + 2 * second, rel=1e-12)
     below = steps([t(-0.3), t(-0.2)], [t(0), t(0)])  # a mean below 0 counts as 0
     expected = 1 - sigmoid(-0.3) + 1 - sigmoid(0.2)
-    assert DiffusionKTO(diffusion_beta=2.0)(below).loss.item() == pytest.approx(expected, rel=1e-12)
+    assert DiffusionKTO(diffusion_beta=1.0)(below).loss.item() == pytest.approx(expected, rel=1e-12)
 
 
 DOWN = -torch.ones(1, 1, 1, 1, 1)  # a higher output ends in a lower image, as for noise

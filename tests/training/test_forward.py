@@ -77,8 +77,8 @@ def test_updates_equal_plain_loops(
     if kind is DiffusionDPO:  # the formula of diffusers' example
         inside = -0.5 * 50 * ((now[:, 0] - now[:, 1]) - (before[:, 0] - before[:, 1]))
         loss = -torch.nn.functional.logsigmoid(inside).sum()
-    else:
-        gained = -0.5 * 50 * (now - before)
+    else:  # as in the code of its authors, without a half
+        gained = -50 * (now - before)
         usual = max(0.0, float(gained.detach().mean()))
         signs = torch.tensor([1.0, -1.0])
         loss = (1 - torch.sigmoid(signs * (gained - usual))).sum()
