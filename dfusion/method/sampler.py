@@ -51,6 +51,13 @@ class Sampler:
         """(T,) bool: steps that have a log-probability (std > 0)."""
         return self.std > 0
 
+    def mean_factors(self) -> list[tuple[float, float]]:
+        """At each step, the factors of x_0, as the network predicts it, and of x_t in the mean."""
+        of_noise = self.aim_noise / self.noise  # as n = (x_t - signal x_0) / noise
+        x0 = self.output_scale * (self.aim_x0 - of_noise * self.signal)
+        x_t = self.x_scale + self.output_scale * of_noise
+        return [(round(a, 9), round(b, 9)) for a, b in zip(x0.tolist(), x_t.tolist(), strict=True)]
+
     def quiet(self, steps: Collection[int]) -> "Sampler":
         """The same process without noise at these steps (indices)."""
         still = torch.tensor([i in steps for i in range(len(self))], device=self.std.device)

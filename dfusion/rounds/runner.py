@@ -191,9 +191,10 @@ class RoundRunner:
     def _plan(self, round_: Round, number: int, policy: Policy, each: int) -> None:
         made_with = self._made_with(policy)
         if round_.manifest() is None and self.world.rank == 0:
-            manifest = manifest_of(number, self.prompts, each, made_with)
+            mean = policy.sampler.mean_factors()
+            manifest = manifest_of(number, self.prompts, each, made_with, mean)
             if not self._take_over(round_, manifest):
-                round_.write_manifest(number, self.prompts, each, made_with)
+                round_.write_manifest(number, self.prompts, each, made_with, mean)
         self._wait(lambda: int(round_.manifest() is not None), 1, "the manifest")
         check_samples(round_, made_with, self.prompts, each)
 

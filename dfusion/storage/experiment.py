@@ -25,7 +25,7 @@ metrics.jsonl            figures of every update and round
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ USUAL: dict[str, dict[str, Any]] = {
     "manifest.json": {"size": None},
     "pairs.json": {"mask place": "items", "target kind": "attention", "fusion text": "fused"},
 }
+Mean = Sequence[tuple[float, float]]
 
 
 class Round:
@@ -85,13 +86,19 @@ class Round:
         return self.folder / "eval" / f"{kind}.json"
 
     def write_manifest(
-        self, round_: int, prompts: tuple[Prompt, ...], each: int, made_with: dict[str, Any]
+        self,
+        round_: int,
+        prompts: tuple[Prompt, ...],
+        each: int,
+        made_with: dict[str, Any],
+        mean: Mean = (),
     ) -> None:
         """The plan of a round: `each` samples of every prompt, prompt by prompt.
 
-        made_with: everything else that the samples depend on.
+        made_with: everything else that the samples depend on. mean: see `manifest_of`.
         """
-        write_json(self.folder / "manifest.json", manifest_of(round_, prompts, each, made_with))
+        manifest = manifest_of(round_, prompts, each, made_with, mean)
+        write_json(self.folder / "manifest.json", manifest)
 
     def manifest(self) -> dict[str, Any] | None:
         """The manifest; None if the round has not begun."""
@@ -238,14 +245,22 @@ class Experiment:
 
 
 def manifest_of(
-    round_: int, prompts: tuple[Prompt, ...], each: int, made_with: dict[str, Any]
+    round_: int,
+    prompts: tuple[Prompt, ...],
+    each: int,
+    made_with: dict[str, Any],
+    mean: Mean = (),
 ) -> dict[str, Any]:
-    """What Round.write_manifest writes, as it is read back."""
+    """What Round.write_manifest writes, as it is read back.
+
+    mean: Sampler.mean_factors, from which x_0 can be told without the model.
+    """
     return {
         "round": round_,
         "made_with": made_with,
         "prompts": [{"text": p.text, "items": [asdict(i) for i in p.items]} for p in prompts],
         "samples": [i for i in range(len(prompts)) for _ in range(each)],
+        "mean": [[*factors] for factors in mean],
     }
 
 

@@ -16,13 +16,15 @@ REMEDY = "delete it to have it rebuilt"
 
 def check_manifest(source: str, value: Mapping[str, Any]) -> None:
     """Raises UserError naming `source`."""
-    prompts, samples = value.get("prompts"), value.get("samples")
+    prompts, samples, mean = (value.get(k) for k in ("prompts", "samples", "mean"))
     if not isinstance(value.get("made_with"), dict):
         raise _wrong(source, "made_with", value.get("made_with"))
     if not isinstance(prompts, list) or not all(map(_is_prompt, prompts)):
         raise _wrong(source, "prompts", prompts)
     if not isinstance(samples, list) or len(samples) > MOST:
         raise _wrong(source, "samples", samples)
+    if not isinstance(mean, list | None) or not all(map(_is_pair, mean or ())):
+        raise _wrong(source, "mean", mean)
     for place in samples:
         if not _is_index(place, len(prompts)):
             raise _wrong(source, "samples", place)
@@ -83,6 +85,10 @@ def _is_item(value: object) -> bool:
     name, threshold = value["name"], value["threshold"]
     named = isinstance(name, str) or _is_index(name, MOST)
     return named and (threshold is None or _is_number(threshold))
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
 
 
 def _is_index(value: object, count: int) -> bool:

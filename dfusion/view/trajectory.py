@@ -1,8 +1,9 @@
 """Stored trajectories as pictures, without loading a model.
 
 The network's prediction x̂_0 at a step follows from two neighbouring states and the noise between
-them, which the seed reproduces. In place of the VAE, a least-squares fit on the round's own final
-latents and PNGs turns a latent, its neighbours and its products into a patch of pixels.
+them, which the seed reproduces: the mean of x_{t-1} is linear in x̂_0 and x_t. In place of the VAE,
+a least-squares fit on the round's own final latents and PNGs turns a latent, its neighbours and its
+products into a patch of pixels.
 """
 
 import io
@@ -18,9 +19,9 @@ from torch import Tensor
 
 from dfusion.errors import UserError
 from dfusion.method.ddim import ddim
-from dfusion.method.noise import noises
-from dfusion.method.sampler import Sampler
+from dfusion.method.noise import OTHER, noises
 from dfusion.report.rounds import present
+from dfusion.settings.steps import first_fused
 from dfusion.storage.experiment import SCORED, Round
 from dfusion.storage.files import read_tensors, stamp
 from dfusion.view.folders import NotThereError, why_not
@@ -43,53 +44,78 @@ def strip(round_: Round, kind: str, index: int) -> bytes:
     if not path.is_file():
         raise NotThereError(f"{path.name}: no trajectory there{why_not(round_)}")
     latents = read_tensors(path)["latents"]
-    sample = index
-    if kind != "images":
+    if kind == "images":
+        shown = predictions(round_, latents, index)
+    else:
         pairs = round_.pairs() or ()
         if index >= len(pairs):
             raise NotThereError(f"{path.name}: no such pair")
-        sample = pairs[index].base
-    shown = predictions(round_, latents, sample)
+        shown = of_target(round_, latents, pairs[index].base)
     tiles = decoder(round_)(latents[1:].float() if shown is None else shown)
     buffer = io.BytesIO()
     Image.fromarray(np.concatenate(list(tiles), axis=1)).save(buffer, "JPEG", quality=92)
     return buffer.getvalue()
 
 
-def predictions(round_: Round, latents: Tensor, sample: int) -> Tensor | None:
+def of_target(round_: Round, latents: Tensor, base: int) -> Tensor | None:
+    """As `predictions`, of the target made from sample `base`."""
+    made = round_.pairs_made_with()
+    if made["target kind"] == "attention":
+        return predictions(round_, latents, base)
+    # Other targets are the base up to a step, and have other noise from there.
+    first = first_fused(made["fusion steps"], len(latents) - 1)
+    own = predictions(round_, latents, base, other_noise=True)
+    if first == 0 or own is None:
+        return own
+    if not round_.trajectory(base).is_file():
+        return None
+    before = predictions(round_, read_tensors(round_.trajectory(base))["latents"], base)
+    return None if before is None else torch.cat([before[:first], own[first:]])
+
+
+def predictions(
+    round_: Round, latents: Tensor, sample: int, other_noise: bool = False
+) -> Tensor | None:
     """x̂_0 (T, C, h, w) that the network predicted at each step, or None.
 
-    latents: (T+1, C, h, w). None if the manifest's schedule is not Stable Diffusion's, or if the
-    trajectory does not start with the noise of its seed.
+    latents: (T+1, C, h, w). other_noise: whether the steps have the sample's other noise. None if
+    the round does not say how its sampler steps, or if the trajectory does not start with the noise
+    of its seed.
     """
-    made = (round_.manifest() or {"made_with": {}})["made_with"]
-    found = schedule(made.get("timesteps", []), made.get("sigmas", []))
-    if found is None:
-        return None
-    sampler, a_t = found
+    manifest = round_.manifest() or {"made_with": {}}
+    made = manifest["made_with"]
     steps, shape = len(latents) - 1, tuple(latents.shape[1:])
+    sigmas = made.get("sigmas", [])
+    mean = manifest.get("mean") or schedule(made.get("timesteps", []), sigmas)
+    if not len(mean) == len(sigmas) == steps:
+        return None
     x_T, z = noises(made["seed"], made["round"], sample, steps, shape)
-    if len(sampler) != steps or not x_T.to(latents.dtype).equal(latents[0]):
+    if not x_T.to(latents.dtype).equal(latents[0]):
         return None
+    if other_noise:
+        _, z = noises(made["seed"], made["round"], sample, steps, shape, OTHER)
     x, x_next = latents[:-1].double(), latents[1:].double()
-
-    def column(table: Tensor) -> Tensor:
-        return table.double().reshape(-1, 1, 1, 1)
-
-    mean = x_next - column(sampler.std) * z.double()
-    eps = (mean - column(sampler.x_scale) * x) / column(sampler.output_scale)
-    a = column(a_t)
-    return ((x - (1 - a).sqrt() * eps) / a.sqrt()).float()
+    rows = [[*factors, sigma] for factors, sigma in zip(mean, sigmas, strict=True)]
+    of_x0, of_x, std = torch.tensor(rows, dtype=torch.float64).T
+    known = x_next - _column(std) * z - _column(of_x) * x
+    return (known / _column(of_x0)).float()
 
 
-def schedule(timesteps: list[int], sigmas: list[float]) -> tuple[Sampler, Tensor] | None:
-    """Stable Diffusion's schedule and alphas_cumprod at its steps (T,), if these are its sigmas."""
+def _column(values: Tensor) -> Tensor:
+    return values.reshape(-1, 1, 1, 1)
+
+
+def schedule(timesteps: list[int], sigmas: list[float]) -> list[tuple[float, float]]:
+    """Sampler.mean_factors of Stable Diffusion's schedule, if these are its sigmas; else none.
+
+    For rounds whose manifest does not say them.
+    """
     if not timesteps or len(timesteps) != len(sigmas):
-        return None
+        return []
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()
-    alphas, t = (1 - betas).cumprod(0), torch.tensor(timesteps)
+    alphas, t = (1 - betas).cumprod(0), torch.tensor(timesteps).long()
     if int(t.max()) >= len(alphas) or int(t.min()) < 0:
-        return None
+        return []
     largest = torch.tensor(sigmas).max()
     for final in (float(alphas[0]), 1.0):
         whole = ddim(alphas, t, final, eta=1.0)
@@ -97,8 +123,8 @@ def schedule(timesteps: list[int], sigmas: list[float]) -> tuple[Sampler, Tensor
         found = ddim(alphas, t, final, eta)
         same = (found.std - torch.tensor(sigmas)).abs().max() < 1e-4
         if same and (found.output_scale != 0).all():
-            return found, alphas[t]
-    return None
+            return found.mean_factors()
+    return []
 
 
 @dataclass(frozen=True)

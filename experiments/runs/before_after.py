@@ -79,7 +79,8 @@ def main() -> None:
         if len(runs[name]) < 2:
             raise UserError(f"--names {name}: no comparisons; run experiments.runs.alignment")
     # As a text: prompts, seed, base model and how it was sampled.
-    if len({json.dumps(found[0].manifest()) for found in runs.values()}) > 1:
+    begun = [found[0].manifest() or {} for found in runs.values()]
+    if len({json.dumps({**manifest, "mean": None}) for manifest in begun}) > 1:
         raise UserError(
             f"--names {args.names}: their images before training differ (prompts, seed or model); "
             "name runs that begin alike"

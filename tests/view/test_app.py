@@ -14,14 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from dfusion.method.masks import binarise, fusion_mask
-from dfusion.method.noise import noises
 from dfusion.storage.experiment import Experiment
 from dfusion.storage.files import read_json, read_tensors, write_json, write_tensors
-from dfusion.view.trajectory import predictions, schedule
 from tests.conftest import PROMPTS
 from tests.viewing import client_of, copy_of, thresholds
 
@@ -207,26 +204,6 @@ def test_a_run_without_a_mask_file_gets_a_whole_one(tmp_path: Path, view_data: P
     client_of(copy).post("/api/thresholds", json=thresholds([0.07]))
     saved = json.loads((copy / "exp/thresholds.json").read_text())
     assert saved == {PROMPTS[0]: [None, None], PROMPTS[1]: [0.07]}
-
-
-def test_predictions_end_in_the_final_latent(view_data: Path) -> None:
-    """The x̂_0 of the last step is where its mean points: x_0 without the last noise."""
-    round_ = Experiment(view_data / "exp").round(0)
-    latents = read_tensors(round_.trajectory(5))["latents"]
-    shown = predictions(round_, latents, 5)
-    assert shown is not None and shown.shape == latents[1:].shape
-    made = (round_.manifest() or {})["made_with"]
-    found = schedule(made["timesteps"], made["sigmas"])
-    assert found is not None
-    ddim, a_t = found
-    # Independent check: from x̂_0, eps and the mean follow, and with the noise the next state.
-    _, z = noises(made["seed"], made["round"], 5, len(ddim), tuple(latents.shape[1:]))
-    for i in range(len(ddim)):
-        eps = (latents[i] - a_t[i].sqrt() * shown[i]) / (1 - a_t[i]).sqrt()
-        mean, std = ddim.transition(latents[i][None], eps[None].float(), i)
-        assert torch.allclose(mean[0] + std * z[i], latents[i + 1], atol=2e-3)
-    assert predictions(round_, latents, 6) is None  # another sample's noise
-    assert schedule(made["timesteps"], [2 * s for s in made["sigmas"]]) is None
 
 
 def test_a_strip_is_a_tile_for_every_step(client: Any) -> None:
