@@ -34,7 +34,8 @@ class Policy:
     """A model and how to sample it; the same for all samples and targets of a round.
 
     guidance: scale, or None for no guidance. negative: the prompt that guidance leads away from.
-    store_dtype: the dtype that states are rounded to.
+    store_dtype: the dtype that states are rounded to. maps: in joint attention, whether item maps
+    are shares of the attention to the "prompt" or of "all".
     """
 
     model: Denoiser
@@ -44,6 +45,7 @@ class Policy:
     round: int
     store_dtype: torch.dtype = torch.float32
     negative: str = ""
+    maps: str = "prompt"
 
     def predict(
         self,
@@ -99,6 +101,7 @@ class Policy:
             "sigmas": [round(sigma, 6) for sigma in self.sampler.std.tolist()],
             "guidance": self.guidance,
             "size": [*size] if size else None,
+            "maps": self.maps,
             "states": str(self.store_dtype).removeprefix("torch."),
         }
 
@@ -170,7 +173,7 @@ def sample(
         layers=mask_layers,
         columns=columns.to(model.device),
         first_row=len(prompts) if policy.doubled else 0,
-        keys=model.map_keys(texts),
+        keys=model.map_keys(texts) if policy.maps == "prompt" else None,
     )
     x, z = policy.noise(indices)
     cond = model.encode(texts)

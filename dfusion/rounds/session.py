@@ -74,6 +74,7 @@ def policy_of(settings: Settings, model: DiffusionModel, sampler: Sampler, numbe
         seed=settings.seed,
         round=number,
         store_dtype=STORE_DTYPES[sample.store_dtype],
+        maps=settings.mask.maps,
     )
 
 

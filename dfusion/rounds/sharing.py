@@ -119,6 +119,7 @@ def check(settings: Settings, prompts: tuple[Prompt, ...]) -> None:
         "round": number,
         "guidance": sample.guidance_scale if sample.cfg else None,
         "states": str(STORE_DTYPES[sample.store_dtype]).removeprefix("torch."),
+        "maps": settings.mask.maps,
     }
     planned = manifest_of(number, prompts, settings.images_per_prompt, known)
     lender.refuse(f"epoch{number}", planned)

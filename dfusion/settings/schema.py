@@ -86,6 +86,9 @@ class Mask:
     merge: Literal["xor", "or"] = "xor"
     # Where the mask lies: over the "items" (the paper) or, as a control, at a "random" other place.
     place: Literal["items", "random"] = "items"
+    # In joint attention (SD3), which attention an item's map is a share of: that to the "prompt",
+    # its own tokens, or "all", to image tokens and padding too, as in the model.
+    maps: Literal["prompt", "all"] = "prompt"
 
 
 @dataclass

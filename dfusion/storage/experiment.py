@@ -44,7 +44,7 @@ STATES = ("trajectories", "targets", "inversions")  # folders of states, by far 
 DROPPED = "dropped.json"
 # What samples and pairs were made with where these files do not say; no size is the model's own.
 USUAL: dict[str, dict[str, Any]] = {
-    "manifest.json": {"size": None},
+    "manifest.json": {"size": None, "maps": "prompt"},
     "pairs.json": {"mask place": "items", "target kind": "attention", "fusion text": "fused"},
 }
 Mean = Sequence[tuple[float, float]]

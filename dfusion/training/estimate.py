@@ -286,7 +286,10 @@ def _guided(
 def _sampling_call(settings: Settings, model: DiffusionModel, mask_layers: frozenset[int]) -> None:
     samples = _in_a_call(settings)
     columns = torch.ones((samples, 2), dtype=torch.long, device=model.device)
-    record = Record(mask_layers, columns, samples if model.doubles(settings.guidance) else 0)
+    first = samples if model.doubles(settings.guidance) else 0
+    own = settings.mask.maps == "prompt"
+    keys = model.map_keys([settings.prompt] * samples) if own else None
+    record = Record(mask_layers, columns, first, keys)
     _guided(settings, model, samples, AttentionControl(record=record))
 
 

@@ -173,6 +173,12 @@ def test_maps_are_a_share_of_the_attention(folder: Path) -> None:
     policy = policy_of(load(folder))
     base, _ = walked(policy)
     assert base.maps.shape[1] == 2 and (base.maps > 0).all() and (base.maps.sum(1) <= 1).all()
+    of_all, _ = walked(replace(policy, maps="all"))
+    assert of_all.latents.equal(base.latents)
+    if policy.model.network_name == "transformer":  # image tokens and padding take a part
+        assert (of_all.maps < base.maps).all() and (of_all.maps > 0).all()
+    else:
+        assert of_all.maps.equal(base.maps)
 
 
 def test_a_lora_loads_in_the_stock_pipeline(folder: Path, tmp_path: Path) -> None:

@@ -144,6 +144,7 @@ BEFORE_A_MODEL = [
     ({"seed": 6}, r"seed \(5 -> 6\)"),
     ({"sample.guidance_scale": 7.5}, r"guidance \(5.0 -> 7.5\)"),
     ({"sample.store_dtype": "bf16"}, r"states \(float32 -> bfloat16\)"),
+    ({"mask.maps": "all"}, r"maps \(prompt -> all\)"),
     ({"train.begin_epoch": 2, "train.num_epochs": 3}, "no samples in .*epoch2"),
     (
         {"samples_from": "{data}/a0/epoch0", "train.begin_epoch": 1, "train.num_epochs": 2},

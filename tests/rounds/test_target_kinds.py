@@ -88,11 +88,12 @@ def test_a_round_from_before_sizes_were_noted_has_the_models_own(chosen: Setting
     folder = session.sample_rounds(chosen)
     file = folder / "epoch0/manifest.json"
     content = read_json(file)
-    del content["made_with"]["size"]
+    del content["made_with"]["size"], content["made_with"]["maps"]
     write_json(file, content)
     session.sample_rounds(chosen)
     chosen.sample.height, chosen.allow_config_change = 24, True
-    with pytest.raises(UserError, match=r"size \(None -> \[24, 16\]\)"):
+    chosen.mask.maps = "all"
+    with pytest.raises(UserError, match=r"size \(None -> \[24, 16\]\), maps \(prompt -> all\)"):
         session.sample_rounds(chosen)
 
 
