@@ -122,7 +122,7 @@ MUTANTS = [
     ("diffusers_patched/joint_attention.py", "_, k, v = _joined(image, text)", "_, k, v = both", "models/test_joint_attention"),
     ("dfusion/models/sd3.py", "self.clip_tokens - 1 + column", "self.clip_tokens + column", "models/test_families"),
     ("dfusion/models/sd3.py", "min(T5_TOKENS, tokenizer.model_max_length)", "T5_TOKENS", "testbed/test_training"),
-    ("testbed/models/exchange_joint.py", "key, value = key[source], value[source]", "key, value = key[source], value", "testbed/test_training"),
+    ("testbed/models/exchange_joint.py", "key.index_select(0, source), value.index_select(0, source)", "key.index_select(0, source), value", "testbed/test_training"),
     ("testbed/models/exchange_joint.py", "logits[:, :, :size, size:]", "logits[:, :, -size:, size:]", "testbed/test_training"),
     ("testbed/training/noise.py", "return x, (x - aim) / sigma", "return x, (x - shown) / sigma", "testbed/test_training"),
     ("dfusion/models/sdxl.py", "torch.zeros_like(pooled)", "pooled", "models/test_families"),

@@ -40,7 +40,7 @@ class JointProcessor:
         text_key = attn.norm_added_k(heads(attn.add_k_proj(text)))
         source = self.plan.source
         if source is not None and (self.plan.early or not self.early):
-            key, value = key[source], value[source]
+            key, value = key.index_select(0, source), value.index_select(0, source)
         query, key = torch.cat([query, text_query], 2), torch.cat([key, text_key], 2)
         value = torch.cat([value, heads(attn.add_v_proj(text))], 2)
         # Explicit, as in exchange.py.

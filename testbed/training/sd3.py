@@ -69,7 +69,9 @@ class SD3(nn.Module):
     def forward(self, x: Tensor, t: Tensor, ids: Tensor, rows: Tensor) -> Tensor:
         """x (B, 4, 16, 16), t (B,), ids (U, L) distinct prompts, rows (B,) into ids."""
         tokens, pooled = self.text(ids)
-        return self.transformer(x, tokens[rows], pooled[rows], t, return_dict=False)[0]
+        return self.transformer(
+            x, tokens.index_select(0, rows), pooled.index_select(0, rows), t, return_dict=False
+        )[0]
 
     def matrices(self) -> list[nn.Parameter]:
         """Weights of attention and feed-forward, which Muon trains."""
