@@ -68,7 +68,7 @@ LAYERS = {
     "testbed": ("mid", "up", "mid,up", "all"),
     "testbed_sd3": ("early", "middle", "late", "middle,late", "all"),
 }
-STEPS = ("20-1", "18-1", "12-1")
+STEPS = ("20-1", "20-11", "18-1", "12-1")
 # Thresholds of the transformer's maps are shares of the attention to the prompt's own words.
 LOWER = {"testbed": ("1e-4", "1e-5", "1e-6"), "testbed_sd3": ("1e-1", "3e-2", "1e-2")}
 
@@ -154,13 +154,15 @@ def line(name: str, figures: Figures) -> str:
 
 
 def final_cells(preset: str = "testbed") -> list[Cell]:
-    """The preset's way of fusing, and beside it a mask at a random place, OR, and no mask."""
+    """The preset's way of fusing; beside it a mask at a random place, OR, no mask, fewer steps."""
     own = preset_cell(preset)
     changes: tuple[dict[str, str], ...] = (
         {},
         {"place": "random"},
         {"merge": "or"},
         {"merge": "none", "threshold": "auto"},
+        {"steps": "20-11"},
+        {"steps": "20-16"},
     )
     return [replace(own, **change) for change in changes]
 
