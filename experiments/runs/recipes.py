@@ -38,7 +38,7 @@ RECIPES = {
     ),
     "dpo_naive": Recipe("naive DPO", "naive", rate=3e-3, style=("#E69F00", "s", "--")),
     "diffusion_dpo_dfusion": Recipe(
-        "Diffusion-DPO + D-Fusion", method="diffusion_dpo", style=("#CC79A7", "^", "-")
+        "Diffusion-DPO + D-Fusion", method="diffusion_dpo", rate=3e-3, style=("#CC79A7", "^", "-")
     ),
     "diffusion_dpo_naive": Recipe(
         "Diffusion-DPO", "naive", "diffusion_dpo", rate=3e-3, style=("#D55E00", "P", "--")
