@@ -49,6 +49,7 @@ class Curve:
 CURVES = [
     *(Curve(f"dpo_{pairs}", brief=None) for pairs in ("naive", "dfusion")),
     *(Curve(f"dpo_{pairs}", t) for t in (2, 3) for pairs in ("naive", "dfusion")),
+    *(Curve(f"diffusion_dpo_{pairs}", t) for t in (1, 2, 3) for pairs in ("naive", "dfusion")),
     *(Curve(f"{method}_{pairs}") for method in ("ddpo", "dpok") for pairs in ("naive", "dfusion")),
     Curve("dpo_inversion"),
 ]

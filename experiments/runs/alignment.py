@@ -232,7 +232,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--preset", default="testbed", choices=("testbed", "paper"))
     parser.add_argument("--model", help="a folder, file or hub id; default: the preset's")
     parser.add_argument("--name", help="default: <recipe>_t<template>_s<seed>")
-    parser.add_argument("--recipe", default="dpo_dfusion", choices=RECIPES)
+    parser.add_argument("--recipe", default="dpo_dfusion", choices=RECIPES, help="see recipes.py")
     parser.add_argument("--template", type=int, default=1, choices=(1, 2, 3))
     parser.add_argument(
         "--held-out", action="store_true", help="prompts that no comparison uses (testbed)"

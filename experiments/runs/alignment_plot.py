@@ -211,14 +211,14 @@ def over_templates(every: dict[int, dict[int, Pair]]) -> list[str]:
 
 def print_differences(runs: Runs) -> None:
     """D-Fusion against naive pairs: in each template by seed, then over templates."""
-    for method in ("dpo", "ddpo", "dpok"):
+    for method in ("dpo", "diffusion_dpo", "ddpo", "dpok"):
         every = {t: pairs_of(kinds, method) for t, kinds in sorted(runs.items())}
         every = {template: pairs for template, pairs in every.items() if pairs}
         for template, pairs in every.items():
             for text in against_naive(pairs):
-                print(f"  {method.upper()}, D-Fusion more, template {template}, by seed, {text}")
+                print(f"  {method}: D-Fusion more, template {template}, by seed, {text}")
         for text in over_templates(every) if len(every) > 1 else ():
-            print(f"  {method.upper()}, D-Fusion more, by template, {text}")
+            print(f"  {method}: D-Fusion more, by template, {text}")
 
 
 def _everywhere(runs: Runs, measure: str) -> bool:

@@ -55,7 +55,12 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
         sweeps.add_parser(name, parents=[side_by_side.parser(ROUNDS[name])]) for name in ROUNDS
     )
     rates.add_argument(
-        "--recipes", nargs="+", default=["dpo_naive", "dpo_dfusion"], choices=RECIPES
+        "--recipes",
+        nargs="+",
+        default=["dpo_naive", "dpo_dfusion"],
+        choices=RECIPES,
+        metavar="RECIPE",
+        help=f"of {', '.join(RECIPES)}",
     )
     rates.add_argument("--template", type=int, default=1, choices=(1, 2, 3))
     rates.add_argument(

@@ -136,19 +136,19 @@ def test_templates_are_compared_one_by_one_and_together(
     templates = stats.t.ppf(0.975, 1) * 0.5  # 2 and 3 more
     assert [line.strip() for line in capsys.readouterr().out.splitlines()] == [
         (
-            "DPO, D-Fusion more, template 1, by seed, after 2 rounds, scores: "
+            "dpo: D-Fusion more, template 1, by seed, after 2 rounds, scores: "
             f"+2.000 ± {seeds:.3f} (7: +1.000, 8: +3.000)"
         ),
         (
-            "DPO, D-Fusion more, template 2, by seed, after 2 rounds, scores: +3.000 (7: +3.000) "
+            "dpo: D-Fusion more, template 2, by seed, after 2 rounds, scores: +3.000 (7: +3.000) "
             "± 0.000 over images"
         ),
         (
-            "DPO, D-Fusion more, template 2, by seed, after 4 rounds, scores: +5.000 (7: +5.000) "
+            "dpo: D-Fusion more, template 2, by seed, after 4 rounds, scores: +5.000 (7: +5.000) "
             "± 0.000 over images"
         ),
         (
-            "DPO, D-Fusion more, by template, after 2 rounds, scores: "
+            "dpo: D-Fusion more, by template, after 2 rounds, scores: "
             f"+2.500 ± {templates:.3f} (1: +2.000, 2: +3.000)"
         ),
     ]
