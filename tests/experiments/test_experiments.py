@@ -68,7 +68,7 @@ def test_the_grid_names_layers_of_each_model(transformer: LayerTable) -> None:
         assert cell.threshold != "file"  # Otsu's or a number: there are no files for this model
     cells = fusion_grid.grid_cells("testbed")
     own = [c for c in cells if (c.merge, c.threshold) == ("xor", "file")]
-    assert {c.layers for c in own} == {"mid", "up", "mid,up", "all"} and len(own) == 12
+    assert {c.layers for c in own} == {"mid", "up", "mid,up", "all"} and len(own) == 16
     settings = PRESETS["testbed_sd3"]()
     assert transformer.parse(settings.mask.layers) == {*POINTING}
 
