@@ -296,7 +296,7 @@ class Settings:
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
     # Use TF32 for matrix products on CUDA.
     allow_tf32: Free[bool] = True
-    # Compile the UNet's transformer blocks with torch.compile and store its weights as
+    # Compile the network's transformer blocks with torch.compile and store its weights as
     # channels_last, for a GPU. The first round is slower. Changes values by rounding only.
     compile: Free[bool] = False
     # JSON list of prompts. Empty: the one prompt below.
