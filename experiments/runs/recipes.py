@@ -40,6 +40,13 @@ RECIPES = {
     "diffusion_dpo_dfusion": Recipe(
         "Diffusion-DPO + D-Fusion", method="diffusion_dpo", rate=3e-3, style=("#CC79A7", "^", "-")
     ),
+    "diffusion_dpo_all": Recipe(
+        "Diffusion-DPO + D-Fusion, every target",
+        method="diffusion_dpo",
+        changes=("pair.adoption=all",),
+        rate=3e-3,
+        style=("#0072B2", "D", "-"),
+    ),
     "diffusion_dpo_naive": Recipe(
         "Diffusion-DPO", "naive", "diffusion_dpo", rate=3e-3, style=("#D55E00", "P", "--")
     ),
