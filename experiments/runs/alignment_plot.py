@@ -6,8 +6,8 @@ Writes results/<preset>/alignment.png and prints a table. --runs takes runs that
 made with other settings, say, from a folder of that name, and writes a figure of that name.
 
 Lines are means over seeds of images made with the same noise at every point, as far as all seeds
-go, with the 95 % interval of what was gained since the first point: over seeds, or of one seed
-over its images. Thin lines are single seeds.
+go, with the 95 % interval of what was gained since the first point: over three or more seeds, or of
+one seed over its images. Thin lines are single seeds.
 """
 
 import argparse
@@ -92,7 +92,8 @@ def draw(axes: Axes, runs: dict[str, list[Run]], measure: str) -> None:
         mean = values[:, shared].mean(0)
         every, key = runs[kind], EACH[measure]
         points = np.array(compared(every))[shared]
-        wide = [half_width(every, key, rounds) for rounds in points]
+        # Of two seeds, Student's t is wider than the figure.
+        wide = [half_width(every, key, k) for k in points] if len(every) != 2 else None
         axes.errorbar(
             used[shared],
             mean,
@@ -237,10 +238,10 @@ def main() -> None:
     if not runs:
         raise SystemExit(f"no runs in {folder}; run experiments.runs.alignment first")
     shown = {key: title for key, title in MEASURES.items() if _everywhere(runs, key)}
-    shape, size = (len(shown), len(runs)), (5 * len(runs), 3.7 * len(shown))
+    shape, size = (len(runs), len(shown)), (4.6 * len(shown), 3.7 * len(runs))
     figure, grid = plt.subplots(*shape, figsize=size, layout="constrained", squeeze=False)
-    for column, (template, kinds) in enumerate(sorted(runs.items())):
-        for row, (measure, title) in enumerate(shown.items()):
+    for row, (template, kinds) in enumerate(sorted(runs.items())):
+        for column, (measure, title) in enumerate(shown.items()):
             draw(grid[row][column], kinds, measure)
             grid[row][column].set_title(f"template {template}: {title}", fontsize=10)
         print(f"template {template}")
@@ -248,7 +249,7 @@ def main() -> None:
             print("\n".join(f"  {line}" for line in summary(kind, kinds[kind])))
     print_differences(runs)
     shown_as: dict[str, Artist] = {}
-    for axes in grid[0]:
+    for axes in grid[:, 0]:
         handles, labels = axes.get_legend_handles_labels()
         shown_as.update(zip(labels, handles, strict=True))
     figure.legend(
@@ -257,7 +258,7 @@ def main() -> None:
         loc="outside upper center",
         ncols=4,
         fontsize=9,
-        title="bars: 95 % intervals of gains, over seeds, or of one seed over images",
+        title="bars: 95 % intervals of gains, over three or more seeds, or of one seed over images",
         title_fontsize=9,
     )
     out = folder.with_name(f"{folder.name}.png")

@@ -45,7 +45,7 @@ RECIPES = {
         method="diffusion_dpo",
         changes=("pair.adoption=all",),
         rate=3e-3,
-        style=("#0072B2", "D", "-"),
+        style=("#882255", "*", "-"),
     ),
     "diffusion_dpo_naive": Recipe(
         "Diffusion-DPO", "naive", "diffusion_dpo", rate=3e-3, style=("#D55E00", "P", "--")
