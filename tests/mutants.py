@@ -36,7 +36,7 @@ MUTANTS = [
     ("dfusion/method/pairing/adoption.py", "-1 if reference < base", "1 if reference < base", "method/test_pairing"),
     ("dfusion/training/pairs.py", "(base, other) if reference < base", "(other, base) if reference < base", "training/test_both_ways"),
     ("dfusion/training/pairs.py", "append(0 if reference < base", "append(1 if reference < base", "training/test_both_ways"),
-    ("dfusion/training/gradients.py", "[1 - self.data.base_side", "[self.data.base_side", "training/test_both_ways"),
+    ("dfusion/training/gradients.py", "[self.data.base_side(step.pair) == 1", "[self.data.base_side(step.pair) == 0", "training/test_both_ways"),
     ("dfusion/training/gradients.py", "log_prob[n, side]", "log_prob[n, 1]", "training/test_both_ways"),
     ("experiments/runs/table.py", "budget / cost", "cost / budget", "experiments/test_table"),
     ("experiments/runs/table.py", 'if k != "comparing"', "", "experiments/test_table"),

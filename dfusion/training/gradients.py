@@ -329,11 +329,13 @@ class Updater:
             return
         nothing, device = torch.zeros(self.policy.model.latent_shape), now.mean.device
         drawn = [self._noise(s) if w else nothing for s, w in zip(chunk, walked, strict=True)]
-        z, counts = (to_device(t, device) for t in (torch.stack(drawn), torch.tensor(walked)))
+        on_side_0 = torch.tensor([self.data.base_side(step.pair) == 1 for step in chunk])  # targets
+        z, counts, first = (
+            to_device(t, device) for t in (torch.stack(drawn), torch.tensor(walked), on_side_0)
+        )
         std = self.policy.sampler.std[batch.i].reshape(-1, 1, 1, 1)
-        rows = range(len(chunk))
-        side = [1 - self.data.base_side(step.pair) for step in chunk]  # of the target
-        moved = (batch.x_next[rows, side] - now.mean[rows, side]) / std - z
+        both = batch.x_next - now.mean
+        moved = torch.where(first.view(-1, 1, 1, 1), both[:, 0], both[:, 1]) / std - z
         tally.add_shift(batch.i, moved.square().flatten(1).mean(1).sqrt(), counts)
 
     def tensors(self) -> dict[str, Tensor]:
