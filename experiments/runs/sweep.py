@@ -3,9 +3,8 @@
     python -m experiments.runs.sweep rates [--recipes dpo_naive …] [--rates 1e-3 3e-3]
     python -m experiments.runs.sweep ablations [--only or no_mask]
 
-rates: every recipe at every rate, with equal effort, on prompts that no
-comparison uses (testbed: 12 held-out ones, of 8 images a round), to choose rates before methods are
-compared.
+rates: every recipe at every rate, with equal effort, on prompts that no comparison uses (testbed:
+12 held-out ones, of 8 images a round), to choose rates before recipes are compared.
 ablations: DPO + D-Fusion, template 1, with one choice changed at a time (masks, adoption, pairing,
 Eq. 6), beside the curve of the preset itself.
 

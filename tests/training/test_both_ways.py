@@ -64,6 +64,6 @@ def test_bases_are_known_on_either_side(both: Trainer) -> None:
         chosen = [step for step in fused if data.base_side(step.pair) == side]
         assert chosen
         shifts.append(updater.backward(chosen).figures()["fusion_shift"][3])
-    # Its base's noise taken off, a target's step is off by what fusion did, and a base's by nothing.
+    # Without its base's noise, a target's step is off by what fusion did, and a base's by nothing.
     assert all(1e-4 < shift < 0.5 for shift in shifts), shifts
     stir(both)
