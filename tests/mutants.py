@@ -179,7 +179,7 @@ MUTANTS = [
     ("dfusion/method/sampler.py", "self.x_scale + self.output_scale * of_noise", "self.x_scale", "view/test_trajectory"),
     ("dfusion/view/trajectory.py", "[before[:first], own[first:]]", "[own[:first], own[first:]]", "view/test_trajectory"),
     ("dfusion/view/trajectory.py", "other_noise=True", "other_noise=False", "view/test_trajectory"),
-    ("dfusion/method/sampling.py", 'if policy.maps == "prompt" else None', 'if policy.maps == "all" else None', "models/test_families"),
+    ("dfusion/method/sampling.py", 'if self.maps == "prompt" else None', 'if self.maps == "all" else None', "models/test_families"),
     ("dfusion/rounds/session.py", "maps=settings.mask.maps,", "", "rounds/test_target_kinds"),
     ("dfusion/rounds/sharing.py", 'found["prompts"] == manifest["prompts"]', "True", "rounds/test_sharing"),
     ("dfusion/rounds/sharing.py", "theirs.pairs_made_with() != fused_with", "not fused_with", "rounds/test_sharing"),

@@ -89,6 +89,10 @@ class Policy:
         """What the noise of a sample is drawn from."""
         return self.seed, self.round, index
 
+    def map_keys(self, texts: Sequence[str]) -> Tensor | None:
+        """The keys that item maps are shares of, (B, L) bool; None for all."""
+        return self.model.map_keys(texts) if self.maps == "prompt" else None
+
     def identity(self) -> dict[str, object]:
         """Everything that a sample depends on besides its prompt and index."""
         size = self.model.asked_size
@@ -173,7 +177,7 @@ def sample(
         layers=mask_layers,
         columns=columns.to(model.device),
         first_row=len(prompts) if policy.doubled else 0,
-        keys=model.map_keys(texts) if policy.maps == "prompt" else None,
+        keys=policy.map_keys(texts),
     )
     x, z = policy.noise(indices)
     cond = model.encode(texts)

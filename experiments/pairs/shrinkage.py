@@ -96,15 +96,14 @@ def main() -> None:
     exchanged = torch.tensor([scores[pair.reference] < scores[pair.base] for pair in pairs])
     stacked = torch.stack(rows)
     found = {
-        "pairs": len(pairs) // 2,
         "base with the reference": figures(stacked[~exchanged]),
         "exchanged": figures(stacked[exchanged]),
     }
     saved = json.loads(args.out.read_text()) if args.out.exists() else {}
-    saved[f"t{args.template}_s{args.seed}"] = found
+    saved[f"t{args.template}_s{args.seed}"] = {"pairs": len(pairs) // 2, **found}
     write_json(args.out, saved)
-    for kind in ("base with the reference", "exchanged"):
-        for place, row in found[kind].items():  # type: ignore[attr-defined]
+    for kind, places in found.items():
+        for place, row in places.items():
             print(f"{kind}, {place}: shrinkage {row['shrinkage']}, shift {row['shift']}")
     print(f"Figures are in {args.out}")
 

@@ -26,7 +26,8 @@ from matplotlib.axes import Axes
 from experiments.measures.intervals import over_seeds
 from experiments.pairs import mask_quality
 from experiments.runs.alignment import RESULTS
-from experiments.runs.alignment_plot import STYLES, Run, Runs, load, pairs_of
+from experiments.runs.alignment_plot import Run, Runs, load, pairs_of
+from experiments.runs.recipes import RECIPES
 
 # Okabe and Ito's colours, markers and lines.
 MASKS = {
@@ -50,7 +51,7 @@ def chosen(runs: Runs) -> Kinds:
 
 
 def label(key: tuple[int, str]) -> str:
-    return f"{STYLES[key[1]][0]}, template {key[0]}"
+    return f"{RECIPES[key[1]].label}, template {key[0]}"
 
 
 def by_step(runs: Sequence[Run], key: str) -> np.ndarray:

@@ -30,7 +30,7 @@ class Recipe:
         return [*kind, *rate, *self.changes]
 
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; markers for print without colour.
+# Colours that the colour-blind can tell apart (Okabe and Ito's first); markers for print in grey.
 RECIPES = {
     "dpo_dfusion": Recipe("DPO + D-Fusion", style=("#0072B2", "o", "-")),
     "dpo_both_ways": Recipe(

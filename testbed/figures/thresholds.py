@@ -68,7 +68,7 @@ def maps_of(
         mask_layers(policy) if layers is None else layers,
         columns,
         first_row=len(texts),
-        keys=model.map_keys(texts) if policy.maps == "prompt" else None,
+        keys=policy.map_keys(texts),
     )
     _, maps = policy.predict(x, step, model.encode(texts), AttentionControl(record))
     assert maps is not None

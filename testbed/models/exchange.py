@@ -35,12 +35,18 @@ class Plan:
     keys: Tensor | None = None
     maps: list[Tensor] = field(default_factory=list)
 
+    def source_of(self, early: bool) -> Tensor | None:
+        """`source` for a block, early or not; None if the block does not exchange."""
+        return self.source if self.early or not early else None
 
+
+@dataclass(eq=False)
 class Processor:
     """Stock self- and cross-attention, with self-attention K and V taken from `plan.source`."""
 
-    def __init__(self, plan: Plan, early: bool, record: bool) -> None:
-        self.plan, self.early, self.record = plan, early, record
+    plan: Plan
+    early: bool
+    record: bool
 
     def __call__(
         self,
@@ -51,8 +57,8 @@ class Processor:
     ) -> Tensor:
         context = encoder_hidden_states if encoder_hidden_states is not None else hidden_states
         query, key, value = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
-        source, exchange = self.plan.source, self.plan.early or not self.early
-        if encoder_hidden_states is None and source is not None and exchange:
+        source = self.plan.source_of(self.early)
+        if encoder_hidden_states is None and source is not None:
             key, value = key[source], value[source]
         query, key, value = (
             x.unflatten(-1, (attn.heads, -1)).transpose(1, 2) for x in (query, key, value)

@@ -6,6 +6,8 @@ keys, shared out among the prompt's own tokens, as dfusion records it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from diffusers import SD3Transformer2DModel
 from diffusers.models.attention_processor import Attention
@@ -17,11 +19,13 @@ EARLY = (0, 1)  # blocks that do not exchange in a share of batches
 POINTING = (2, 3)  # blocks whose maps are trained to lie on the items
 
 
+@dataclass(eq=False)
 class JointProcessor:
     """Stock joint attention, with the image tokens' K and V taken from `plan.source`."""
 
-    def __init__(self, plan: Plan, early: bool, record: bool) -> None:
-        self.plan, self.early, self.record = plan, early, record
+    plan: Plan
+    early: bool
+    record: bool
 
     def __call__(
         self,
@@ -38,8 +42,8 @@ class JointProcessor:
         key, value = attn.norm_k(heads(attn.to_k(image))), heads(attn.to_v(image))
         text_query = attn.norm_added_q(heads(attn.add_q_proj(text)))
         text_key = attn.norm_added_k(heads(attn.add_k_proj(text)))
-        source = self.plan.source
-        if source is not None and (self.plan.early or not self.early):
+        source = self.plan.source_of(self.early)
+        if source is not None:
             key, value = key.index_select(0, source), value.index_select(0, source)
         query, key = torch.cat([query, text_query], 2), torch.cat([key, text_key], 2)
         value = torch.cat([value, heads(attn.add_v_proj(text))], 2)

@@ -14,7 +14,6 @@ from diffusers import SD3Transformer2DModel
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import (
-    CLIPTextConfig,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
     PreTrainedTokenizerFast,
@@ -22,6 +21,7 @@ from transformers import (
     T5EncoderModel,
 )
 
+from testbed.models.clip import clip_config
 from testbed.world.tokens import LENGTH
 from testbed.world.words import vocabulary
 
@@ -76,24 +76,6 @@ def t5_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def clip(tokenizer: CLIPTokenizer, width: int) -> CLIPTextModelWithProjection:
-    return CLIPTextModelWithProjection(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            intermediate_size=4 * width,
-            num_hidden_layers=2,
-            num_attention_heads=width // 32,
-            max_position_embeddings=LENGTH,
-            hidden_act="gelu",
-            projection_dim=width,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-
-
 def t5(tokenizer: PreTrainedTokenizerFast) -> T5EncoderModel:
     return T5EncoderModel(
         T5Config(
@@ -118,7 +100,9 @@ class Text(nn.Module):
 
     def __init__(self, tokenizer: CLIPTokenizer, words: PreTrainedTokenizerFast) -> None:
         super().__init__()
-        self.clips = nn.ModuleList(clip(tokenizer, width) for width in CLIP_WIDTHS)
+        self.clips = nn.ModuleList(
+            CLIPTextModelWithProjection(clip_config(tokenizer, width)) for width in CLIP_WIDTHS
+        )
         self.t5 = t5(words)
 
     def read_clip(self, folder: Path) -> None:

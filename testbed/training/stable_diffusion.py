@@ -7,30 +7,19 @@ from pathlib import Path
 
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from testbed.models import exchange
 from testbed.models import unet as denoiser
+from testbed.models.clip import clip_config
 from testbed.training.noise import Diffusion
 from testbed.world.tokens import LENGTH
 
+TEXT_WIDTH = 128
+
 
 def text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=128,
-            intermediate_size=512,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            max_position_embeddings=LENGTH,
-            hidden_act="gelu",
-            projection_dim=128,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    return CLIPTextModel(clip_config(tokenizer, TEXT_WIDTH))
 
 
 class StableDiffusion(nn.Module):

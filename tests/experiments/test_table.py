@@ -61,6 +61,6 @@ def test_a_row_by_hand() -> None:
     assert found["right, equal computation"] == "+44 ± 79"  # 50 and 37.5
     assert found["recipe"] == RECIPES["dpo_dfusion"].label and found["seeds"] == "2"
     # One seed: eight images, of which six gained 1 and two 0; sd 0.4629, 1.96 sd / sqrt(8).
-    (alone,) = (row("dpo_dfusion", seeds[:1], 2, 9 * computation(seeds[0])),)
+    alone = row("dpo_dfusion", seeds[:1], 2, 9 * computation(seeds[0]))
     assert alone[2] == "+75 ± 32*" and alone[-1] == ""
     assert markdown([alone]).count("\n") == 2
