@@ -67,8 +67,44 @@ RECIPES = {
     "dpo_equal": Recipe("equal step weights", changes=("train.step_weights=equal:20-5",)),
     "dpo_mask_only": Recipe("log-probs over the mask", changes=("train.outside_weight=0",)),
     "dpo_safeguard": Recipe("loser held back", changes=("train.loser_limit=1",)),
-    "dpo_branch": Recipe("branches of the base", changes=("fusion.kind=branch",)),
-    "dpo_renoise": Recipe("the base, noised again", changes=("fusion.kind=renoise",)),
+    "dpo_branch": Recipe(
+        "branches of the base", changes=("fusion.kind=branch", "fusion.steps=19-1")
+    ),
+    "dpo_renoise": Recipe(
+        "the base, noised again", changes=("fusion.kind=renoise", "fusion.steps=19-1")
+    ),
+    # Controls and options of the recipe that did best.
+    "diffusion_dpo_random": Recipe(
+        "Diffusion-DPO, mask at a random place",
+        method="diffusion_dpo",
+        changes=("mask.place=random",),
+        rate=3e-3,
+    ),
+    "diffusion_dpo_branch": Recipe(
+        "Diffusion-DPO, branches of the base",
+        method="diffusion_dpo",
+        changes=("fusion.kind=branch", "fusion.steps=19-1"),
+        rate=3e-3,
+    ),
+    "diffusion_dpo_renoise": Recipe(
+        "Diffusion-DPO, the base, noised again",
+        method="diffusion_dpo",
+        changes=("fusion.kind=renoise", "fusion.steps=19-1"),
+        rate=3e-3,
+    ),
+    "diffusion_dpo_safeguard": Recipe(
+        "Diffusion-DPO + D-Fusion, loser held back",
+        method="diffusion_dpo",
+        changes=("train.loser_limit=1",),
+        rate=3e-3,
+    ),
+    "diffusion_dpo_early": Recipe(
+        "Diffusion-DPO + D-Fusion, fused steps 20-11",
+        method="diffusion_dpo",
+        changes=("fusion.steps=20-11",),
+        rate=3e-3,
+    ),
+    "diffusion_kto_dfusion": Recipe("Diffusion-KTO + D-Fusion", method="diffusion_kto", rate=3e-3),
     "fdfo_dfusion": Recipe("FDFO + D-Fusion", method="fdfo"),
     "grpo": Recipe("GRPO", "naive", "grpo"),
 }
