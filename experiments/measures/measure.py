@@ -28,7 +28,7 @@ class Meters:
     @classmethod
     def of(cls, preset: str, second: str | None = None) -> "Meters":
         """second: package.module:function; by default the testbed's own on the testbed."""
-        cpu, testbed = torch.device("cpu"), preset == "testbed"
+        cpu, testbed = torch.device("cpu"), preset.startswith("testbed")
         chosen = Eval(reward=second) if second else SECOND if testbed else None
         return cls(
             judge=Judge.load() if testbed else None,

@@ -47,6 +47,7 @@ SIZES: dict[str, dict[str, Any]] = {
     },
     "paper": {"rounds": 40, "compare": 4, "compare_every": 5},
 }
+SIZES["testbed_sd3"] = SIZES["testbed"]
 
 
 def runs_of(preset: str) -> Path:
@@ -78,7 +79,9 @@ def settings_of(args: argparse.Namespace) -> Settings:
         for kind in ("held" if args.held_out else "train", "item", "mask")
     )
     settings.prompt_file = str(_prompts(args, train, data))
-    settings.item_idx_file, settings.mask_thr_file = str(items), str(thresholds)
+    settings.item_idx_file = str(items)
+    if args.preset != "testbed_sd3":  # its thresholds are found for each mask
+        settings.mask_thr_file = str(thresholds)
     settings.pretrained.model = args.model or settings.pretrained.model
     settings.save_path, settings.exp_name, settings.seed = str(data), name_of(args), args.seed
     settings.eval.in_process, settings.device = True, args.device
@@ -229,7 +232,7 @@ def run_of(name: str, preset: str, template: int) -> Settings:
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
     """The flags, with the sizes of their preset."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--preset", default="testbed", choices=("testbed", "paper"))
+    parser.add_argument("--preset", default="testbed", choices=SIZES)
     parser.add_argument("--model", help="a folder, file or hub id; default: the preset's")
     parser.add_argument("--name", help="default: <recipe>_t<template>_s<seed>")
     parser.add_argument("--recipe", default="dpo_dfusion", choices=RECIPES, help="see recipes.py")

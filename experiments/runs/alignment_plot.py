@@ -25,7 +25,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
 from experiments.measures.intervals import gain, over_seeds, said
-from experiments.runs.alignment import RESULTS
+from experiments.runs.alignment import RESULTS, SIZES
 from experiments.runs.recipes import RECIPES
 
 STYLES = {name: (r.label, *r.style) for name, r in RECIPES.items() if r.style}
@@ -230,7 +230,7 @@ def _everywhere(runs: Runs, measure: str) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--preset", default="testbed", choices=("testbed", "paper"))
+    parser.add_argument("--preset", default="testbed", choices=SIZES)
     parser.add_argument("--runs", default="alignment", help="folder in results/<preset>")
     args = parser.parse_args()
     folder = RESULTS / args.preset / args.runs

@@ -25,7 +25,7 @@ class Recipe:
 
     def settings(self, preset: str) -> list[str]:
         """What differs from the preset, as for --set."""
-        rate = [f"train.learning_rate={self.rate}"] if preset == "testbed" else []
+        rate = [f"train.learning_rate={self.rate}"] if preset.startswith("testbed") else []
         kind = [f"train.method={self.method}", f"train.pairs={self.pairs}"]
         return [*kind, *rate, *self.changes]
 

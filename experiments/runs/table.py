@@ -16,7 +16,7 @@ from dfusion.errors import UserError, ends_in_one_line
 from dfusion.settings.schema import settings_of
 from dfusion.training.estimate import evaluations
 from experiments.measures.intervals import Values, over_seeds
-from experiments.runs.alignment import RESULTS
+from experiments.runs.alignment import RESULTS, SIZES
 from experiments.runs.alignment_plot import EACH, Run, at, gains, half_width, load
 from experiments.runs.recipes import RECIPES
 
@@ -83,11 +83,12 @@ def markdown(rows: list[list[str]]) -> str:
 @ends_in_one_line()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", default="testbed", choices=SIZES)
     parser.add_argument("--template", type=int, default=1, choices=(1, 2, 3))
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--equal-to", default="dpo_naive", choices=RECIPES)
     args = parser.parse_args()
-    runs = load(RESULTS / "testbed" / "alignment").get(args.template, {})
+    runs = load(RESULTS / args.preset / "alignment").get(args.template, {})
     there = {
         name: [run for run in runs[name] if args.rounds in at(run)]
         for name in RECIPES
