@@ -31,7 +31,7 @@ def split(a: Tensor, b: Tensor, mask: Tensor) -> Tensor:
     return torch.stack([(squares * inside).mean(), (squares * (1 - inside)).mean()])
 
 
-def late_mask(masks: Tensor) -> Tensor:
+def usual_mask(masks: Tensor) -> Tensor:
     """(gh, gw) bool of a target's masks (T, gh, gw): set in at least half of its fused steps."""
     fused = masks.flatten(1).any(1)
     return masks[fused].float().mean(0) >= 0.5
@@ -43,7 +43,7 @@ def differences(round_: Round) -> dict[str, Any]:
     progress, rows, cells = Progress("comparing", len(pairs)), [], []
     for p, pair in enumerate(pairs):
         target = read_tensors(round_.target(p))
-        mask = late_mask(target["masks"])
+        mask = usual_mask(target["masks"])
         base, reference = (
             read_tensors(round_.trajectory(i))["latents"][-1].float()
             for i in (pair.base, pair.reference)

@@ -12,7 +12,7 @@ from dfusion.settings.presets import PRESETS
 from diffusers_patched import LayerTable, SD3Transformer2DModel
 from experiments.measures.intervals import gain, over_groups, over_seeds
 from experiments.measures.measure import diversity
-from experiments.pairs import blocks, fusion_grid, mask_quality, steps_layers
+from experiments.pairs import blocks, difference, fusion_grid, mask_quality, steps_layers
 from experiments.runs import alignment_plot, generalisation, parts, side_by_side
 from testbed.models.exchange_joint import POINTING
 from testbed.models.sd3 import CONFIG
@@ -53,6 +53,19 @@ def test_overlap_of_masks_by_hand() -> None:
         "recall": pytest.approx((1 / 2 + 1 + 0) / 3, abs=1e-4),
         "coverage": pytest.approx((1 + 4 + 0) / 12, abs=1e-4),
     }
+
+
+def test_difference_in_and_outside_of_the_mask_by_hand() -> None:
+    base, other = torch.zeros(1, 2, 4), torch.zeros(1, 2, 4)
+    other[0, :, :2], other[0, 0, 3] = 3.0, 1.0  # left half of 4 cells, and one cell on the right
+    mask = torch.tensor([[True, False]])  # on a coarser grid
+    assert difference.split(other, base, mask).tolist() == pytest.approx([4 * 9 / 8, 1 / 8])
+
+
+def test_the_mask_of_a_target_is_that_of_most_fused_steps() -> None:
+    steps = [[1, 1, 0, 0], [1, 0, 0, 1], [1, 0, 1, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    masks = torch.tensor(steps, dtype=torch.bool).view(6, 2, 2)  # the last two were not fused
+    assert difference.usual_mask(masks).flatten().tolist() == [True, True, False, False]
 
 
 @pytest.fixture(scope="module")
