@@ -1,6 +1,6 @@
 """Presets: --config config/config.py:NAME.
 
-NAME is paper (the default), released, testbed, sdxl or sd3.
+NAME is paper (the default), best, released, testbed, testbed_sd3, sdxl or sd3.
 
 For a preset of your own, copy this file and change what you need:
 
