@@ -255,6 +255,8 @@ WRONG: list[tuple[Callable[[DFusionPipeline], object], str]] = [
     (lambda p: one(p, fusion_layers="7"), "fusion_layers: "),
     (lambda p: one(p, mask_merge="and"), "mask_merge 'and': choose from xor, or"),
     (lambda p: one(p, fusion_kind="twig"), "fusion_kind 'twig': choose from attention, branch"),
+    (lambda p: one(p, fusion_text="mine"), "fusion_text 'mine': choose from fused, own"),
+    (lambda p: one(p, mask_maps="some"), "mask_maps 'some': choose from prompt, all"),
     (lambda p: one(p, fusion_parts="self_x"), "fusion_parts 'self_x': choose from"),
     (lambda p: p.sample("the dog", ["cat"], 1, **HOW), "item 'cat' is not in the prompt"),
     (lambda p: p.sample(["the dog"], [["dog"], ["cat"]], 1, **HOW), "items: 2 lists for 1 prompts"),

@@ -87,6 +87,7 @@ class DFusionPipeline:
         negative_prompt: str = "",
         mask_layers: str = "first_up",
         mask_thr: float | Sequence[float | None] | None = None,
+        mask_maps: Literal["prompt", "all"] = "prompt",
         mask_merge: Literal["xor", "or"] = "xor",
         mask_place: Literal["items", "random"] = "items",
         fusion_kind: Kind = "attention",
@@ -94,6 +95,7 @@ class DFusionPipeline:
         fusion_steps: str | None = None,
         fusion_parts: str = "self_k,self_v",
         fusion_masked: bool = True,
+        fusion_text: Literal["fused", "own"] = "fused",
         batch_size: int = 4,
         callback_on_step_end: Callback | None = None,
     ) -> FusedPair | list[FusedPair]:
@@ -113,6 +115,7 @@ class DFusionPipeline:
             "fusion_steps": fusion_steps,
             "fusion_parts": fusion_parts,
             "fusion_masked": fusion_masked,
+            "fusion_text": fusion_text,
         }
         self._plan(num_steps, **how_to_fuse)  # raises for bad arguments, before anything is sampled
         sides = [
@@ -127,6 +130,7 @@ class DFusionPipeline:
                 negative_prompt=negative_prompt,
                 mask_layers=mask_layers,
                 mask_thr=mask_thr,
+                mask_maps=mask_maps,
                 batch_size=batch_size,
                 callback_on_step_end=callback_on_step_end,
             )
@@ -155,6 +159,7 @@ class DFusionPipeline:
         negative_prompt: str = "",
         mask_layers: str = "first_up",
         mask_thr: float | Sequence[float | None] | None = None,
+        mask_maps: Literal["prompt", "all"] = "prompt",
         batch_size: int = 4,
         callback_on_step_end: Callback | None = None,
     ) -> list[Sample]:
@@ -168,7 +173,8 @@ class DFusionPipeline:
         guidance.
         """
         prompts = _prompts(prompt, items, mask_thr)
-        sampling = Sampling(num_steps, eta, guidance_scale, negative_prompt)
+        SETTINGS["mask.maps"].check("mask_maps", mask_maps)
+        sampling = Sampling(num_steps, eta, guidance_scale, negative_prompt, mask_maps)
         if images_per_prompt is None:
             given = _each(seed, len(prompts))
             origins = [_origin(s, i) for i, s in enumerate(given)]
@@ -214,6 +220,7 @@ class DFusionPipeline:
         fusion_steps: str | None = None,
         fusion_parts: str = "self_k,self_v",
         fusion_masked: bool = True,
+        fusion_text: Literal["fused", "own"] = "fused",
         mask_merge: Literal["xor", "or"] = "xor",
         mask_place: Literal["items", "random"] = "items",
         batch_size: int = 2,
@@ -238,6 +245,7 @@ class DFusionPipeline:
             fusion_steps,
             fusion_parts,
             fusion_masked,
+            fusion_text,
         )
         first = plan.first(sampling.num_steps)
         bases = [base for base, _ in pairs]
@@ -277,14 +285,18 @@ class DFusionPipeline:
         fusion_steps: str | None,
         fusion_parts: str,
         fusion_masked: bool,
+        fusion_text: Literal["fused", "own"],
     ) -> FusionPlan:
         if fusion_steps is None:
             fusion_steps = f"{num_steps - 2}-1" if num_steps > 2 else ""
-        fusion = Fusion(fusion_kind, fusion_layers, fusion_steps, fusion_parts, fusion_masked)
+        fusion = Fusion(
+            fusion_kind, fusion_layers, fusion_steps, fusion_parts, fusion_masked, fusion_text
+        )
         mask = Mask(merge=mask_merge, place=mask_place)
         for name, value in (
             *(("mask.merge", mask_merge), ("mask.place", mask_place)),
             *(("fusion.kind", fusion_kind), ("fusion.parts", fusion_parts)),
+            ("fusion.text", fusion_text),
         ):
             SETTINGS[name].check(name.replace(".", "_"), value)
         return fusion_plan(fusion, mask, num_steps, self.model.layers, flag="{}_{}")

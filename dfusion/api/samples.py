@@ -16,12 +16,13 @@ from dfusion.rewards.contract import Reward, as_numbers, sees_groups
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a sample was denoised. guidance_scale: None for no guidance."""
+    """How a sample was denoised. guidance_scale: None for no guidance. mask_maps: as the flag."""
 
     num_steps: int = 20
     eta: float = 1.0
     guidance_scale: float | None = 5.0
     negative_prompt: str = ""
+    mask_maps: str = "prompt"
 
 
 @dataclass(frozen=True)

@@ -131,6 +131,7 @@ def policy_of(
         seed=seed,
         round=round_,
         negative=sampling.negative_prompt,
+        maps=sampling.mask_maps,
         given=tuple(given),
         origins=tuple(origins),
     )

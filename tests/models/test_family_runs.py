@@ -10,14 +10,19 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
+from torch import Tensor
 
+from dfusion import DFusionPipeline, Sample
 from dfusion.errors import UserError
 from dfusion.models.loading import load_model
+from dfusion.rounds.session import sample_rounds
 from dfusion.settings.presets import PRESETS
-from dfusion.settings.schema import Pretrained, Settings
+from dfusion.settings.schema import Mask, Pretrained, Settings
+from dfusion.storage.experiment import Experiment
+from dfusion.storage.files import read_tensors
 from dfusion.training.trainer import train_rounds
 from testbed.models.unet import SCHEDULE
-from tests.conftest import make_pipeline, metrics_of, small
+from tests.conftest import PROMPTS, make_pipeline, metrics_of, small
 from tests.models.toy import ToyNetwork, ToyPipeline
 from tests.tiny import make_sd3, make_sdxl, make_vae
 
@@ -73,6 +78,35 @@ def test_a_run_of_every_family(
         stock = DiffusionPipeline.from_pretrained(tmp_path / "model")
         stock.load_lora_weights(checkpoint)
         assert stock.get_active_adapters()
+
+
+def test_the_api_makes_of_a_transformer_what_the_commands_make(
+    settings: Settings, tmp_path: Path
+) -> None:
+    """What only joint attention has: which keys maps are shares of, and what text tokens read."""
+    model = made(make_sd3, tmp_path)
+    settings.pretrained = Pretrained(model=str(model))
+    settings.mask = Mask(layers="0", maps="all")
+    settings.fusion.layers, settings.fusion.text = "all", "own"
+    round_ = Experiment(sample_rounds(settings)).round(0)
+    pipe, how = DFusionPipeline.from_pretrained(str(model)), {"num_steps": 4, "mask_layers": "0"}
+    items = {PROMPTS[0]: ["cat", 3], PROMPTS[1]: [1]}
+
+    def drawn(maps: Any = "all") -> list[Sample]:
+        return pipe.sample(PROMPTS, items, 5, images_per_prompt=4, mask_maps=maps, **how)
+
+    def target(text: Any) -> Tensor:
+        samples, first = drawn(), (round_.pairs() or ())[0]
+        both = [(samples[first.base], samples[first.reference])]
+        plan = {"fusion_layers": "all", "fusion_steps": "3-1", "fusion_text": text}
+        return pipe.fuse(both, **plan)[0].target_latents
+
+    maps = read_tensors(round_.trajectory(0))["maps"]
+    torch.testing.assert_close(drawn()[0].item_maps, maps, rtol=0, atol=1e-5)
+    assert not torch.allclose(drawn("prompt")[0].item_maps, maps, rtol=0, atol=1e-3)
+    latents = read_tensors(round_.target(0))["latents"]
+    torch.testing.assert_close(target("own"), latents, rtol=0, atol=3e-5)
+    assert not torch.allclose(target("fused"), latents, rtol=0, atol=1e-4)
 
 
 def test_an_image_has_the_size_that_flags_ask_for(settings: Settings, tmp_path: Path) -> None:
