@@ -6,6 +6,9 @@ confusion.py), so that it draws well, and knows its words apart, but does not al
 say: as Stable Diffusion, whose frozen text encoder knows more than the denoiser learnt from the
 web's captions.
 
+With a --teacher, the denoiser learns what scenes that one predicts, mistakes included; the text
+encoders learn, too, up to step --confuse-from.
+
 Stops and resumes: the checkpoint (weights, average, optimisers, step) is written every SAVE steps.
 """
 
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +30,7 @@ from testbed.models import exchange
 from testbed.training.clock import Clock
 from testbed.training.sd3 import SD3
 from testbed.training.stable_diffusion import StableDiffusion
+from testbed.training.teacher import HIGHEST, Teacher
 from testbed.training.vae import to_model
 from testbed.world.confusion import Confusion
 from testbed.world.pool import load
@@ -33,7 +38,7 @@ from testbed.world.tokens import write_tokenizer
 from testbed.world.words import PROMPTS, item_positions, parse
 
 EMPTY = 0.1  # share of prompts replaced by "" for classifier-free guidance
-SHARE = {1: 0.30, 2: 0.34, 3: 0.36}  # of the templates
+SHARES = (0.30, 0.34, 0.36)  # of the templates
 POINTING, POINT_BELOW = 0.03, 960  # weight of the pointing loss, and the times it is taken at
 FLOOR = 0.1  # attention that an item's token should get in every cell of its region
 SAVE, AVERAGED = 250, 5  # steps between checkpoints, and between additions to the average
@@ -108,17 +113,24 @@ class Batches:
     """Noisy latents with what is to be predicted, times and prompts."""
 
     def __init__(
-        self, latents: Tensor, prompts: np.ndarray, regions: Tensor, model: Model, size: int
+        self,
+        latents: Tensor,
+        prompts: np.ndarray,
+        regions: Tensor,
+        model: Model,
+        size: int,
+        shares: Sequence[float] = SHARES,
+        teacher: Teacher | None = None,
     ) -> None:
         self.latents, self.size = latents, size
         self.regions = regions >= 0.3 * 255
         self.prompts = torch.from_numpy(prompts)
         self.ids = model.ids([*PROMPTS, ""])
         self.columns, self.keys = text_tokens(model.first_words, self.ids.shape[1])
-        share = torch.tensor([SHARE[parse(prompt).template] for prompt in PROMPTS])
+        share = torch.tensor([shares[parse(prompt).template - 1] for prompt in PROMPTS])
         self.share = share[self.prompts]
         self.share[: len(regions)] *= 2.5  # scenes whose regions are known
-        self.noise = model.noise
+        self.noise, self.teacher = model.noise, teacher
         self.confusion = Confusion()
 
     def draw(self, guests: int, confused: bool) -> Batch:
@@ -134,7 +146,9 @@ class Batches:
             prompt = self.confusion.captions(prompt)
         prompt[torch.rand(self.size) < EMPTY] = len(PROMPTS)
         shown, aim, t, prompt = exchange.invite(self.latents[pick], t, prompt, guests)
-        x, wanted = self.noise.apply(shown, aim, t)
+        x = self.noise.add(shown, t)
+        if self.teacher:
+            aim = self._taught(self.teacher, x, aim, t, prompt, guests)
         distinct, rows = prompt.unique(return_inverse=True)
         known = (pick < len(self.regions)) & (t < POINT_BELOW) & (prompt < len(PROMPTS))
         known[self.size - guests :] = False
@@ -147,9 +161,17 @@ class Batches:
             self.columns[prompt],
             self.keys[prompt],
             regions,
-            wanted,
+            self.noise.wanted(x, aim, t),
             self.noise.weight(t),
         )
+
+    def _taught(
+        self, teacher: Teacher, x: Tensor, aim: Tensor, t: Tensor, prompt: Tensor, guests: int
+    ) -> Tensor:
+        """What the teacher sees in the rows that are no guests, and guests in their hosts."""
+        own = self.size - guests
+        seen = teacher.scenes(x[:own], t[:own], prompt[:own])
+        return torch.where((t < HIGHEST).view(-1, 1, 1, 1), torch.cat([seen, seen[:guests]]), aim)
 
 
 def text_tokens(first_words: tuple[int, ...], length: int) -> tuple[Tensor, Tensor]:
@@ -194,7 +216,8 @@ def train(args: argparse.Namespace) -> None:
     del images
     regions = load_file(args.regions)["regions"]
     model: Model = MODELS[args.model](tokenizer)
-    batches = Batches(latents, prompts, regions, model, args.batch)
+    teacher = Teacher(args.teacher) if args.teacher else None
+    batches = Batches(latents, prompts, regions, model, args.batch, args.shares, teacher)
     if args.start:
         model.read(args.start)
     plan = model.plan
@@ -212,11 +235,11 @@ def train(args: argparse.Namespace) -> None:
     for step in range(first, args.steps + 1):
         for group in (group for optimiser in optimisers for group in optimiser.param_groups):
             group["lr"] = learning_rate(step, args.steps, args.lr, args.falling)
-        confused, guests = step > args.confuse_from, GUESTS if step > WARM else 0
-        model.text.requires_grad_(not confused)
+        second, guests = step > args.confuse_from, GUESTS if step > WARM else 0
+        model.text.requires_grad_(not second)
         plan.source = exchange.hosts(args.batch, guests)
         plan.early = bool(torch.rand(()) > exchange.LATE)
-        batch = batches.draw(guests, confused)
+        batch = batches.draw(guests, confused=second or teacher is not None)
         plan.columns, plan.keys, plan.maps = batch.columns, batch.keys, []
         with torch.autocast("cpu", torch.bfloat16):
             output = model(batch.x, batch.t, batch.ids, batch.rows)
@@ -258,6 +281,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="checkpoint and tokenizer")
     parser.add_argument("--out", type=Path, required=True, help="the diffusers folder")
     parser.add_argument("--start", type=Path, help="a pipeline folder whose weights to go on from")
+    parser.add_argument("--teacher", type=Path, help="a Stable Diffusion folder (--model sd3)")
+    parser.add_argument(
+        "--shares", type=float, nargs=3, default=SHARES, help="of the templates in batches"
+    )
     parser.add_argument("--steps", type=int, default=10250)
     parser.add_argument("--confuse-from", type=int, default=4250, help="step of the second part")
     parser.add_argument("--falling", type=float, default=0.6, help="share of steps, at the end")

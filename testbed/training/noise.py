@@ -26,11 +26,15 @@ class Diffusion:
     def times(self, size: int) -> Tensor:
         return (1000 * torch.rand(size) ** NOISE_BIAS).long().clamp(max=999)
 
-    def apply(self, shown: Tensor, aim: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Noisy latents and what is to be predicted; (B, 4, 16, 16) each."""
+    def add(self, shown: Tensor, t: Tensor) -> Tensor:
+        """Noisy latents (B, 4, 16, 16)."""
         a = self.signal[t].view(-1, 1, 1, 1)
-        x = a.sqrt() * shown + (1 - a).sqrt() * torch.randn_like(shown)
-        return x, (x - a.sqrt() * aim) / (1 - a).sqrt()
+        return a.sqrt() * shown + (1 - a).sqrt() * torch.randn_like(shown)
+
+    def wanted(self, x: Tensor, aim: Tensor, t: Tensor) -> Tensor:
+        """What is to be predicted; (B, 4, 16, 16)."""
+        a = self.signal[t].view(-1, 1, 1, 1)
+        return (x - a.sqrt() * aim) / (1 - a).sqrt()
 
     def weight(self, t: Tensor) -> Tensor:
         """(B,) weights of the squared error, larger where the signal is weak."""
@@ -44,10 +48,12 @@ class Flow:
     def times(self, size: int) -> Tensor:
         return 1000 * torch.sigmoid(LOGIT_MEAN + LOGIT_STD * torch.randn(size))
 
-    def apply(self, shown: Tensor, aim: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def add(self, shown: Tensor, t: Tensor) -> Tensor:
         sigma = (t / 1000).view(-1, 1, 1, 1)
-        x = (1 - sigma) * shown + sigma * torch.randn_like(shown)
-        return x, (x - aim) / sigma
+        return (1 - sigma) * shown + sigma * torch.randn_like(shown)
+
+    def wanted(self, x: Tensor, aim: Tensor, t: Tensor) -> Tensor:
+        return (x - aim) / (t / 1000).view(-1, 1, 1, 1)
 
     def weight(self, t: Tensor) -> Tensor:
         return torch.ones_like(t)

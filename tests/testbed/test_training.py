@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -19,9 +19,10 @@ from dfusion.settings.schema import Pretrained
 from diffusers_patched import AttentionControl, Fusion, Record
 from testbed.figures.policy import as_prompts
 from testbed.models import exchange, exchange_joint
-from testbed.training.diffusion import MODELS, learning_rate, text_tokens, train
+from testbed.training.diffusion import MODELS, SHARES, Batches, learning_rate, text_tokens, train
 from testbed.training.noise import Diffusion, Flow, Noise
 from testbed.training.sd3 import SD3
+from testbed.training.teacher import HIGHEST, Teacher
 from testbed.training.train import commands
 from testbed.world.tokens import write_tokenizer
 from testbed.world.words import PROMPTS
@@ -99,13 +100,57 @@ def test_what_is_wanted_leads_to_the_aim(noise: Noise) -> None:
     torch.manual_seed(0)
     shown, aim, _, _ = exchange.invite(state(4), noise.times(4), torch.arange(4), 2)
     t = noise.times(4).clamp(min=100)
-    x, wanted = noise.apply(shown, aim, t)
+    x = noise.add(shown, t)
+    wanted = noise.wanted(x, aim, t)
     if isinstance(noise, Flow):
         found = x - (t / 1000).view(-1, 1, 1, 1) * wanted
     else:
         signal = noise.signal[t].view(-1, 1, 1, 1)
         found = (x - (1 - signal).sqrt() * wanted) / signal.sqrt()
     torch.testing.assert_close(found, aim, rtol=1e-3, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Teacher:
+    return Teacher(WEIGHTS / "diffusion")
+
+
+@torch.no_grad()
+def test_teacher_reads_flow_matching_as_its_own_scheduler_would(teacher: Teacher) -> None:
+    """Against diffusers: its noised latents at these ratios, and the scene DDIM reads there."""
+    pipe = StableDiffusionPipeline.from_pretrained(WEIGHTS / "diffusion")
+    scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    scheduler.set_timesteps(1000)
+    torch.manual_seed(0)
+    scene, noise, texts = 0.5 * state(3), torch.randn(3, 4, 16, 16), [*TEXTS[:2], ""]
+    prompt = torch.tensor([*(PROMPTS.index(text) for text in TEXTS[:2]), len(PROMPTS)])
+    context, _ = pipe.encode_prompt(texts, "cpu", 1, False)
+    for step in (900, 300):
+        sigma = teacher.sigmas[step]
+        flow = (1 - sigma) * scene + sigma * noise
+        found = teacher.scenes(flow, torch.full((3,), 1000 * float(sigma)), prompt)
+        latent = scheduler.add_noise(scene, noise, torch.tensor([step]))
+        with torch.autocast("cpu", torch.bfloat16):
+            predicted = pipe.unet(latent, step, context).sample
+        expected = scheduler.step(predicted.float(), step, latent).pred_original_sample
+        assert (found - expected).square().mean() < 1e-3  # the UNet's rounding, in bfloat16
+
+
+def test_guests_learn_what_the_teacher_sees_in_their_hosts(
+    teacher: Teacher, tmp_path: Path
+) -> None:
+    latents, prompts = torch.randn(96, 4, 16, 16), np.arange(96)
+    regions = torch.zeros(4, 2, 8, 8, dtype=torch.uint8)
+    model = SD3(write_tokenizer(tmp_path))
+    torch.manual_seed(0)
+    batch = Batches(latents, prompts, regions, model, 64, teacher=teacher).draw(24, True)
+    sigma = (batch.t / 1000).view(-1, 1, 1, 1)
+    aims = batch.x - sigma * batch.wanted
+    torch.testing.assert_close(aims[40:], aims[:24], rtol=1e-3, atol=1e-3)
+    noisy = batch.t >= HIGHEST  # there, scenes themselves
+    distance = (aims[:40, None] - latents).square().mean((2, 3, 4)).min(1).values
+    assert noisy[:40].any()
+    assert ((distance < 1e-4) == noisy[:40]).all()
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -131,6 +176,8 @@ def test_training_saves_and_goes_on(name: str, tmp_path: Path) -> None:
         batch=4,
         lr=1e-3,
         seed=2,
+        shares=SHARES,
+        teacher=WEIGHTS / "diffusion" if name == "sd3" else None,
     )
     train(args)
     first = torch.load(tmp_path / "diffusion.pt", weights_only=True)
