@@ -19,7 +19,7 @@ from dfusion.storage.files import write_json
 from experiments.runs.alignment import RESULTS
 from experiments.runs.alignment_plot import EACH, Run, at, load
 
-SEEDS, IMAGES = (3, 4, 5, 6, 8, 10), (256, 512, 1024)
+SEEDS, IMAGES = (3, 4, 6, 8, 10, 20, 40), (256, 512, 1024)
 LEVEL, ENOUGH = 0.05, 0.9
 
 
