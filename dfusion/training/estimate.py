@@ -25,7 +25,7 @@ from dfusion.models.numerics import set_numerics
 from dfusion.models.plan import plan_of, sampler_of
 from dfusion.models.trainable import tune
 from dfusion.progress import clock
-from dfusion.rewards.registry import check_rewards, load_reward, watch_of
+from dfusion.rewards.registry import HUMAN, check_rewards, load_reward, watch_of
 from dfusion.settings.check import check
 from dfusion.settings.prompt_files import load_prompts
 from dfusion.settings.schema import Eval, Settings
@@ -321,7 +321,9 @@ def _training_call(settings: Settings, model: DiffusionModel) -> Callable[[], No
 
 
 def _scoring(by: Eval, prompt: str, model: DiffusionModel) -> float:
-    """Seconds of one image's score. by: names the reward."""
+    """Seconds of one image's score; none for people's. by: names the reward."""
+    if by.reward == HUMAN:
+        return 0.0
     reward, batch = load_reward(by, model.device), by.batch_size
     pixels = model.decode(torch.zeros(1, *model.latent_shape))[0].numpy()
     images, texts = [Image.fromarray(pixels)] * batch, [prompt] * batch
@@ -352,4 +354,6 @@ def announce(settings: Settings) -> Estimate:
     least = sum(found.evaluations.values())
     if most > least:
         print(f"  up to {most / least - 1:.0%} more evaluations if no target is adopted")
+    if settings.eval.reward == HUMAN:
+        print("  the time that people take to score images is not counted")
     return found

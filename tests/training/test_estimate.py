@@ -166,6 +166,14 @@ def test_a_watch_is_timed_and_scores_no_targets(settings: Settings) -> None:
         estimate(settings)
 
 
+def test_the_time_of_people_is_not_counted(
+    settings: Settings, capsys: pytest.CaptureFixture
+) -> None:
+    settings.eval.reward = "human"
+    assert announce(settings).seconds["scoring"] == 0
+    assert "the time that people take" in capsys.readouterr().out
+
+
 def test_estimate_measures_and_writes_nothing(
     settings: Settings, capsys: pytest.CaptureFixture
 ) -> None:
