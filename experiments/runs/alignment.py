@@ -7,7 +7,7 @@ The scorer's mean and, on the testbed, the judge's accuracy (the truth, which tr
 are taken of each round's samples and of comparisons made with the same noise; and so are a second
 scorer that training never sees, and how much images of a prompt differ. Run again, it goes on where
 it was. What comes before training is taken over from a run beside it that begins alike
-(--config.samples_from). Results are in results/<preset>/alignment/, one file a run.
+(--config.samples_from). Results are in results/<preset>/<runs>/, one file a run.
 """
 
 import argparse
@@ -50,9 +50,9 @@ SIZES: dict[str, dict[str, Any]] = {
 SIZES["testbed_sd3"] = SIZES["testbed"]
 
 
-def runs_of(preset: str) -> Path:
+def runs_of(preset: str, runs: str = "alignment") -> Path:
     """The folder of a preset's runs."""
-    return DATA / f"alignment_{preset}"
+    return DATA / f"{runs}_{preset}"
 
 
 def folder_of(settings: Settings) -> Path:
@@ -73,7 +73,7 @@ def prompts_file(preset: str, template: int, kind: str) -> Path:
 
 def settings_of(args: argparse.Namespace) -> Settings:
     """The preset with this run's recipe, on a template's training prompts."""
-    settings, data = PRESETS[args.preset](), runs_of(args.preset)
+    settings, data = PRESETS[args.preset](), runs_of(args.preset, args.runs)
     train, items, thresholds = (
         prompts_file(args.preset, args.template, kind)
         for kind in ("held" if args.held_out else "train", "item", "mask")
@@ -118,12 +118,13 @@ def with_setting(settings: Settings, change: str) -> Settings:
 
 
 def _prompts(args: argparse.Namespace, listed: Path, data: Path) -> Path:
-    """The list, or the first --prompts of it, as a file of its own."""
+    """The list, or --prompts of it after the first --skip, as a file of its own."""
     if not args.prompts:
         return listed
     texts = json.loads(listed.read_text())
-    chosen = texts[: args.prompts]
-    path = data / f"{listed.stem}_{args.prompts}.json"
+    chosen = texts[args.skip : args.skip + args.prompts]
+    start = f"_from_{args.skip}" if args.skip else ""
+    path = data / f"{listed.stem}{start}_{args.prompts}.json"
     write_bytes(path, json.dumps(chosen).encode())
     return path
 
@@ -173,7 +174,7 @@ def measure(experiment: Experiment, meters: Meters) -> dict[str, Any]:
 
 def result_of(args: argparse.Namespace) -> Path:
     """Where a run's figures are once it is done."""
-    return RESULTS / args.preset / "alignment" / f"{name_of(args)}.json"
+    return RESULTS / args.preset / args.runs / f"{name_of(args)}.json"
 
 
 def figures_of(settings: Settings, result: Path) -> dict[str, Any] | None:
@@ -243,6 +244,10 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=("no", "bf16", "fp16"), help="testbed: bf16")
     parser.add_argument(
         "--prompts", type=int, help="the first of the list; testbed: 18, paper: all"
+    )
+    parser.add_argument("--skip", type=int, default=0, help="prompts of the list before those")
+    parser.add_argument(
+        "--runs", default="alignment", help="folder of the run's figures in results/<preset>"
     )
     parser.add_argument("--images", type=int, help="of each prompt and round; testbed: 8")
     parser.add_argument("--rounds", type=int, help="testbed: 18, paper: 40")

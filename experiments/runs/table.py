@@ -84,11 +84,12 @@ def markdown(rows: list[list[str]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="testbed", choices=SIZES)
+    parser.add_argument("--runs", default="alignment", help="folder in results/<preset>")
     parser.add_argument("--template", type=int, default=1, choices=(1, 2, 3))
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--equal-to", default="dpo_naive", choices=RECIPES)
     args = parser.parse_args()
-    runs = load(RESULTS / args.preset / "alignment").get(args.template, {})
+    runs = load(RESULTS / args.preset / args.runs).get(args.template, {})
     there = {
         name: [run for run in runs[name] if args.rounds in at(run)]
         for name in RECIPES
