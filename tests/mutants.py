@@ -39,6 +39,7 @@ MUTANTS = [
     ("dfusion/training/gradients.py", "[self.data.base_side(step.pair) == 1", "[self.data.base_side(step.pair) == 0", "training/test_both_ways"),
     ("dfusion/training/gradients.py", "log_prob[n, side]", "log_prob[n, 1]", "training/test_both_ways"),
     ("experiments/runs/table.py", "budget / cost", "cost / budget", "experiments/test_table"),
+    ("experiments/runs/table.py", "gain - theirs[seed]", "gain", "experiments/test_table"),
     ("experiments/runs/table.py", 'if k != "comparing"', "", "experiments/test_table"),
     ("dfusion/api/trainer.py", "return 0 if self.preferences[p].base_preferred", "return 1 if self.preferences[p].base_preferred", "test_api"),
     ("dfusion/method/prompts.py", "starts = [1 + sum", "starts = [sum", "method/test_prompts"),

@@ -1,11 +1,12 @@
 """All recipes side by side, as a Markdown table: what each gained after as many rounds.
 
-    python -m experiments.runs.table [--template 1] [--rounds 9] [--equal-to dpo_naive]
+    python -m experiments.runs.table [--runs few --template 1 --rounds 9 --beside dpo_naive]
 
 Gains are means over seeds of images made with the same noise before and after, with 95 % intervals:
-over seeds (Student's t), or of one seed over its images, which is marked. The last column is the
-gain from as much computation as the recipe named by --equal-to takes for these rounds, counted in
-UNet evaluations (`dfusion estimate`) and interpolated between comparisons.
+over seeds (Student's t), or of one seed over its images, which is marked. The last two columns
+compare with the recipe that --beside names: the lead over it, on the seeds that both have; and the
+gain from as much computation as that recipe takes for these rounds, counted in UNet evaluations
+(`dfusion estimate`) and interpolated between comparisons.
 """
 
 import argparse
@@ -28,6 +29,7 @@ HEADING = [
     "diversity",
     "predicted noise",
     "evaluations",
+    "lead, right",
     "right, equal computation",
 ]
 
@@ -56,8 +58,17 @@ def spread(values: Values, wide: float | None, digits: int = 3) -> str:
     return said if half is None else f"{said} ± {half:.{digits}f}{mark}"
 
 
-def row(name: str, seeds: list[Run], rounds: int, budget: float) -> list[str]:
+def leads(seeds: list[Run], others: list[Run], rounds: int) -> list[float]:
+    """How many points more were gained than by the other recipe's run of the same seed."""
+    right = EACH["judge"]
+    theirs = {run["settings"]["seed"]: gain_at(run, right, rounds) for run in others}
+    pairs = [(gain_at(run, right, rounds), run["settings"]["seed"]) for run in seeds]
+    return [100 * (gain - theirs[seed]) for gain, seed in pairs if seed in theirs]
+
+
+def row(name: str, seeds: list[Run], rounds: int, beside: list[Run]) -> list[str]:
     """The table's row of one recipe."""
+    budget = rounds * float(np.mean([computation(run) for run in beside]))
     cells = [RECIPES[name].label, str(len(seeds))]
     for measure in TITLES:
         key = EACH[measure]
@@ -68,7 +79,9 @@ def row(name: str, seeds: list[Run], rounds: int, budget: float) -> list[str]:
     noise = [r["rounds"][rounds - 1].get("noise_norm") for r in seeds]
     cells.append(f"{np.mean(noise):.2f}" if all(noise) else "")
     costs = [computation(run) for run in seeds]
+    lead = leads(seeds, beside, rounds)
     cells.append(f"{rounds * np.mean(costs) / 1000:.0f} k")
+    cells.append(spread(lead, None, 0) if lead and seeds is not beside else "")
     pairs = zip(seeds, costs, strict=True)
     equal = [100 * gain_at(run, EACH["judge"], budget / cost) for run, cost in pairs]
     cells.append("" if np.isnan(equal).any() else spread(equal, None, 0))
@@ -87,7 +100,7 @@ def main() -> None:
     parser.add_argument("--runs", default="alignment", help="folder in results/<preset>")
     parser.add_argument("--template", type=int, default=1, choices=(1, 2, 3))
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--equal-to", default="dpo_naive", choices=RECIPES)
+    parser.add_argument("--beside", default="dpo_naive", choices=RECIPES)
     args = parser.parse_args()
     runs = load(RESULTS / args.preset / args.runs).get(args.template, {})
     there = {
@@ -96,13 +109,13 @@ def main() -> None:
         if name in runs
     }
     there = {name: seeds for name, seeds in there.items() if seeds}
-    if args.equal_to not in there:
+    if args.beside not in there:
         raise UserError(
-            f"--equal-to {args.equal_to}: has no run of template {args.template} that was compared "
+            f"--beside {args.beside}: has no run of template {args.template} that was compared "
             f"after {args.rounds} rounds; run experiments.runs.alignment"
         )
-    budget = args.rounds * float(np.mean([computation(run) for run in there[args.equal_to]]))
-    print(markdown([row(name, seeds, args.rounds, budget) for name, seeds in there.items()]))
+    beside = there[args.beside]
+    print(markdown([row(name, seeds, args.rounds, beside) for name, seeds in there.items()]))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from dfusion.storage.files import write_json
 from diffusers_patched import LayerTable
 from experiments import all as every
 from experiments.pairs import chosen_pair
-from experiments.runs import alignment, side_by_side, sweep
+from experiments.runs import alignment, few, side_by_side, sweep
 from experiments.runs.recipes import RECIPES
 from experiments.runs.shared_start import source_of
 from testbed.world.words import mistaken_for, parse
@@ -153,6 +153,21 @@ def test_runs_on_the_testbed_have_whole_cycles_of_mistakes(
     prompts = json.loads(Path(run.prompt_file).read_text())
     assert {mistaken_for(parse(text)).prompt for text in prompts} == set(prompts)
     assert len({parse(text).shape for text in prompts}) >= 4
+
+
+def test_short_runs_have_a_cycle_of_mistakes_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(alignment, "DATA", tmp_path)
+    cycles = []
+    for cycle in range(1, few.CYCLES + 1):
+        run = alignment.settings_of(alignment.arguments(few.flags_of("dpo_naive", cycle)))
+        prompts = json.loads(Path(run.prompt_file).read_text())
+        assert {mistaken_for(parse(text)).prompt for text in prompts} == set(prompts)
+        assert run.seed == cycle and len(prompts) == 3
+        cycles.append(frozenset(prompts))
+    every = json.loads(alignment.prompts_file("testbed", 1, "train").read_text())
+    assert frozenset.union(*cycles) == set(every[:18]) and len(set(cycles)) == 6
 
 
 def test_a_run_of_fewer_rounds_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

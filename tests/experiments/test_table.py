@@ -8,9 +8,9 @@ from experiments.runs.recipes import RECIPES
 from experiments.runs.table import HEADING, computation, gain_at, markdown, row
 
 
-def run(right: list[int], adopted: float = 0.5, **train: Any) -> dict[str, Any]:
+def run(right: list[int], adopted: float = 0.5, seed: int = 1, **train: Any) -> dict[str, Any]:
     """Two rounds of four images of one prompt, compared after each; right: of eight, then."""
-    settings = Settings(seed=1)
+    settings = Settings(seed=seed)
     settings.sample.batch_size, settings.sample.num_batches_per_epoch = 4, 1
     settings.train.num_epochs = 2
     for name, value in train.items():
@@ -51,16 +51,30 @@ def test_gains_are_interpolated_and_not_extrapolated() -> None:
 
 
 def test_a_row_by_hand() -> None:
-    seeds = [run([2, 4, 8]), run([2, 4, 6])]
-    cells = row("dpo_dfusion", seeds, 2, 1.5 * computation(seeds[0]))
+    seeds, others = [run([2, 4, 8]), run([2, 4, 6], seed=2)], [run([2, 2, 4], seed=2)]
+    cells = row("dpo_dfusion", seeds, 2, others)
     found = dict(zip(HEADING, cells, strict=True))
     # Gains of 75 and 50 points; t = 12.706 at one degree of freedom, standard error 12.5.
     assert found["right, by the judge"] == "+62 ± 159"
     assert found["score"] == "+0.156 ± 0.397"
     assert found["diversity"] == "+0.020 ± 0.000" and found["predicted noise"] == "0.90"
-    assert found["right, equal computation"] == "+44 ± 79"  # 50 and 37.5
+    assert found["lead, right"] == "+25"  # of the second seed, 50 points against 25
+    assert found["right, equal computation"] == found["right, by the judge"]
     assert found["recipe"] == RECIPES["dpo_dfusion"].label and found["seeds"] == "2"
     # One seed: eight images, of which six gained 1 and two 0; sd 0.4629, 1.96 sd / sqrt(8).
-    alone = row("dpo_dfusion", seeds[:1], 2, 9 * computation(seeds[0]))
-    assert alone[2] == "+75 ± 32*" and alone[-1] == ""
+    alone = row("dpo_dfusion", seeds[:1], 2, seeds[:1])
+    assert alone[2] == "+75 ± 32*"
     assert markdown([alone]).count("\n") == 2
+
+
+def test_equal_computation_is_interpolated_by_hand() -> None:
+    """Beside runs that take three quarters as much; naive ones, which do not fuse."""
+    seeds = [run([2, 4, 8]), run([2, 4, 6], seed=2)]
+    cost = computation(seeds[0])
+    cheap = run([2, 2, 2], pairs="naive")
+    share = computation(cheap) / cost
+    assert 0.5 < share < 1
+    expected = [25 + 50 * (2 * share - 1), 25 + 25 * (2 * share - 1)]
+    found = row("dpo_dfusion", seeds, 2, [cheap])[-1]
+    assert found.startswith(f"{sum(expected) / 2:+.0f} ± ")
+    assert row("dpo_naive", [cheap], 2, [seeds[0]])[-1] == ""  # they went no further
