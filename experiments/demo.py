@@ -1,4 +1,7 @@
-"""make demo: the two-process loop on the embedded model: two rounds, trained on, a few prompts."""
+"""make demo: the two-process loop on the embedded model, trained for a few rounds on three prompts.
+
+It ends with what the judge, whom training never asks, says of images before and after.
+"""
 
 import os
 import subprocess
@@ -6,18 +9,34 @@ import sys
 import time
 from pathlib import Path
 
+from dfusion.storage.experiment import Experiment
+from experiments.measures.measure import Meters
+from experiments.runs.alignment import measured
+from testbed.models.judge import Judge
+
 FLAGS = [
     "--config=config/config.py:testbed",
     "--config.exp_name=demo",
     "--config.prompt_file=config/prompt/demo.json",
     "--config.item_idx_file=config/prompt/demo_item.json",
     "--config.mask_thr_file=config/prompt/demo_mask.json",
-    "--config.sample.batch_size=8",
-    "--config.train.num_epochs=2",
-    "--config.train.updates_per_inner_epoch=2",  # of the few pairs there are: so few steps
-    "--config.train.learning_rate=2e-3",  # are seen only if they are long
-    "--config.train.compare_images=2",
+    "--config.sample.batch_size=16",
+    "--config.fusion.steps=20-11",  # by then the embedded model has decided what is where
+    "--config.train.method=diffusion_dpo",
+    "--config.train.learning_rate=3e-3",
+    "--config.train.updates_per_inner_epoch=6",
+    "--config.train.num_epochs=4",
+    "--config.train.compare_images=16",
+    "--config.train.compare_every=4",
 ]
+
+
+def judged(folder: Path) -> str:
+    """What the judge says of the images before and after training, which have the same noise."""
+    meters = Meters(judge=Judge.load(), second=None)
+    found = [measured(r, meters) for _, r in sorted(Experiment(folder).comparisons().items())]
+    right = [f"{figures['judge']:.0%}" for figures in (found[0], found[-1])]
+    return f"Right, by the judge: {right[0]} of {found[0]['images']} images before, {right[1]} after"
 
 
 def main() -> int:
@@ -35,8 +54,9 @@ def main() -> int:
                 process.terminate()
                 process.wait()
     if trainer.returncode == 0:
-        page = Path("data/demo/index.html").resolve()
-        print(f"\nDone in {time.monotonic() - started:.0f} s. Open {page}")
+        folder = Path("data/demo").resolve()
+        print(f"\n{judged(folder)}")
+        print(f"Done in {time.monotonic() - started:.0f} s. Open {folder / 'index.html'}")
     else:
         print("\nStopped. To begin anew: rm -r data/demo", file=sys.stderr)
     return trainer.returncode

@@ -175,7 +175,7 @@ def training(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
         "--config.prompt_file=config/prompt/demo.json",
         "--config.item_idx_file=config/prompt/demo_item.json",
         "--config.mask_thr_file=config/prompt/demo_mask.json",
-        *("--config.sample.batch_size=4", "--config.sample.num_batches_per_epoch=2"),
+        *("--config.sample.batch_size=4", "--config.sample.num_batches_per_epoch=4"),
     ]
     command = [sys.executable, "run_train.py", *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
