@@ -35,8 +35,8 @@ def judged(folder: Path) -> str:
     """What the judge says of the images before and after training, which have the same noise."""
     meters = Meters(judge=Judge.load(), second=None)
     found = [measured(r, meters) for _, r in sorted(Experiment(folder).comparisons().items())]
-    right = [f"{figures['judge']:.0%}" for figures in (found[0], found[-1])]
-    return f"Right, by the judge: {right[0]} of {found[0]['images']} images before, {right[1]} after"
+    before, after = (f"{figures['judge']:.0%}" for figures in (found[0], found[-1]))
+    return f"Right, by the judge: {before} of {found[0]['images']} images before, {after} after"
 
 
 def main() -> int:
