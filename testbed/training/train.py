@@ -42,6 +42,8 @@ def commands(work: Path, weights: Path) -> dict[str, list[list[str]]]:
         "vae": [["training.vae", "--pool", f"{work}/pool.npz", "--out", f"{work}/vae"]],
         "diffusion": [[*denoiser, "--work", str(work), "--out", f"{weights}/diffusion"]],
         "sd3": [[*denoiser, "--model", "sd3", "--start", f"{weights}/diffusion",
+                 "--teacher", f"{weights}/diffusion", "--steps", "7300", "--falling", "0.32",
+                 "--confuse-from", "1500", "--shares", "0.26", "0.30", "0.44",
                  "--latents", f"{work}/latents.safetensors", "--work", f"{work}/sd3",
                  "--out", f"{weights}/sd3"]],
         "judge": [reader("judge", weights / "judge" / "model.safetensors")],
