@@ -128,6 +128,8 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
     parser.add_argument("--sheets", type=Path, help="folder for pictures")
     args = parser.parse_args()
+    if args.sheets:
+        args.sheets.mkdir(parents=True, exist_ok=True)
     model = args.model or args.weights / "diffusion"
     policy = load_policy(model, args.guidance)
     judge = Judge.load(args.weights / "judge" / "model.safetensors")
