@@ -11,6 +11,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from testbed.figures.evaluate import Scorer, scores_of, wrong_prompts
+from testbed.figures.outcomes import outcomes
+from testbed.figures.policy import GUIDANCE, as_prompts, load_policy, pictures, sample_all
 from testbed.models.judge import Judge
 from testbed.models.unet import CONFIG, stock_state
 from testbed.training.scorer import MODELS
@@ -199,5 +201,16 @@ def test_scorers_and_judge_read_scenes() -> None:
     assert judge.satisfied(images, wrong).float().mean() < 0.1
 
 
+@pytest.mark.parametrize("name", ["diffusion", "sd3"])
+def test_samples_show_the_prompt_or_its_mistake(name: str) -> None:
+    """Both models, one prompt of each cycle in the training lists of templates 1 and 2."""
+    lists = (json.loads((PROMPT_FILES / f"testbed{t}_train.json").read_text()) for t in (1, 2))
+    texts = [text for listed in lists for text in listed[:18:3]]
+    policy = load_policy(WEIGHTS / name, GUIDANCE)
+    found = [t.latents[-1] for t in sample_all(policy, list(as_prompts(texts)))]
+    shown = outcomes(Judge.load(), pictures(policy, found), texts)
+    assert shown["neither"]["all"] <= 0.25  # about 0.05 of many
+
+
 def test_weights_are_small() -> None:
-    assert sum(f.stat().st_size for f in WEIGHTS.rglob("*") if f.is_file()) < 25e6
+    assert sum(f.stat().st_size for f in WEIGHTS.rglob("*") if f.is_file()) < 28e6
