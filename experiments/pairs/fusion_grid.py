@@ -113,7 +113,7 @@ def run(
     if any(saved[key] != value for key, value in about.items()):
         raise SystemExit(f"{out}: made with other pairs; move it away first")
     done = saved["cells"]
-    missing = [c for c in cells if c.name not in done]
+    missing = [c for c in dict.fromkeys(cells) if c.name not in done]
     if not missing:
         return done
     judge = load_judge()
