@@ -21,6 +21,7 @@ from testbed.figures.policy import (
     GUIDANCE,
     WEIGHTS,
     as_prompts,
+    figures_file,
     load_policy,
     model_of,
     pictures,
@@ -126,7 +127,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="of judge and scorers")
     parser.add_argument("--model", type=Path, help="a pipeline folder; default: the weights' UNet")
-    parser.add_argument("--out", type=Path, help="default: figures.json beside the model")
+    parser.add_argument(
+        "--out", type=Path, help="default: figures.json or figures_<model>.json, beside it"
+    )
     parser.add_argument("--scenes", type=int, default=3000)
     parser.add_argument("--images", type=int, default=4, help="pictures per prompt")
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
@@ -148,7 +151,7 @@ def main() -> None:
     }
     if args.images:
         figures["samples"] = model_figures(judge, scorers, policy, args.images, scenes)
-    out = args.out or model.parent / "figures.json"
+    out = args.out or figures_file(model, "figures")
     out.write_text(json.dumps(figures, indent=2) + "\n")
     print(json.dumps(figures, indent=2))
 

@@ -24,6 +24,13 @@ BATCH = 16
 SEED = 2024
 
 
+def figures_file(model: Path, kind: str) -> Path:
+    """Where figures of a kind are kept, beside the model: the UNet's under the kind's own name."""
+    return model.parent / (
+        f"{kind}.json" if model.name == "diffusion" else f"{kind}_{model.name}.json"
+    )
+
+
 def load_policy(model: Path, guidance: float, seed: int = SEED) -> Policy:
     """model: a pipeline folder."""
     loaded = load_model(Pretrained(model=str(model)), "cpu", torch.float32)

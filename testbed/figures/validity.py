@@ -30,6 +30,7 @@ from testbed.figures.policy import (
     STEPS,
     WEIGHTS,
     as_prompts,
+    figures_file,
     load_policy,
     pictures,
     sample_all,
@@ -122,7 +123,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--model", type=Path, help="a pipeline folder; default: the weights' UNet")
-    parser.add_argument("--out", type=Path, help="default: validity.json beside the model")
+    parser.add_argument(
+        "--out", type=Path, help="default: validity.json or validity_<model>.json, beside it"
+    )
     parser.add_argument("--images", type=int, default=4, help="pictures of each prompt")
     parser.add_argument("--pairs", type=int, default=64, help="at most, per template")
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
@@ -139,7 +142,7 @@ def main() -> None:
         pool = differing(policy, judge, template, args.images, args.pairs)
         result[f"template{template}"] = check(policy, judge, pool, sheet)
         print(json.dumps(result, indent=2), flush=True)
-    path = args.out or model.parent / "validity.json"
+    path = args.out or figures_file(model, "validity")
     path.write_text(json.dumps({"guidance": args.guidance, **result}, indent=2) + "\n")
 
 
