@@ -125,7 +125,7 @@ MUTANTS = [
     ("dfusion/models/sd3.py", "min(T5_TOKENS, tokenizer.model_max_length)", "T5_TOKENS", "testbed/test_training"),
     ("testbed/models/exchange_joint.py", "key.index_select(0, source), value.index_select(0, source)", "key.index_select(0, source), value", "testbed/test_training"),
     ("testbed/models/exchange_joint.py", "logits[:, :, :size, size:]", "logits[:, :, -size:, size:]", "testbed/test_training"),
-    ("testbed/training/noise.py", "return x, (x - aim) / sigma", "return x, (x - shown) / sigma", "testbed/test_training"),
+    ("testbed/training/noise.py", "return (x - aim) / (t / 1000)", "return (x + aim) / (t / 1000)", "testbed/test_training"),
     ("dfusion/models/sdxl.py", "torch.zeros_like(pooled)", "pooled", "models/test_families"),
     ("dfusion/models/sdxl.py", "[height, width, 0, 0, height, width]", "[width, height, 0, 0, 0, 0]", "models/test_families"),
     ("dfusion/models/diffusion_model.py", "/ config.scaling_factor + shift", "/ config.scaling_factor", "models/test_families"),

@@ -72,7 +72,7 @@ def walked(policy: Policy) -> tuple[Trajectory, Trajectory]:
     return base, reference
 
 
-def test_a_step_without_control_is_stock_to_the_bit(folder: Path) -> None:
+def test_a_step_without_control_is_stock(folder: Path) -> None:
     """The network and, through `encode`, everything that a stock pipeline gives it."""
     model, stock = load(folder), stock_of(folder)
     seen: dict[str, Any] = {}
@@ -99,7 +99,8 @@ def test_a_step_without_control_is_stock_to_the_bit(folder: Path) -> None:
     with torch.no_grad():
         cond, timestep = model.encode([PROMPT.text]), seen["timestep"].reshape(-1)[0]
         ours, _ = model.predict(x, timestep, cond, 5.0)
-    assert ours.equal(uncond + 5.0 * (text - uncond))
+    # Not to the bit: on some CPUs a kernel's rounding depends on where its inputs lie in memory.
+    torch.testing.assert_close(ours, uncond + 5.0 * (text - uncond), rtol=0, atol=1e-5)
 
 
 def test_a_trajectory_is_the_stock_pipelines(folder: Path) -> None:
