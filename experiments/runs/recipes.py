@@ -6,6 +6,9 @@ Runs are named <recipe>_t<template>_s<seed>.
 from dataclasses import dataclass
 
 BOTH_WAYS = ("pair.rule=both_ways", "train.timestep_fraction=0.25")  # twice the pairs
+# Controls without the reference; the testbed decides what is where at steps 20 and 19.
+BRANCH = ("fusion.kind=branch", "fusion.steps=19-1")
+RENOISE = ("fusion.kind=renoise", "fusion.steps=19-1")
 Style = tuple[str, str, str]  # colour, marker, line
 
 
@@ -30,6 +33,16 @@ class Recipe:
         return [*kind, *rate, *self.changes]
 
 
+def diffusion_dpo(
+    label: str,
+    pairs: str = "dfusion",
+    changes: tuple[str, ...] = (),
+    style: Style | None = None,
+) -> Recipe:
+    """A recipe with Diffusion-DPO's loss, at the rate that was chosen for it."""
+    return Recipe(label, pairs, "diffusion_dpo", changes, 3e-3, style)
+
+
 # Colours that the colour-blind can tell apart (Okabe and Ito's first); markers for print in grey.
 RECIPES = {
     "dpo_dfusion": Recipe("DPO + D-Fusion", style=("#0072B2", "o", "-")),
@@ -37,19 +50,13 @@ RECIPES = {
         "DPO + D-Fusion both ways", changes=BOTH_WAYS, style=("#009E73", "D", "-")
     ),
     "dpo_naive": Recipe("naive DPO", "naive", rate=3e-3, style=("#E69F00", "s", "--")),
-    "diffusion_dpo_dfusion": Recipe(
-        "Diffusion-DPO + D-Fusion", method="diffusion_dpo", rate=3e-3, style=("#CC79A7", "^", "-")
-    ),
-    "diffusion_dpo_all": Recipe(
+    "diffusion_dpo_dfusion": diffusion_dpo("Diffusion-DPO + D-Fusion", style=("#CC79A7", "^", "-")),
+    "diffusion_dpo_all": diffusion_dpo(
         "Diffusion-DPO + D-Fusion, every target",
-        method="diffusion_dpo",
         changes=("pair.adoption=all",),
-        rate=3e-3,
         style=("#882255", "*", "-"),
     ),
-    "diffusion_dpo_naive": Recipe(
-        "Diffusion-DPO", "naive", "diffusion_dpo", rate=3e-3, style=("#D55E00", "P", "--")
-    ),
+    "diffusion_dpo_naive": diffusion_dpo("Diffusion-DPO", "naive", style=("#D55E00", "P", "--")),
     "ddpo_dfusion": Recipe("DDPO + D-Fusion", method="ddpo", style=("#56B4E9", "v", "-")),
     "ddpo_naive": Recipe("DDPO", "naive", "ddpo", style=("#56B4E9", "v", "--")),
     "dpok_dfusion": Recipe("DPOK + D-Fusion", method="dpok", style=("#000000", "X", "-")),
@@ -67,42 +74,21 @@ RECIPES = {
     "dpo_equal": Recipe("equal step weights", changes=("train.step_weights=equal:20-5",)),
     "dpo_mask_only": Recipe("log-probs over the mask", changes=("train.outside_weight=0",)),
     "dpo_safeguard": Recipe("loser held back", changes=("train.loser_limit=1",)),
-    "dpo_branch": Recipe(
-        "branches of the base", changes=("fusion.kind=branch", "fusion.steps=19-1")
-    ),
-    "dpo_renoise": Recipe(
-        "the base, noised again", changes=("fusion.kind=renoise", "fusion.steps=19-1")
-    ),
+    "dpo_branch": Recipe("branches of the base", changes=BRANCH),
+    "dpo_renoise": Recipe("the base, noised again", changes=RENOISE),
     # Controls and options of the recipe that did best.
-    "diffusion_dpo_random": Recipe(
-        "Diffusion-DPO, mask at a random place",
-        method="diffusion_dpo",
-        changes=("mask.place=random",),
-        rate=3e-3,
+    "diffusion_dpo_random": diffusion_dpo(
+        "Diffusion-DPO, mask at a random place", changes=("mask.place=random",)
     ),
-    "diffusion_dpo_branch": Recipe(
-        "Diffusion-DPO, branches of the base",
-        method="diffusion_dpo",
-        changes=("fusion.kind=branch", "fusion.steps=19-1"),
-        rate=3e-3,
+    "diffusion_dpo_branch": diffusion_dpo("Diffusion-DPO, branches of the base", changes=BRANCH),
+    "diffusion_dpo_renoise": diffusion_dpo(
+        "Diffusion-DPO, the base, noised again", changes=RENOISE
     ),
-    "diffusion_dpo_renoise": Recipe(
-        "Diffusion-DPO, the base, noised again",
-        method="diffusion_dpo",
-        changes=("fusion.kind=renoise", "fusion.steps=19-1"),
-        rate=3e-3,
+    "diffusion_dpo_safeguard": diffusion_dpo(
+        "Diffusion-DPO + D-Fusion, loser held back", changes=("train.loser_limit=1",)
     ),
-    "diffusion_dpo_safeguard": Recipe(
-        "Diffusion-DPO + D-Fusion, loser held back",
-        method="diffusion_dpo",
-        changes=("train.loser_limit=1",),
-        rate=3e-3,
-    ),
-    "diffusion_dpo_early": Recipe(
-        "Diffusion-DPO + D-Fusion, fused steps 20-11",
-        method="diffusion_dpo",
-        changes=("fusion.steps=20-11",),
-        rate=3e-3,
+    "diffusion_dpo_early": diffusion_dpo(
+        "Diffusion-DPO + D-Fusion, fused steps 20-11", changes=("fusion.steps=20-11",)
     ),
     "diffusion_kto_dfusion": Recipe("Diffusion-KTO + D-Fusion", method="diffusion_kto", rate=3e-3),
     "fdfo_dfusion": Recipe("FDFO + D-Fusion", method="fdfo"),

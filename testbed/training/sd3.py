@@ -19,7 +19,7 @@ from testbed.models import exchange_joint
 from testbed.models import sd3 as denoiser
 from testbed.training.noise import Flow
 from testbed.training.stable_diffusion import part_of
-from testbed.world.tokens import LENGTH
+from testbed.world.tokens import LENGTH, numbers
 
 
 class SD3(nn.Module):
@@ -55,9 +55,7 @@ class SD3(nn.Module):
         """(P, L) token numbers, the CLIPs' before T5's."""
         return torch.cat(
             [
-                tokenizer(
-                    list(prompts), padding="max_length", max_length=length, return_tensors="pt"
-                ).input_ids
+                numbers(tokenizer, prompts, length)
                 for tokenizer, length in (
                     (self.tokenizer, LENGTH),
                     (self.words, denoiser.T5_LENGTH),

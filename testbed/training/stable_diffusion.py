@@ -13,7 +13,7 @@ from testbed.models import exchange
 from testbed.models import unet as denoiser
 from testbed.models.clip import clip_config
 from testbed.training.noise import Diffusion
-from testbed.world.tokens import LENGTH
+from testbed.world.tokens import numbers
 
 TEXT_WIDTH = 128
 
@@ -42,9 +42,7 @@ class StableDiffusion(nn.Module):
 
     def ids(self, prompts: Sequence[str]) -> Tensor:
         """(P, L) token numbers."""
-        return self.tokenizer(
-            list(prompts), padding="max_length", max_length=LENGTH, return_tensors="pt"
-        ).input_ids
+        return numbers(self.tokenizer, prompts)
 
     def forward(self, x: Tensor, t: Tensor, ids: Tensor, rows: Tensor) -> Tensor:
         """x (B, 4, 16, 16), t (B,), ids (U, L) distinct prompts, rows (B,) into ids."""

@@ -13,7 +13,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from testbed.world.tokens import LENGTH
+from testbed.world.tokens import numbers
 from testbed.world.words import PROMPTS
 
 HIGHEST = 900  # time above which rounding in the teacher's prediction outweighs what it knows
@@ -26,10 +26,7 @@ class Teacher:
     def __init__(self, folder: Path) -> None:
         pipe = StableDiffusionPipeline.from_pretrained(folder)
         self.unet = pipe.unet.requires_grad_(False).eval()
-        ids = pipe.tokenizer(
-            [*PROMPTS, ""], padding="max_length", max_length=LENGTH, return_tensors="pt"
-        ).input_ids
-        self.texts = pipe.text_encoder(ids)[0]
+        self.texts = pipe.text_encoder(numbers(pipe.tokenizer, [*PROMPTS, ""]))[0]
         self.signal = pipe.scheduler.alphas_cumprod
         noise = (1 - self.signal).sqrt()
         self.sigmas = noise / (noise + self.signal.sqrt())  # of flow matching, at equal ratios

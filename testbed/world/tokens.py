@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from transformers import CLIPTokenizer
+from torch import Tensor
+from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
 from testbed.world.words import vocabulary
 
@@ -62,3 +64,12 @@ def write_tokenizer(folder: Path) -> CLIPTokenizer:
     )
     tokenizer.save_pretrained(folder)
     return tokenizer
+
+
+def numbers(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int = LENGTH
+) -> Tensor:
+    """(N, length) token numbers of texts, padded."""
+    return tokenizer(
+        list(texts), padding="max_length", max_length=length, return_tensors="pt"
+    ).input_ids
