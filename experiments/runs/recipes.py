@@ -91,6 +91,6 @@ RECIPES = {
         "Diffusion-DPO + D-Fusion, fused steps 20-11", changes=("fusion.steps=20-11",)
     ),
     "diffusion_kto_dfusion": Recipe("Diffusion-KTO + D-Fusion", method="diffusion_kto", rate=3e-3),
-    "fdfo_dfusion": Recipe("FDFO + D-Fusion", method="fdfo"),
+    "fdfo_dfusion": Recipe("FDFO + D-Fusion", method="fdfo", rate=3e-3),
     "grpo": Recipe("GRPO", "naive", "grpo"),
 }
