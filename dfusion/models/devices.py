@@ -50,6 +50,11 @@ def pick_dtype(mixed_precision: str, device: torch.device) -> torch.dtype:
     return {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[mixed_precision]
 
 
+def cpu_has_bf16() -> bool:
+    """Whether this processor multiplies in bf16; others emulate it, far more slowly than fp32."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def quiet_libraries() -> None:
     """Silence the progress bars and advice of diffusers and transformers.
 

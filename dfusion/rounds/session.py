@@ -14,7 +14,7 @@ from dfusion.errors import UserError
 from dfusion.method.prompts import Prompt
 from dfusion.method.sampler import Sampler
 from dfusion.method.sampling import STORE_DTYPES, Policy
-from dfusion.models.devices import pick_device, pick_dtype, quiet_libraries
+from dfusion.models.devices import cpu_has_bf16, pick_device, pick_dtype, quiet_libraries
 from dfusion.models.diffusion_model import DiffusionModel
 from dfusion.models.loading import load_model
 from dfusion.models.numerics import set_numerics
@@ -39,6 +39,10 @@ PRECISIONS: dict[torch.dtype, Literal["no", "fp16", "bf16"]] = {
     torch.float16: "fp16",
     torch.bfloat16: "bf16",
 }
+SLOW = (
+    "This processor emulates bf16, which is many times slower than fp32: "
+    "--config.mixed_precision no is faster here"
+)
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,8 @@ def load_session(settings: Settings, prompts: tuple[Prompt, ...]) -> Session:
     runner = RoundRunner(settings, experiment, prompts, plan, mask_layers, world, reward, watch)
     if asked == AUTO and device.type == "cuda":
         runner.say(f"Precision of the UNet: {settings.mixed_precision} (auto)")
+    if dtype == torch.bfloat16 and device.type == "cpu" and not cpu_has_bf16():
+        runner.say(SLOW)
     return Session(settings, experiment, runner, model, sampler)
 
 

@@ -217,9 +217,9 @@ def finished(settings: Settings, result: Path, kept: bool = True) -> bool:
     return rounds >= settings.train.num_epochs
 
 
-def run_of(name: str, preset: str, template: int) -> Settings:
+def run_of(name: str, preset: str, template: int, runs: str = "alignment") -> Settings:
     """The settings of a run of this template. Raises UserError for any other name."""
-    folder = runs_of(preset) / name
+    folder = runs_of(preset, runs) / name
     if not rounds_trained(folder):
         raise UserError(
             f"--names {name}: no checkpoint in {folder}; run experiments.runs.alignment"

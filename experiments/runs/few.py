@@ -22,10 +22,13 @@ SIZE = ["--images=16", "--rounds=4", "--compare=32", "--compare-every=2"]
 FLAGS = ["--runs=few", f"--prompts={CYCLE}", *SIZE, "--set=train.updates_per_inner_epoch=6"]
 
 
-def flags_of(recipe: str, cycle: int, preset: str = "testbed") -> list[str]:
+def flags_of(
+    recipe: str, cycle: int, preset: str = "testbed", precision: str = "bf16"
+) -> list[str]:
     """The command line of experiments.runs.alignment for a recipe and a cycle from 1."""
     place = [f"--seed={cycle}", f"--skip={CYCLE * (cycle - 1)}"]
-    return [f"--preset={preset}", f"--recipe={recipe}", *place, *FLAGS]
+    run = [f"--preset={preset}", f"--recipe={recipe}", f"--precision={precision}"]
+    return [*run, *place, *FLAGS]
 
 
 @ends_in_one_line()
@@ -34,10 +37,11 @@ def main() -> None:
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, metavar="RECIPE", required=True)
     parser.add_argument("--preset", default="testbed", choices=("testbed", "testbed_sd3"))
     parser.add_argument("--cycles", type=int, default=CYCLES, choices=range(1, CYCLES + 1))
+    parser.add_argument("--precision", default="bf16", choices=("no", "bf16", "fp16"))
     args = parser.parse_args()
     for cycle in range(1, args.cycles + 1):
         for recipe in args.recipes:
-            flags = flags_of(recipe, cycle, args.preset)
+            flags = flags_of(recipe, cycle, args.preset, args.precision)
             run = alignment.arguments(flags)
             if not alignment.finished(
                 alignment.settings_of(run), alignment.result_of(run), kept=False

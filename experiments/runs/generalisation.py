@@ -4,8 +4,8 @@
 
 Every model samples the same prompts of the template's test list from the same noise, that of the
 first run's seed; differences to the base model are paired by noise, with 95 % intervals over
-prompts. They hold for one seed of training. Run again, it only makes what is missing. The figure,
-results/<preset>/generalisation.png, shows every template that was measured.
+prompts. They hold for one seed of training. Run again, it only makes what is missing. Figures are
+in results/<preset>/<runs>/, a file for each template and seed; generalisation.png shows all.
 """
 
 import argparse
@@ -39,7 +39,14 @@ from dfusion.training.checkpoints import Checkpoints
 from experiments.measures.intervals import Gain, over_groups
 from experiments.measures.measure import Meters, diversity
 from experiments.pairs.dots import draw
-from experiments.runs.alignment import RESULTS, prompts_file, rounds_trained, run_of, runs_of
+from experiments.runs.alignment import (
+    RESULTS,
+    SIZES,
+    prompts_file,
+    rounds_trained,
+    run_of,
+    runs_of,
+)
 from experiments.runs.recipes import RECIPES
 
 NUMBER = 2_000_000  # stands in for a round's number in the noise: no training round has it
@@ -49,9 +56,9 @@ MEASURED = {"score": "scores", "right": "right", "second": "second"}
 TESTBED_IMAGES = 192  # of all prompts of a template together, on the testbed
 
 
-def settings_of(name: str, preset: str, template: int) -> Settings:
+def settings_of(name: str, preset: str, template: int, runs: str) -> Settings:
     """The settings of a run, with the test list's prompts and the run's last LoRA."""
-    settings, folder = run_of(name, preset, template), runs_of(preset) / name
+    settings, folder = run_of(name, preset, template, runs), runs_of(preset, runs) / name
     own = str(Checkpoints(folder / "checkpoints").path(rounds_trained(folder) - 1))
     lora = ",".join([*names_of(settings.pretrained.lora), own])
     return replace(
@@ -71,7 +78,7 @@ def model_of(settings: Settings) -> DiffusionModel:
 
 def images_of(preset: str, prompts: int) -> int:
     """Images of each prompt where no flag says."""
-    return TESTBED_IMAGES // prompts if preset == "testbed" else IMAGES
+    return TESTBED_IMAGES // prompts if preset.startswith("testbed") else IMAGES
 
 
 def sampled(settings: Settings, model: DiffusionModel, prompts: Sequence[Prompt]) -> np.ndarray:
@@ -154,17 +161,18 @@ def main() -> None:
     parser.add_argument(
         "--images", type=int, help=f"of each prompt; testbed: 6 or 12, else {IMAGES}"
     )
-    parser.add_argument("--preset", default="testbed", choices=("testbed", "paper"))
+    parser.add_argument("--preset", default="testbed", choices=SIZES)
+    parser.add_argument("--runs", default="alignment", help="the runs' folder in results/<preset>")
     parser.add_argument("--second", help="a scorer that training never saw: module:function")
     args = parser.parse_args()
     quiet_libraries()
     meters = Meters.of(args.preset, args.second)
     torch.manual_seed(0)
     names = names_of(args.names)
-    every = {name: settings_of(name, args.preset, args.template) for name in names}
+    every = {name: settings_of(name, args.preset, args.template, args.runs) for name in names}
     first = next(iter(every.values()))
     every = {name: replace(settings, seed=first.seed) for name, settings in every.items()}
-    untrained = run_of(names[0], args.preset, args.template).pretrained
+    untrained = run_of(names[0], args.preset, args.template, args.runs).pretrained
     every = {"base": replace(first, pretrained=untrained), **every}
     if any(made_with(settings) != made_with(first) for settings in every.values()):
         raise UserError(
@@ -178,9 +186,11 @@ def main() -> None:
         "images per prompt": each,
         "seed": first.seed,
         "made with": made_with(first),
-        "second scorer": args.second or ("the testbed's" if args.preset == "testbed" else None),
+        "second scorer": args.second
+        or ("the testbed's" if args.preset.startswith("testbed") else None),
     }
-    out = RESULTS / args.preset / f"generalisation_t{args.template}_s{first.seed}.json"
+    results = RESULTS / args.preset / args.runs
+    out = results / f"generalisation_t{args.template}_s{first.seed}.json"
     saved = json.loads(out.read_text()) if out.exists() else {**about, "models": {}}
     if any(saved.get(key) != value for key, value in about.items()):
         raise UserError(f"{out}: made with other images or scorer; move it away first")
@@ -190,7 +200,8 @@ def main() -> None:
         if name == "base" and known not in (None, weights):
             raise UserError(f"{out}: made with another base model; move it away first")
         if known != weights:
-            rounds = 0 if name == "base" else rounds_trained(runs_of(args.preset) / name)
+            folder = runs_of(args.preset, args.runs) / name
+            rounds = 0 if name == "base" else rounds_trained(folder)
             figures = measured(settings, model, prompts, meters)
             saved["models"][name] = {"rounds": rounds, **figures}
             write_json(out, saved)
@@ -198,7 +209,7 @@ def main() -> None:
     for name in names[1:]:
         one, two = saved["models"][name], saved["models"][names[0]]
         print(line(f"{name} against {names[0]}", one, two, each))
-    print(f"Figures are in {out}, drawn in {redraw(out.parent).name}")
+    print(f"Figures are in {out}, drawn in {redraw(results).name}")
 
 
 if __name__ == "__main__":

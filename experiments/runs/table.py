@@ -6,10 +6,14 @@ Gains are means over seeds of images made with the same noise before and after, 
 over seeds (Student's t), or of one seed over its images, which is marked. The last two columns
 compare with the recipe that --beside names: the lead over it, on the seeds that both have; and the
 gain from as much computation as that recipe takes for these rounds, counted in UNet evaluations
-(`dfusion estimate`) and interpolated between comparisons.
+(`dfusion estimate`) and interpolated between comparisons. Prompts that training did not have are
+in the table for runs that `experiments.runs.generalisation` has measured.
 """
 
 import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
@@ -26,12 +30,14 @@ HEADING = [
     "recipe",
     "seeds",
     *TITLES.values(),
+    "right, unseen prompts",
     "diversity",
     "predicted noise",
     "evaluations",
     "lead, right",
     "right, equal computation",
 ]
+Unseen = Mapping[tuple[str, int, int], float]  # recipe, seed and rounds: points gained
 
 
 def computation(run: Run) -> float:
@@ -66,7 +72,22 @@ def leads(seeds: list[Run], others: list[Run], rounds: int) -> list[float]:
     return [100 * (gain - theirs[seed]) for gain, seed in pairs if seed in theirs]
 
 
-def row(name: str, seeds: list[Run], rounds: int, beside: list[Run]) -> list[str]:
+def unseen_gains(results: Path, template: int) -> Unseen:
+    """What every measured run gained on prompts that it was not trained on."""
+    found = {}
+    for path in results.glob(f"generalisation_t{template}_s*.json"):
+        saved = json.loads(path.read_text())
+        models, seed = saved["models"], saved["seed"]
+        for recipe in RECIPES:
+            if figures := models.get(f"{recipe}_t{template}_s{seed}"):
+                gain = np.mean(figures["right"]) - np.mean(models["base"]["right"])
+                found[recipe, seed, figures["rounds"]] = 100 * float(gain)
+    return found
+
+
+def row(
+    name: str, seeds: list[Run], rounds: int, beside: list[Run], unseen: Unseen | None = None
+) -> list[str]:
     """The table's row of one recipe."""
     budget = rounds * float(np.mean([computation(run) for run in beside]))
     cells = [RECIPES[name].label, str(len(seeds))]
@@ -75,6 +96,9 @@ def row(name: str, seeds: list[Run], rounds: int, beside: list[Run]) -> list[str
         scale, digits = (100, 0) if measure == "judge" else (1, 3)
         wide = scale * half_width(seeds, key, rounds)
         cells.append(spread(scale * gains(seeds, key, rounds), wide, digits))
+    keys = [(name, run["settings"]["seed"], rounds) for run in seeds]
+    known = [unseen[key] for key in keys if unseen and key in unseen]
+    cells.append(spread(known, None, 0) if known else "")
     cells.append(spread([at(r)[rounds]["diversity"] - at(r)[0]["diversity"] for r in seeds], None))
     noise = [r["rounds"][rounds - 1].get("noise_norm") for r in seeds]
     cells.append(f"{np.mean(noise):.2f}" if all(noise) else "")
@@ -102,7 +126,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--beside", default="dpo_naive", choices=RECIPES)
     args = parser.parse_args()
-    runs = load(RESULTS / args.preset / args.runs).get(args.template, {})
+    results = RESULTS / args.preset / args.runs
+    runs, unseen = load(results).get(args.template, {}), unseen_gains(results, args.template)
     there = {
         name: [run for run in runs[name] if args.rounds in at(run)]
         for name in RECIPES
@@ -115,7 +140,8 @@ def main() -> None:
             f"after {args.rounds} rounds; run experiments.runs.alignment"
         )
     beside = there[args.beside]
-    print(markdown([row(name, seeds, args.rounds, beside) for name, seeds in there.items()]))
+    rows = [row(name, seeds, args.rounds, beside, unseen) for name, seeds in there.items()]
+    print(markdown(rows))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """The table of recipes, from runs whose figures are made up."""
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 from dfusion.settings.schema import Settings
 from experiments.runs.recipes import RECIPES
-from experiments.runs.table import HEADING, computation, gain_at, markdown, row
+from experiments.runs.table import HEADING, computation, gain_at, markdown, row, unseen_gains
 
 
 def run(right: list[int], adopted: float = 0.5, seed: int = 1, **train: Any) -> dict[str, Any]:
@@ -78,3 +80,24 @@ def test_equal_computation_is_interpolated_by_hand() -> None:
     found = row("dpo_dfusion", seeds, 2, [cheap])[-1]
     assert found.startswith(f"{sum(expected) / 2:+.0f} ± ")
     assert row("dpo_naive", [cheap], 2, [seeds[0]])[-1] == ""  # they went no further
+
+
+def test_unseen_prompts_of_runs_that_went_as_far(tmp_path: Path) -> None:
+    for seed, right in {1: [1, 1, 1, 0], 2: [1, 0, 0, 0]}.items():
+        models = {
+            "base": {"rounds": 0, "right": [1, 0, 0, 0]},
+            f"dpo_naive_t1_s{seed}": {"rounds": 2, "right": right},
+            f"grpo_t1_s{seed}": {"rounds": 3, "right": right},
+        }
+        path = tmp_path / f"generalisation_t1_s{seed}.json"
+        path.write_text(json.dumps({"seed": seed, "models": models}))
+    unseen = unseen_gains(tmp_path, 1)
+    assert unseen["dpo_naive", 1, 2] == 50 and unseen["dpo_naive", 2, 2] == 0
+    seeds = [run([2, 4, 8]), run([2, 4, 6], seed=2)]
+    cells = {name: row(name, seeds, 2, seeds, unseen) for name in ("dpo_naive", "grpo")}
+    found = {
+        k: dict(zip(HEADING, v, strict=True))["right, unseen prompts"] for k, v in cells.items()
+    }
+    assert found["dpo_naive"] == "+25 ± 318"  # t = 12.706, standard error 25
+    assert found["grpo"] == ""  # measured after three rounds, not two
+    assert not unseen_gains(tmp_path, 2)

@@ -9,7 +9,7 @@ import pytest
 
 from dfusion.commands.verify import main, verify
 from dfusion.errors import UserError
-from dfusion.rounds import runner
+from dfusion.rounds import runner, session
 from dfusion.rounds.session import sample_rounds
 from dfusion.settings.schema import Settings, settings_of
 from dfusion.storage import last_error
@@ -141,3 +141,18 @@ def test_a_full_disk_takes_no_note(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     last_error.keep(tmp_path, UserError("x"))
     last_error.keep(tmp_path / "vanished", UserError("x"))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("native", "precision"), [(False, "bf16"), (True, "bf16"), (False, "no")])
+def test_a_processor_that_emulates_bf16_says_so(
+    again: Settings,
+    native: bool,
+    precision: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(session, "cpu_has_bf16", lambda: native)
+    again.mixed_precision, again.exp_name = precision, "new"  # type: ignore[assignment]
+    session.open_session(again)
+    said = "mixed_precision no is faster here" in capsys.readouterr().out
+    assert said == (precision == "bf16" and not native)
