@@ -75,14 +75,15 @@ def testbed() -> Settings:
 
 
 def testbed_sd3() -> Settings:
-    """The testbed's transformer: masks by Otsu's thresholds from the blocks trained to point.
+    """The testbed's transformer: masks from the blocks that were trained to point.
 
     Merged by OR: both words of a position claim both shapes, and XOR would leave these out.
     """
     settings = testbed()
     settings.pretrained.model = "testbed/weights/sd3"
     settings.mask.layers, settings.fusion.layers = "2,3", "all"
-    settings.mask_thr_file, settings.mask.merge = "", "or"
+    settings.mask_thr_file = "config/prompt/testbed1_sd3_mask.json"
+    settings.mask.merge = "or"
     # Flow matching's last step has no noise; the weights of the others differ by a factor of
     # hundreds. As above, the last four that have one are not used.
     settings.train.step_weights = "equal:20-6"

@@ -69,8 +69,7 @@ def testbed_settings(
     write_bytes(chosen, json.dumps(texts[:prompts]).encode())
     settings.prompt_file = str(chosen)
     settings.item_idx_file = str(prompts_file("testbed", template, "item"))
-    if settings.mask_thr_file:
-        settings.mask_thr_file = str(prompts_file("testbed", template, "mask"))
+    settings.mask_thr_file = str(prompts_file(preset, template, "mask"))
     settings.sample.batch_size, settings.sample.num_batches_per_epoch = images, 1
     settings.eval.in_process = True
     return settings

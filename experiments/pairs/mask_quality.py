@@ -50,7 +50,7 @@ class Rule:
 
 
 RULES = {
-    "xor": Rule("XOR, the files' thresholds (the preset)", True, "xor"),
+    "xor": Rule("XOR, the files' thresholds", True, "xor"),
     "or": Rule("OR, the files' thresholds", True, "or"),
     "otsu": Rule("XOR, Otsu's thresholds", False, "xor"),
     "otsu_or": Rule("OR, Otsu's thresholds", False, "or"),
@@ -89,14 +89,15 @@ def measure(
     scenes: int,
     rules: Mapping[str, Rule] = RULES,
     layers: frozenset[int] | None = None,
+    preset: str = "testbed",
 ) -> dict[str, list[dict[str, float]]]:
     """Of each rule, the figures at every step t = T … 1; "everywhere": of a mask of all cells.
 
-    layers: that give the mask; None for the model's own.
+    layers: that give the mask; None for the model's own. preset: whose thresholds the files have.
     """
     steps = range(len(policy.sampler))
     texts, images, truths = scenes_of(template, scenes)
-    thresholds = json.loads(prompts_file("testbed", template, "mask").read_text())
+    thresholds = json.loads(prompts_file(preset, template, "mask").read_text())
     figures: dict[str, list[dict[str, float]]] = {name: [] for name in (*rules, "everywhere")}
     progress = Progress(f"template {template}", len(steps) * scenes)
     for step in steps:
@@ -134,13 +135,12 @@ def main() -> None:
     torch.manual_seed(SEED)
     settings = presets.PRESETS[args.preset]()
     policy = load_policy(args.model or Path(settings.pretrained.model), GUIDANCE)
-    rules = {n: rule for n, rule in RULES.items() if settings.mask_thr_file or not rule.own}
     out = args.out or OUT.parent.with_name(args.preset) / OUT.name
     about = {"scenes of each template": args.scenes, "weights": policy.model.fingerprint()}
     saved = json.loads(out.read_text()) if out.exists() else {}
     found = saved.get("templates", {})
     if about != {key: saved.get(key) for key in about}:
-        found = {str(t): measure(policy, t, args.scenes, rules) for t in TEMPLATES}
+        found = {str(t): measure(policy, t, args.scenes, preset=args.preset) for t in TEMPLATES}
         write_json(out, {**about, "templates": found})
     print("\n".join([*lines(found), f"Figures are in {out}"]))
 

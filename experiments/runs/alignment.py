@@ -68,7 +68,8 @@ def name_of(args: argparse.Namespace) -> str:
 def prompts_file(preset: str, template: int, kind: str) -> Path:
     """kind: train, test or held-out prompts, item words or mask thresholds of a template."""
     family = "testbed" if preset.startswith("testbed") else "template"
-    return Path("config/prompt") / f"{family}{template}_{kind}.json"
+    own = "sd3_mask" if (preset, kind) == ("testbed_sd3", "mask") else kind
+    return Path("config/prompt") / f"{family}{template}_{own}.json"
 
 
 def settings_of(args: argparse.Namespace) -> Settings:
@@ -80,8 +81,7 @@ def settings_of(args: argparse.Namespace) -> Settings:
     )
     settings.prompt_file = str(_prompts(args, train, data))
     settings.item_idx_file = str(items)
-    if args.preset != "testbed_sd3":  # its thresholds are found for each mask
-        settings.mask_thr_file = str(thresholds)
+    settings.mask_thr_file = str(thresholds)
     settings.pretrained.model = args.model or settings.pretrained.model
     settings.save_path, settings.exp_name, settings.seed = str(data), name_of(args), args.seed
     settings.eval.in_process, settings.device = True, args.device
@@ -225,7 +225,8 @@ def run_of(name: str, preset: str, template: int, runs: str = "alignment") -> Se
             f"--names {name}: no checkpoint in {folder}; run experiments.runs.alignment"
         )
     settings = settings_from(read_json(folder / "config.json")["settings"], f"--names {name}")
-    if settings.item_idx_file != str(prompts_file(preset, template, "item")):
+    family = prompts_file(preset, template, "").stem
+    if not Path(settings.item_idx_file).name.startswith(family):
         raise UserError(f"--names {name}: not a run of template {template}; give its --template")
     return settings
 

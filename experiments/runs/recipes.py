@@ -9,6 +9,11 @@ BOTH_WAYS = ("pair.rule=both_ways", "train.timestep_fraction=0.25")  # twice the
 # Controls without the reference; the testbed decides what is where at steps 20 and 19.
 BRANCH = ("fusion.kind=branch", "fusion.steps=19-1")
 RENOISE = ("fusion.kind=renoise", "fusion.steps=19-1")
+# Template 1's mistakes are all in the prop; the actor and its colours then stay the base's.
+PROP = (
+    "item_idx_file=config/prompt/testbed1_prop_item.json",
+    "mask_thr_file=config/prompt/testbed1_prop_mask.json",
+)
 Style = tuple[str, str, str]  # colour, marker, line
 
 
@@ -55,6 +60,14 @@ RECIPES = {
         "Diffusion-DPO + D-Fusion, every target",
         changes=("pair.adoption=all",),
         style=("#882255", "*", "-"),
+    ),
+    "diffusion_dpo_prop": diffusion_dpo(
+        "Diffusion-DPO + D-Fusion of the prop", changes=PROP, style=("#117733", "<", "-")
+    ),
+    "diffusion_dpo_prop_all": diffusion_dpo(
+        "Diffusion-DPO + D-Fusion of the prop, every target",
+        changes=(*PROP, "pair.adoption=all"),
+        style=("#332288", ">", "-"),
     ),
     "diffusion_dpo_naive": diffusion_dpo("Diffusion-DPO", "naive", style=("#D55E00", "P", "--")),
     "ddpo_dfusion": Recipe("DDPO + D-Fusion", method="ddpo", style=("#56B4E9", "v", "-")),

@@ -1,10 +1,12 @@
 """Fill config/prompt/testbed*_mask.json: a threshold per item, measured on scenes of known truth.
 
-Rendered scenes are noised to the steps that fusion uses; the item's cross-attention map (first
-up-sampling layer, as in sampling) is compared with the item's true region. Per template, place in
-the prompt and word, the threshold with the best mean overlap (intersection over union) is kept.
+Rendered scenes are noised to the steps that fusion uses; the item's cross-attention map (of the
+layers that masks come from in sampling) is compared with the item's true region. Per template,
+place in the prompt and word, the threshold with the best mean overlap (intersection over union) is
+kept. The transformer's are in config/prompt/testbed*_sd3_mask.json; testbed1_prop_*.json are for
+masks of the prop alone.
 
-    python -m testbed.figures.thresholds [--scenes 24]
+    python -m testbed.figures.thresholds [--model testbed/weights/diffusion] [--scenes 24]
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from testbed.figures.policy import (
     WEIGHTS,
     as_prompts,
     encoded,
+    figures_file,
     load_policy,
     mask_layers,
 )
@@ -109,11 +112,12 @@ def best_threshold(pairs: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--weights", type=Path, default=WEIGHTS)
+    parser.add_argument("--model", type=Path, default=WEIGHTS / "diffusion")
     parser.add_argument("--scenes", type=int, default=24, help="batches of 16 scenes per template")
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
     args = parser.parse_args()
-    policy = load_policy(args.weights / "diffusion", args.guidance)
+    policy = load_policy(args.model, args.guidance)
+    kind = "mask" if args.model.name == "diffusion" else f"{args.model.name}_mask"
     torch.manual_seed(SEED)
     overlaps, every = {}, dict[str, list[float]]()
     for template in TEMPLATES:
@@ -125,16 +129,20 @@ def main() -> None:
             ]
             for claim in all_claims(template)
         }
-        write_json(FOLDER / f"testbed{template}_mask.json", thresholds)
+        write_json(FOLDER / f"testbed{template}_{kind}.json", thresholds)
         every |= thresholds
         overlaps[f"template{template}"] = {
             f"{word} ({place + 1})": {"threshold": threshold, "overlap": round(overlap, 3)}
             for (place, word), (threshold, overlap) in sorted(best.items())
         }
-    demo = json.loads((FOLDER / "demo.json").read_text())
-    write_json(FOLDER / "demo_mask.json", {prompt: every[prompt] for prompt in demo})
+        if template == 1:
+            props = {prompt: found[-1:] for prompt, found in thresholds.items()}
+            write_json(FOLDER / f"testbed1_prop_{kind}.json", props)
+    if kind == "mask":
+        demo = json.loads((FOLDER / "demo.json").read_text())
+        write_json(FOLDER / "demo_mask.json", {prompt: every[prompt] for prompt in demo})
     print(json.dumps(overlaps, indent=2))
-    (args.weights / "thresholds.json").write_text(json.dumps(overlaps, indent=2) + "\n")
+    figures_file(args.model, "thresholds").write_text(json.dumps(overlaps, indent=2) + "\n")
 
 
 if __name__ == "__main__":

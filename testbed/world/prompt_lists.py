@@ -88,7 +88,10 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write(folder: Path = FOLDER) -> None:
-    """Lists and item positions; the item file covers every prompt of the template."""
+    """Lists and item positions; the item file covers every prompt of the template.
+
+    testbed1_prop_item.json has the prop alone, which is what behaviours are mistaken in.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for template in TEMPLATES:
         train, test = split(template)
@@ -97,6 +100,8 @@ def write(folder: Path = FOLDER) -> None:
         write_json(folder / f"testbed{template}_held.json", held_out(template))
         prompts = [c.prompt for c in all_claims(template)]
         write_json(folder / f"testbed{template}_item.json", {p: item_positions(p) for p in prompts})
+    props = {c.prompt: item_positions(c.prompt)[-1:] for c in all_claims(1)}
+    write_json(folder / "testbed1_prop_item.json", props)
 
 
 if __name__ == "__main__":
