@@ -1,18 +1,21 @@
 """What an experiment's pairs differ in: how much of it lies inside the mask, and how much outside.
 
-    python -m experiments.pairs.difference data/test [--round 1 --out FILE]
+    python -m experiments.pairs.difference data/test [--round 1 --judge --out FILE]
 
 Of naive pairs (reference and base) and of D-Fusion's (target and base): the squared difference of
 final latents, mean over all cells, split into a part inside the mask and one outside. The two add
 up. A cell belongs to the mask if it was set in at least half of the fused steps. The fewer of a
-naive pair's differences lie inside, the more there is for fusion to take away.
+naive pair's differences lie inside, the more there is for fusion to take away. --judge adds which
+images are right (testbed only).
 """
 
 import argparse
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -20,6 +23,7 @@ from dfusion.errors import UserError, ends_in_one_line
 from dfusion.progress import Progress
 from dfusion.storage.experiment import Experiment, Round
 from dfusion.storage.files import read_tensors, write_json
+from testbed.models.judge import Judge
 
 PAIRS = {"naive": "reference and base", "fused": "target and base"}
 
@@ -63,11 +67,28 @@ def differences(round_: Round) -> dict[str, Any]:
     }
 
 
+def judged(round_: Round, judge: Judge) -> dict[str, Any]:
+    """Shares of right images; and of wrong bases with a right reference, how many targets are."""
+    pairs = round_.pairs() or ()
+    right = {}
+    for kind in ("base", "reference", "target"):
+        paths = [round_.image(f"{kind}_images", p) for p in range(len(pairs))]
+        images = np.stack([np.asarray(Image.open(path)) for path in paths])
+        right[kind] = judge.satisfied(images, [pair.prompt for pair in pairs])
+    mendable = ~right["base"] & right["reference"]
+    return {
+        **{kind: round(found.float().mean().item(), 4) for kind, found in right.items()},
+        "mendable": int(mendable.sum()),
+        "mended": int(right["target"][mendable].sum()),
+    }
+
+
 @ends_in_one_line()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="an experiment, e.g. data/test")
     parser.add_argument("--round", type=int, default=1, help="from 1")
+    parser.add_argument("--judge", action="store_true", help="which images are right (testbed)")
     parser.add_argument("--out", type=Path, help="where to write the figures as JSON")
     args = parser.parse_args()
     round_ = Experiment(args.folder).rounds().get(args.round - 1)
@@ -80,6 +101,14 @@ def main() -> None:
         inside, outside = found[kind].values()
         share = inside / (inside + outside)
         print(f"{between}: {inside:.3f} inside the mask ({share:.0%}), {outside:.3f} outside")
+    if args.judge:
+        found["right"] = right = judged(round_, Judge.load())
+        shares = ", ".join(
+            f"{right[kind]:.0%} of {kind}s" for kind in ("base", "reference", "target")
+        )
+        print(
+            f"right: {shares}; fusion corrects {right['mended']} of {right['mendable']} wrong bases"
+        )
     if args.out:
         write_json(args.out, found)
         print(f"Figures are in {args.out}")

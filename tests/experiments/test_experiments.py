@@ -6,9 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import stats
 
+from dfusion.method.pairing.contract import Pair
 from dfusion.settings.presets import PRESETS
+from dfusion.storage.experiment import Round
 from diffusers_patched import LayerTable, SD3Transformer2DModel
 from experiments.measures.intervals import gain, over_groups, over_seeds
 from experiments.measures.measure import diversity
@@ -60,6 +63,26 @@ def test_difference_in_and_outside_of_the_mask_by_hand() -> None:
     other[0, :, :2], other[0, 0, 3] = 3.0, 1.0  # left half of 4 cells, and one cell on the right
     mask = torch.tensor([[True, False]])  # on a coarser grid
     assert difference.split(other, base, mask).tolist() == pytest.approx([4 * 9 / 8, 1 / 8])
+
+
+def test_what_fusion_corrects_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """White images are right: of four wrong bases, three have a right reference, and two of their
+    targets are right."""
+    white = {"base": [0, 0, 0, 0, 1], "reference": [1, 1, 1, 0, 1], "target": [1, 1, 0, 1, 1]}
+    for kind, found in white.items():
+        (tmp_path / f"{kind}_images").mkdir()
+        for p, right in enumerate(found):
+            path = tmp_path / f"{kind}_images" / f"{p:05d}.png"
+            Image.new("RGB", (2, 2), (255 * right,) * 3).save(path)
+
+    class White:
+        def satisfied(self, images: np.ndarray, prompts: list[str]) -> torch.Tensor:
+            assert prompts == ["a star"] * 5
+            return torch.from_numpy(images[:, 0, 0, 0] > 0)
+
+    monkeypatch.setattr(Round, "pairs", lambda self: (Pair("a star", 0, 1),) * 5)
+    found = difference.judged(Round(tmp_path), White())  # type: ignore[arg-type]
+    assert found == {"base": 0.2, "reference": 0.8, "target": 0.8, "mendable": 3, "mended": 2}
 
 
 def test_the_mask_of_a_target_is_that_of_most_fused_steps() -> None:
