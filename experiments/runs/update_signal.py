@@ -127,26 +127,30 @@ class Kind:
         return kept
 
 
+def before_training(session: Session, settings: Settings) -> tuple[list[nn.Parameter], Tensor]:
+    """A new LoRA's second matrices, and the indices of the steps that are trained on.
+
+    While the second matrices are zero, the first ones have no gradient.
+    """
+    torch.manual_seed(settings.seed)
+    tuning = tune(session.model, settings.train, settings.seed, keep_initial=False)
+    weighs, total = objective_of(settings.train).step_weights.weighs, len(session.sampler)
+    steps = torch.tensor([i for i in range(total) if weighs(i, total)])
+    return [p for p in tuning.parameters if not p.any()], steps
+
+
 class Scores:
     """Score vectors of stored trajectories."""
 
     def __init__(self, session: Session, settings: Settings) -> None:
-        torch.manual_seed(settings.seed)
-        tuning = tune(session.model, settings.train, settings.seed, keep_initial=False)
-        self.session, self.parameters = session, tuning.parameters
-        weighs, total = objective_of(settings.train).step_weights.weighs, len(session.sampler)
-        self.steps = torch.tensor([i for i in range(total) if weighs(i, total)])
-        self._used: Tensor | None = None
+        self.parameters, self.steps = before_training(session, settings)
 
     def of(self, policy: Policy, texts: Sequence[str], paths: Sequence[Path], what: str) -> Tensor:
-        """(N, D), of the parameters that get a gradient at all (LoRA's second matrices)."""
+        """(N, D), of LoRA's second matrices."""
         rows, progress = [], Progress(what, len(paths))
         for text, path in zip(texts, paths, strict=True):
             latents = read_tensors(path)["latents"]
-            row = score_vector(policy, text, latents, self.steps, self.parameters)
-            if self._used is None:
-                self._used = row != 0
-            rows.append(row[self._used])
+            rows.append(score_vector(policy, text, latents, self.steps, self.parameters))
             progress.advance()
         return torch.stack(rows)
 
