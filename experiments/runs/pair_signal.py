@@ -1,6 +1,6 @@
 """How much of what is right an update of n pairs teaches, with Diffusion-DPO's loss.
 
-    python -m experiments.runs.pair_signal --seed 1 [--prompts 12 --images 8]
+    python -m experiments.runs.pair_signal [--prompts 12 --images 24 --seed 1]
 
 At theta = theta_old the gradient of Diffusion-DPO's loss is, up to a factor, the mean over pairs of
 
@@ -15,13 +15,13 @@ truth   cosine with the update of infinitely many true pairs
 orders  share of true pairs whose right image gains more agreement than the wrong one
 
 `self` may be high because pairs share something that has nothing to do with the prompt, such as a
-mark of fusion; `truth` and `orders` may not. Results are in results/testbed/pair_signal.json, one
-entry a seed; a table over seeds is printed.
+mark of fusion; `truth` and `orders` may not. Intervals (95 %) of figures, and of leads over naive
+pairs, are the jackknife's over prompts. Results are in results/testbed/pair_signal.json.
 """
 
 import argparse
-import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,13 +38,19 @@ from dfusion.rounds.session import Session, open_session
 from dfusion.settings.schema import Settings
 from dfusion.storage.experiment import Round
 from dfusion.storage.files import read_tensors, write_json
-from experiments.measures.intervals import over_seeds
 from experiments.runs.alignment import RESULTS, arguments, settings_of
-from experiments.runs.update_signal import DRAWS, Kind, before_training, expected_cosine, judged
+from experiments.runs.update_signal import (
+    DRAWS,
+    before_training,
+    expected_cosine,
+    judged,
+    signal_and_noise,
+)
 from testbed.models.judge import Judge
 
 OUT = RESULTS / "testbed" / "pair_signal.json"
-COUNTS = (8, 16, 32)  # pairs of an update
+COUNTS = (8, 16, 32, 64)  # pairs of an update
+Spread = tuple[float, float]  # a figure, and half its 95 % interval
 RECIPES = {"both items": "diffusion_dpo_all", "the prop": "diffusion_dpo_prop_all"}
 
 
@@ -100,6 +106,18 @@ def _end(path: Path) -> Tensor:
     return read_tensors(path)["latents"][-1].float()
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Gradients of pairs (P, D), and the prompt of each."""
+
+    gradients: Tensor
+    texts: Sequence[str]
+
+    def without(self, text: str | None) -> Tensor:
+        """The gradients of other prompts' pairs, or all."""
+        return self.gradients[torch.tensor([own != text for own in self.texts])]
+
+
 class Gradients:
     """Gradients of pairs under one model that has not been trained."""
 
@@ -107,39 +125,70 @@ class Gradients:
         self.session = session
         self.parameters, self.steps = before_training(session, settings)
 
-    def of(self, pairs: Sequence[Sides], round_: int, what: str) -> Tensor:
-        """(P, D), of LoRA's second matrices."""
+    def of(self, pairs: Sequence[Sides], round_: int, what: str) -> Rows:
+        """Of LoRA's second matrices."""
         policy, rows, progress = self.session.policy(round_), [], Progress(what, len(pairs))
         for sides in pairs:
             rows.append(pair_gradient(policy, sides, self.steps, self.parameters))
             progress.advance()
-        return torch.stack(rows)
+        return Rows(torch.stack(rows), [sides.text for sides in pairs])
 
 
-def orders(pairs: Tensor, truth: Tensor, n: int, rng: np.random.Generator) -> float:
+def truth_cosine(pairs: Tensor, truth: Tensor, n: int) -> float:
+    """Expected cosine of n of the pairs (P, D) with the mean of all true pairs there could be.
+
+    truth: (N, D). Lengths are unbiased estimates, so that noise in the mean of the true pairs does
+    not lower the cosine. NaN where the true pairs have no signal.
+    """
+    signal, noise = signal_and_noise(pairs)
+    length, _ = signal_and_noise(truth)
+    product = float(pairs.mean(0) @ truth.mean(0))
+    return product / (max(signal + noise / n, 0) * length) ** 0.5 if length > 0 else math.nan
+
+
+def orders(pairs: Tensor, truth: Tensor, n: int, seed: int = 0) -> float:
     """Mean share of true pairs (N, D) that an update of n of the pairs (P, D) orders rightly."""
-    products = truth @ pairs.T
+    rng, products = np.random.default_rng(seed), truth @ pairs.T
     chosen = (rng.permutation(len(pairs))[:n] for _ in range(DRAWS))
     return float(np.mean([float((products[:, c].sum(1) > 0).float().mean()) for c in chosen]))
 
 
-def figures(pairs: Tensor, truth: Tensor, seed: int) -> dict[str, dict[str, float | None]]:
-    """Of updates of n pairs, for each n."""
-    found: dict[str, dict[str, float | None]] = {}
-    for n in (n for n in COUNTS if n <= len(pairs)):
-        rng = np.random.default_rng(seed)
-        kept = Kind(pairs, truth).figures(n, rng)
-        gain = kept["gain"]
-        found[str(n)] = {
-            "self": kept["self"],  # type: ignore[dict-item]
-            "truth": gain[0] if isinstance(gain, list) else None,
-            "orders": round(orders(pairs, truth, n, rng), 4),
-        }
+MEASURES: dict[str, Callable[[Tensor, Tensor, int], float]] = {
+    "self": lambda pairs, truth, n: expected_cosine(pairs, n),
+    "truth": truth_cosine,
+    "orders": orders,
+}
+
+
+def spread(values: np.ndarray) -> Spread:
+    """A figure of all prompts, first, with its jackknife from those without one prompt each."""
+    left = values[1:]
+    error = ((len(left) - 1) * left.var()) ** 0.5
+    return round(float(values[0]), 4), round(1.96 * float(error), 4)
+
+
+def figures(kinds: dict[str, Rows], truth: Rows) -> dict[str, dict[str, dict[str, Spread]]]:
+    """Of each kind and n: the figures, and the leads over naive pairs."""
+    cuts = (None, *dict.fromkeys(truth.texts))
+    found: dict[str, dict[str, dict[str, Spread]]] = {name: {} for name in kinds}
+    progress = Progress("jackknife", len(COUNTS) * len(MEASURES))
+    for n in COUNTS:
+        for row in found.values():
+            row[str(n)] = {}
+        for key, measure in MEASURES.items():
+            values = {
+                name: np.array([measure(r.without(c), truth.without(c), n) for c in cuts])
+                for name, r in kinds.items()
+            }
+            for name, own in values.items():
+                found[name][str(n)][key] = spread(own)
+                found[name][str(n)][f"lead, {key}"] = spread(own - values["naive"])
+            progress.advance()
     return found
 
 
 def measure(every: dict[str, Settings], judge: Judge) -> dict[str, Any]:
-    """Figures of one seed; every: settings that differ in the items of their masks only."""
+    """Figures; every: settings that differ in the items of their masks only."""
     sessions = {name: open_session(settings) for name, settings in every.items()}
     for session in sessions.values():
         session.runner.run(0, session.policy(0))
@@ -148,8 +197,7 @@ def measure(every: dict[str, Settings], judge: Judge) -> dict[str, Any]:
     other = first.experiment.round(1)
     prompts = [prompt.text for prompt in other.sample_prompts()]
     gradients = Gradients(first, first.settings)
-    true = true_pairs(other, prompts, judge)
-    truth = gradients.of(true, 1, "gradients of true pairs")
+    truth = gradients.of(true_pairs(other, prompts, judge), 1, "gradients of true pairs")
     naive = round_pairs(first.experiment.round(0), targets=False)
     kinds = {"naive": gradients.of(naive, 0, "gradients of naive pairs")}
     for name, session in sessions.items():
@@ -157,47 +205,40 @@ def measure(every: dict[str, Settings], judge: Judge) -> dict[str, Any]:
         kinds[f"fused, {name}"] = gradients.of(pairs, 0, f"gradients of pairs fused in {name}")
     return {
         "pairs": len(naive),
-        "true pairs": len(true),
-        "kinds": {name: figures(rows, truth, first.settings.seed) for name, rows in kinds.items()},
-        "true": {str(n): round(expected_cosine(truth, n), 4) for n in (*COUNTS, len(truth))},
+        "true pairs": len(truth.texts),
+        "true pairs, self": {str(n): round(expected_cosine(truth.gradients, n), 4) for n in COUNTS},
+        "kinds": figures(kinds, truth),
     }
 
 
-def lines(saved: dict[str, Any]) -> list[str]:
-    """Means over seeds with 95 % intervals (Student's t), a line for each kind and n."""
-    said, seeds = [], list(saved.values())
-    for kind in seeds[0]["kinds"]:
-        for n in seeds[0]["kinds"][kind]:
-            rows = [seed["kinds"][kind][n] for seed in seeds if n in seed["kinds"].get(kind, {})]
-            cells = []
-            for key in ("self", "truth", "orders"):
-                values = [row[key] for row in rows if row[key] is not None]
-                wide = f" ± {over_seeds(values)[1]:.2f}" if len(values) > 1 else ""
-                cells.append(f"{key} {np.mean(values):.2f}{wide}" if values else f"{key} -")
-            said.append(f"{kind:18} n = {n:3} {len(rows)} seeds  {'  '.join(cells)}")
+def lines(found: dict[str, Any]) -> list[str]:
+    """A line for each kind and n."""
+    said = []
+    for kind, counts in found["kinds"].items():
+        for n, row in counts.items():
+            cells = [f"{key} {mean:+.2f} ± {half:.2f}" for key, (mean, half) in row.items()]
+            said.append(f"{kind:18} n = {n:3} {'  '.join(cells)}")
     return said
 
 
 @ends_in_one_line()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--prompts", type=int, default=12)
-    parser.add_argument("--images", type=int, default=8, help="of each prompt, in either round")
+    parser.add_argument("--images", type=int, default=24, help="of each prompt, in either round")
     parser.add_argument("--precision", default="bf16", choices=("no", "bf16"))
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
-    flags = [f"--{key}={getattr(args, key)}" for key in ("prompts", "images", "seed", "precision")]
+    given = ("prompts", "images", "seed", "precision")
+    flags = [f"--{key}={getattr(args, key)}" for key in given]
     every = {}
     for name, recipe in RECIPES.items():
-        named = f"--name=pair_signal_{recipe}_s{args.seed}"
+        named = f"--name=pair_signal_{recipe}_{args.images}_s{args.seed}"
         every[name] = settings_of(arguments([*flags, f"--recipe={recipe}", named]))
     found = measure(every, Judge.load())
-    saved = json.loads(args.out.read_text()) if args.out.exists() else {}
-    saved = {key: value for key, value in saved.items() if key != "schema"}
-    saved[str(args.seed)] = found
-    write_json(args.out, saved)
-    print("\n".join([*lines(saved), f"Figures are in {args.out}"]))
+    write_json(args.out, {**{key: getattr(args, key) for key in given}, **found})
+    print("\n".join([*lines(found), f"Figures are in {args.out}"]))
 
 
 if __name__ == "__main__":

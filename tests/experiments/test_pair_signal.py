@@ -1,5 +1,6 @@
 """Gradients of pairs and what they order, against finite differences and by hand."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,16 @@ from dfusion.models.trainable import tune
 from dfusion.settings.schema import Train
 from dfusion.storage.experiment import Round
 from experiments.runs import pair_signal
-from experiments.runs.pair_signal import Sides, lines, orders, pair_gradient, true_pairs
+from experiments.runs.pair_signal import (
+    Rows,
+    Sides,
+    figures,
+    orders,
+    pair_gradient,
+    spread,
+    true_pairs,
+    truth_cosine,
+)
 from tests.conftest import make_pipeline
 
 
@@ -59,9 +69,44 @@ def test_orders_by_hand() -> None:
     """An update of both pairs is (1, 1): it orders the first and third true pair rightly."""
     pairs = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
     truth = torch.tensor([[1.0, 0.0], [-2.0, 1.0], [-1.0, 2.0], [-1.0, -1.0]])
-    assert orders(pairs, truth, 2, np.random.default_rng(0)) == 0.5
-    alone = orders(pairs[:1], truth, 1, np.random.default_rng(0))
-    assert alone == 0.25
+    assert orders(pairs, truth, 2) == 0.5
+    assert orders(pairs[:1], truth, 1) == 0.25
+
+
+def test_truth_cosine_is_that_of_fresh_updates_with_the_true_direction() -> None:
+    torch.manual_seed(0)
+    own, true = torch.zeros(50), torch.zeros(50)
+    own[0], own[1], true[0] = 0.6, 0.8, 1.0  # unit vectors with a cosine of 0.6
+    updates = own + torch.randn(2000, 20, 50)
+    expected = float(torch.nn.functional.cosine_similarity(updates.mean(1), true[None]).mean())
+    found = truth_cosine(own + torch.randn(20_000, 50), true + torch.randn(20_000, 50), 20)
+    assert found == pytest.approx(expected, abs=0.02)
+    assert math.isnan(truth_cosine(updates[0], torch.tensor([[1.0], [-1.0]]) * torch.ones(50), 8))
+
+
+def test_spread_is_the_jackknife() -> None:
+    """Of a mean, the jackknife's error is the mean's own."""
+    x = np.array([1.0, 2.0, 4.0, 9.0])
+    values = np.array([x.mean(), *(np.delete(x, i).mean() for i in range(4))])
+    assert spread(values) == pytest.approx((4.0, 1.96 * x.std(ddof=1) / 2), abs=1e-4)
+
+
+def test_leads_are_over_naive_pairs() -> None:
+    torch.manual_seed(0)
+    texts = [t for t in "abcd" for _ in range(50)]
+    true = torch.zeros(20)
+    true[0] = 1.0
+    kinds = {
+        "naive": Rows(0.5 * true + torch.randn(200, 20), texts),
+        "better": Rows(2.0 * true + torch.randn(200, 20), texts),
+    }
+    found = figures(kinds, Rows(true + torch.randn(200, 20), texts))
+    row = found["better"]["8"]
+    assert row["lead, truth"][0] == pytest.approx(
+        row["truth"][0] - found["naive"]["8"]["truth"][0], abs=1e-3
+    )
+    assert row["lead, truth"][0] > row["lead, truth"][1] > 0
+    assert found["naive"]["8"]["lead, orders"] == (0.0, 0.0)
 
 
 def test_true_pairs_are_of_one_prompt_and_use_an_image_once(
@@ -77,12 +122,3 @@ def test_true_pairs_are_of_one_prompt_and_use_an_image_once(
         ("b", 4, 3),
     ]
     assert [s.number for s in found] == [0, 1]
-
-
-def test_lines_are_means_over_seeds() -> None:
-    saved = {
-        str(seed): {"kinds": {"naive": {"8": {"self": own, "truth": 0.5, "orders": 0.6}}}}
-        for seed, own in ((1, 0.2), (2, 0.4))
-    }
-    (line,) = lines(saved)
-    assert "2 seeds  self 0.30 ± 1.27  truth 0.50 ± 0.00" in line  # t = 12.706, error 0.1
