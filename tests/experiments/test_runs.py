@@ -166,6 +166,9 @@ def test_short_runs_have_a_cycle_of_mistakes_each(
         assert {mistaken_for(parse(text)).prompt for text in prompts} == set(prompts)
         assert run.seed == cycle and len(prompts) == 3
         cycles.append(frozenset(prompts))
+    again = alignment.settings_of(alignment.arguments(few.flags_of("dpo_naive", 7, rounds=2)))
+    assert set(json.loads(Path(again.prompt_file).read_text())) == cycles[0]
+    assert again.seed == 7 and again.train.num_epochs == 2
     every = json.loads(alignment.prompts_file("testbed", 1, "train").read_text())
     assert frozenset.union(*cycles) == set(every[:18]) and len(set(cycles)) == 6
 
