@@ -82,8 +82,7 @@ def testbed_sd3() -> Settings:
     settings = testbed()
     settings.pretrained.model = "testbed/weights/sd3"
     settings.mask.layers, settings.fusion.layers = "2,3", "all"
-    settings.mask_thr_file = "config/prompt/testbed1_sd3_mask.json"
-    settings.mask.merge = "or"
+    settings.mask_thr_file, settings.mask.merge = "config/prompt/testbed1_sd3_mask.json", "or"
     # Flow matching's last step has no noise; the weights of the others differ by a factor of
     # hundreds. As above, the last four that have one are not used.
     settings.train.step_weights = "equal:20-6"
