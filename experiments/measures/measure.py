@@ -11,6 +11,7 @@ from PIL import Image
 from dfusion.rewards.contract import Reward
 from dfusion.rewards.registry import load_reward
 from dfusion.settings.schema import Eval
+from dfusion.storage.experiment import Round
 from experiments.measures.similarity import ssim
 from testbed.models.judge import Judge
 
@@ -43,6 +44,12 @@ class Meters:
             "right": self.judge.satisfied(images, list(texts)).int().tolist() if self.judge else [],
             "second": [round(float(s), 4) for s in second],
         }
+
+
+def judged(round_: Round, kind: str, texts: Sequence[str], judge: Judge) -> torch.Tensor:
+    """(N,) bool: whether the first N images of a kind (see `Round.image`) show their prompts."""
+    images = [np.asarray(Image.open(round_.image(kind, i))) for i in range(len(texts))]
+    return judge.satisfied(np.stack(images), list(texts))
 
 
 def diversity(images: np.ndarray, texts: Sequence[str]) -> float | None:

@@ -13,9 +13,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -23,8 +21,10 @@ from dfusion.errors import UserError, ends_in_one_line
 from dfusion.progress import Progress
 from dfusion.storage.experiment import Experiment, Round
 from dfusion.storage.files import read_tensors, write_json
+from experiments.measures.measure import judged
 from testbed.models.judge import Judge
 
+JUDGED = ("base", "reference", "target")
 PAIRS = {"naive": "reference and base", "fused": "target and base"}
 
 
@@ -67,14 +67,10 @@ def differences(round_: Round) -> dict[str, Any]:
     }
 
 
-def judged(round_: Round, judge: Judge) -> dict[str, Any]:
-    """Shares of right images; and of wrong bases with a right reference, how many targets are."""
-    pairs = round_.pairs() or ()
-    right = {}
-    for kind in ("base", "reference", "target"):
-        paths = [round_.image(f"{kind}_images", p) for p in range(len(pairs))]
-        images = np.stack([np.asarray(Image.open(path)) for path in paths])
-        right[kind] = judge.satisfied(images, [pair.prompt for pair in pairs])
+def corrected(round_: Round, judge: Judge) -> dict[str, Any]:
+    """Shares of right images, and how many wrong bases with a right reference fusion corrects."""
+    texts = [pair.prompt for pair in round_.pairs() or ()]
+    right = {kind: judged(round_, f"{kind}_images", texts, judge) for kind in JUDGED}
     mendable = ~right["base"] & right["reference"]
     return {
         **{kind: round(found.float().mean().item(), 4) for kind, found in right.items()},
@@ -102,10 +98,8 @@ def main() -> None:
         share = inside / (inside + outside)
         print(f"{between}: {inside:.3f} inside the mask ({share:.0%}), {outside:.3f} outside")
     if args.judge:
-        found["right"] = right = judged(round_, Judge.load())
-        shares = ", ".join(
-            f"{right[kind]:.0%} of {kind}s" for kind in ("base", "reference", "target")
-        )
+        found["right"] = right = corrected(round_, Judge.load())
+        shares = ", ".join(f"{right[kind]:.0%} of {kind}s" for kind in JUDGED)
         print(
             f"right: {shares}; fusion corrects {right['mended']} of {right['mendable']} wrong bases"
         )

@@ -225,8 +225,8 @@ def run_of(name: str, preset: str, template: int, runs: str = "alignment") -> Se
             f"--names {name}: no checkpoint in {folder}; run experiments.runs.alignment"
         )
     settings = settings_from(read_json(folder / "config.json")["settings"], f"--names {name}")
-    family = prompts_file(preset, template, "").stem
-    if not Path(settings.item_idx_file).name.startswith(family):
+    start = prompts_file(preset, template, "").stem  # of all names of this template's files
+    if not Path(settings.item_idx_file).name.startswith(start):
         raise UserError(f"--names {name}: not a run of template {template}; give its --template")
     return settings
 

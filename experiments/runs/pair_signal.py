@@ -14,8 +14,8 @@ self    expected cosine with the update of infinitely many pairs of its kind
 truth   cosine with the update of infinitely many true pairs
 orders  share of true pairs whose right image gains more agreement than the wrong one
 
-`self` may be high because pairs share something that has nothing to do with the prompt, such as a
-mark of fusion; `truth` and `orders` may not. Intervals (95 %) of figures, and of leads over naive
+What pairs share without regard to the prompt, such as a mark of fusion, raises `self`, but not
+`truth` and `orders`. Intervals (95 %) of figures, and of leads over naive
 pairs, are the jackknife's over prompts. Results are in results/testbed/pair_signal.json.
 """
 
@@ -38,12 +38,12 @@ from dfusion.rounds.session import Session, open_session
 from dfusion.settings.schema import Settings
 from dfusion.storage.experiment import Round
 from dfusion.storage.files import read_tensors, write_json
+from experiments.measures.measure import judged
 from experiments.runs.alignment import RESULTS, arguments, settings_of
 from experiments.runs.update_signal import (
     DRAWS,
     before_training,
     expected_cosine,
-    judged,
     signal_and_noise,
 )
 from testbed.models.judge import Judge
@@ -56,7 +56,7 @@ RECIPES = {"both items": "diffusion_dpo_all", "the prop": "diffusion_dpo_prop_al
 
 @dataclass(frozen=True)
 class Sides:
-    """Final latents (C, h, w) of a pair. number: of its noise, the same for all kinds of pairs."""
+    """Final latents (C, h, w) of a pair. number: seeds its noise, alike for all kinds of pairs."""
 
     text: str
     preferred: Tensor
@@ -82,7 +82,7 @@ def pair_gradient(
 
 def true_pairs(round_: Round, prompts: Sequence[str], judge: Judge) -> list[Sides]:
     """Right and wrong samples of the same prompt, each used once."""
-    right = judged(round_, "images", len(prompts), prompts, judge)
+    right = judged(round_, "images", prompts, judge)
     found: list[Sides] = []
     for text in dict.fromkeys(prompts):
         own = [i for i, prompt in enumerate(prompts) if prompt == text]
@@ -121,9 +121,9 @@ class Rows:
 class Gradients:
     """Gradients of pairs under one model that has not been trained."""
 
-    def __init__(self, session: Session, settings: Settings) -> None:
+    def __init__(self, session: Session) -> None:
         self.session = session
-        self.parameters, self.steps = before_training(session, settings)
+        self.parameters, self.steps = before_training(session)
 
     def of(self, pairs: Sequence[Sides], round_: int, what: str) -> Rows:
         """Of LoRA's second matrices."""
@@ -196,7 +196,7 @@ def measure(every: dict[str, Settings], judge: Judge) -> dict[str, Any]:
     first.runner.prepare(1, first.policy(1))
     other = first.experiment.round(1)
     prompts = [prompt.text for prompt in other.sample_prompts()]
-    gradients = Gradients(first, first.settings)
+    gradients = Gradients(first)
     truth = gradients.of(true_pairs(other, prompts, judge), 1, "gradients of true pairs")
     naive = round_pairs(first.experiment.round(0), targets=False)
     kinds = {"naive": gradients.of(naive, 0, "gradients of naive pairs")}

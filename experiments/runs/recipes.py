@@ -9,7 +9,7 @@ BOTH_WAYS = ("pair.rule=both_ways", "train.timestep_fraction=0.25")  # twice the
 # Controls without the reference; the testbed decides what is where at steps 20 and 19.
 BRANCH = ("fusion.kind=branch", "fusion.steps=19-1")
 RENOISE = ("fusion.kind=renoise", "fusion.steps=19-1")
-# Template 1's mistakes are all in the prop; the actor and its colours then stay the base's.
+# Template 1's mistakes are all in the prop. With it as the only item, the actor stays the base's.
 PROP = (
     "item_idx_file=config/prompt/testbed1_prop_item.json",
     "mask_thr_file=config/prompt/testbed1_prop_mask.json",

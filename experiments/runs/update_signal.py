@@ -25,7 +25,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from dfusion.errors import ends_in_one_line
@@ -37,6 +36,7 @@ from dfusion.settings.schema import Settings
 from dfusion.storage.experiment import Round
 from dfusion.storage.files import read_tensors, write_json
 from dfusion.training.objective import objective_of
+from experiments.measures.measure import judged
 from experiments.runs.alignment import arguments, settings_of
 from testbed.models.judge import Judge
 
@@ -127,11 +127,12 @@ class Kind:
         return kept
 
 
-def before_training(session: Session, settings: Settings) -> tuple[list[nn.Parameter], Tensor]:
+def before_training(session: Session) -> tuple[list[nn.Parameter], Tensor]:
     """A new LoRA's second matrices, and the indices of the steps that are trained on.
 
     While the second matrices are zero, the first ones have no gradient.
     """
+    settings = session.settings
     torch.manual_seed(settings.seed)
     tuning = tune(session.model, settings.train, settings.seed, keep_initial=False)
     weighs, total = objective_of(settings.train).step_weights.weighs, len(session.sampler)
@@ -142,8 +143,8 @@ def before_training(session: Session, settings: Settings) -> tuple[list[nn.Param
 class Scores:
     """Score vectors of stored trajectories."""
 
-    def __init__(self, session: Session, settings: Settings) -> None:
-        self.parameters, self.steps = before_training(session, settings)
+    def __init__(self, session: Session) -> None:
+        self.parameters, self.steps = before_training(session)
 
     def of(self, policy: Policy, texts: Sequence[str], paths: Sequence[Path], what: str) -> Tensor:
         """(N, D), of LoRA's second matrices."""
@@ -155,11 +156,6 @@ class Scores:
         return torch.stack(rows)
 
 
-def judged(round_: Round, kind: str, count: int, texts: Sequence[str], judge: Judge) -> Tensor:
-    images = np.stack([np.asarray(Image.open(round_.image(kind, i))) for i in range(count)])
-    return judge.satisfied(images, list(texts))
-
-
 def measure(settings: Settings, judge: Judge) -> dict[str, object]:
     """Figures of one template: pairs of round 0, the true gradient of another round's samples."""
     session = open_session(settings)
@@ -168,7 +164,7 @@ def measure(settings: Settings, judge: Judge) -> dict[str, object]:
     paired, other = (session.experiment.round(k) for k in (0, 1))
     prompts = [prompt.text for prompt in paired.sample_prompts()]
     pairs, adoption = paired.pairs() or (), paired.adoption() or []
-    scores = Scores(session, settings)
+    scores = Scores(session)
 
     def trajectories(round_: Round, k: int) -> Tensor:
         paths = [round_.trajectory(i) for i in range(len(prompts))]
@@ -181,7 +177,7 @@ def measure(settings: Settings, judge: Judge) -> dict[str, object]:
         [paired.target(p) for p in range(len(pairs))],
         "gradients of targets",
     )
-    truth = policy_gradient(others, judged(other, "images", len(prompts), prompts, judge), prompts)
+    truth = policy_gradient(others, judged(other, "images", prompts, judge), prompts)
     base, reference = (samples[[getattr(p, s) for p in pairs]] for s in ("base", "reference"))
     adopted = torch.tensor([bool(row["adopted"]) for row in adoption])
     kinds = {

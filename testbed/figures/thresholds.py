@@ -3,7 +3,7 @@
 Rendered scenes are noised to the steps that fusion uses; the item's cross-attention map (of the
 layers that masks come from in sampling) is compared with the item's true region. Per template,
 place in the prompt and word, the threshold with the best mean overlap (intersection over union) is
-kept. The transformer's are in config/prompt/testbed*_sd3_mask.json; testbed1_prop_*.json are for
+kept. The transformer's are in config/prompt/testbed*_sd3_mask.json; testbed1_prop_mask.json is for
 masks of the prop alone.
 
     python -m testbed.figures.thresholds [--model testbed/weights/diffusion] [--scenes 24]
@@ -135,12 +135,11 @@ def main() -> None:
             f"{word} ({place + 1})": {"threshold": threshold, "overlap": round(overlap, 3)}
             for (place, word), (threshold, overlap) in sorted(best.items())
         }
-        if template == 1:
-            props = {prompt: found[-1:] for prompt, found in thresholds.items()}
-            write_json(FOLDER / f"testbed1_prop_{kind}.json", props)
     if kind == "mask":
         demo = json.loads((FOLDER / "demo.json").read_text())
         write_json(FOLDER / "demo_mask.json", {prompt: every[prompt] for prompt in demo})
+        props = {claim.prompt: every[claim.prompt][-1:] for claim in all_claims(1)}
+        write_json(FOLDER / "testbed1_prop_mask.json", props)
     print(json.dumps(overlaps, indent=2))
     figures_file(args.model, "thresholds").write_text(json.dumps(overlaps, indent=2) + "\n")
 

@@ -90,7 +90,7 @@ def write_json(path: Path, value: object) -> None:
 def write(folder: Path = FOLDER) -> None:
     """Lists and item positions; the item file covers every prompt of the template.
 
-    testbed1_prop_item.json has the prop alone, which is what behaviours are mistaken in.
+    testbed1_prop_item.json names the prop alone: what behaviours are mistaken in.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for template in TEMPLATES:

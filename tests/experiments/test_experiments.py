@@ -81,7 +81,7 @@ def test_what_fusion_corrects_by_hand(tmp_path: Path, monkeypatch: pytest.Monkey
             return torch.from_numpy(images[:, 0, 0, 0] > 0)
 
     monkeypatch.setattr(Round, "pairs", lambda self: (Pair("a star", 0, 1),) * 5)
-    found = difference.judged(Round(tmp_path), White())  # type: ignore[arg-type]
+    found = difference.corrected(Round(tmp_path), White())  # type: ignore[arg-type]
     assert found == {"base": 0.2, "reference": 0.8, "target": 0.8, "mendable": 3, "mended": 2}
 
 
