@@ -8,6 +8,7 @@ compared with where the items truly are. Writes results/<preset>/mask_quality.js
 """
 
 import argparse
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -114,6 +115,12 @@ def measure(
     return figures
 
 
+def fingerprint_of_thresholds(preset: str) -> str:
+    """Of the thresholds of all templates' files."""
+    files = [prompts_file(preset, t, "mask") for t in TEMPLATES]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
 def lines(templates: dict[str, dict[str, list[dict[str, float]]]]) -> list[str]:
     """Means over the steps as text, a line for each template and rule."""
     texts = []
@@ -136,7 +143,11 @@ def main() -> None:
     settings = presets.PRESETS[args.preset]()
     policy = load_policy(args.model or Path(settings.pretrained.model), GUIDANCE)
     out = args.out or OUT.parent.with_name(args.preset) / OUT.name
-    about = {"scenes of each template": args.scenes, "weights": policy.model.fingerprint()}
+    about = {
+        "scenes of each template": args.scenes,
+        "weights": policy.model.fingerprint(),
+        "thresholds": fingerprint_of_thresholds(args.preset),
+    }
     saved = json.loads(out.read_text()) if out.exists() else {}
     found = saved.get("templates", {})
     if about != {key: saved.get(key) for key in about}:

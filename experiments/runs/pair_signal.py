@@ -168,11 +168,16 @@ def spread(values: np.ndarray) -> Spread:
 
 
 def figures(kinds: dict[str, Rows], truth: Rows) -> dict[str, dict[str, dict[str, Spread]]]:
-    """Of each kind and n: the figures, and the leads over naive pairs."""
+    """Of each kind and n: the figures, and the leads over naive pairs.
+
+    n is never more than the pairs there are without any one prompt.
+    """
     cuts = (None, *dict.fromkeys(truth.texts))
+    fewest = min(len(rows.without(c)) for rows in kinds.values() for c in cuts)
+    counts = [n for n in COUNTS if n <= fewest]
     found: dict[str, dict[str, dict[str, Spread]]] = {name: {} for name in kinds}
-    progress = Progress("jackknife", len(COUNTS) * len(MEASURES))
-    for n in COUNTS:
+    progress = Progress("jackknife", len(counts) * len(MEASURES))
+    for n in counts:
         for row in found.values():
             row[str(n)] = {}
         for key, measure in MEASURES.items():
@@ -227,7 +232,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--prompts", type=int, default=12)
     parser.add_argument("--images", type=int, default=24, help="of each prompt, in either round")
-    parser.add_argument("--precision", default="bf16", choices=("no", "bf16"))
+    parser.add_argument("--precision", default="no", choices=("no", "bf16"))
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
     given = ("prompts", "images", "seed", "precision")

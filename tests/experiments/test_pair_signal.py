@@ -109,6 +109,13 @@ def test_leads_are_over_naive_pairs() -> None:
     assert found["naive"]["8"]["lead, orders"] == (0.0, 0.0)
 
 
+def test_updates_have_no_more_pairs_than_there_are() -> None:
+    """Of 20 pairs of two prompts, 10 are left without either: too few for updates of 16."""
+    torch.manual_seed(0)
+    few = Rows(torch.randn(20, 5), [*("a" * 10), *("b" * 10)])
+    assert [*figures({"naive": few}, few)["naive"]] == ["8"]
+
+
 def test_true_pairs_are_of_one_prompt_and_use_an_image_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
