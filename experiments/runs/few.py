@@ -1,34 +1,57 @@
-"""Recipes compared by many short runs: each trains on one cycle of three prompts (PLAN.md).
+"""Recipes compared by many short runs: each trains on one cycle of mistakes (PLAN.md).
 
     python -m experiments.runs.few --recipes diffusion_dpo_dfusion diffusion_dpo_naive
 
-Run k of a recipe has seed k and the k-th three of template 1's training prompts, which are mistaken
-for each other; there are six, and run 7 has the first three again. It samples 16 images of each in
-4 rounds (192 images), and compares 32 of each before, half-way and after, with the same noise; in
-fp32, which all processors have. Runs that are there are not made again. Then
-`experiments.runs.table --runs few --rounds 4 --beside RECIPE` shows gains, and leads paired by run.
+Run k of a recipe has seed k and the k-th cycle of a template's training prompts, which are mistaken
+for each other; six are used, and run 7 has the first again. It samples 48 images in 4 rounds each
+(192 images), and compares 96 before, half-way and after, with the same noise; in fp32, which all
+processors have. Runs that are there are not made again. Then `experiments.runs.table --runs few
+--rounds 4 --beside RECIPE` shows gains, and leads paired by run.
 """
 
 import argparse
+import json
 import subprocess
 import sys
+from collections.abc import Sequence
 
 from dfusion.errors import ends_in_one_line
 from experiments.runs import alignment
 from experiments.runs.recipes import RECIPES
+from testbed.world.words import mistaken_for, parse
 
-CYCLE, CYCLES = 3, 6
-SIZE = ["--images=16", "--compare=32", "--compare-every=2"]
-FLAGS = ["--runs=few", f"--prompts={CYCLE}", *SIZE, "--set=train.updates_per_inner_epoch=6"]
+CYCLES = 6
+SAMPLED, COMPARED = 48, 96  # images of a run, in a round and in a comparison
+FLAGS = ["--runs=few", "--compare-every=2", "--set=train.updates_per_inner_epoch=6"]
+
+
+def cycles_of(texts: Sequence[str]) -> list[range]:
+    """Places of prompts that are mistaken for each other, which stand side by side in the lists."""
+    found, start = [], 0
+    while start < len(texts):
+        stop = start + 1
+        while mistaken_for(parse(texts[stop - 1])).prompt != texts[start]:
+            stop += 1
+        found.append(range(start, stop))
+        start = stop
+    return found[:CYCLES]
 
 
 def flags_of(
-    recipe: str, k: int, preset: str = "testbed", precision: str = "no", rounds: int = 4
+    recipe: str,
+    k: int,
+    preset: str = "testbed",
+    template: int = 1,
+    precision: str = "no",
+    rounds: int = 4,
 ) -> list[str]:
     """The command line of experiments.runs.alignment for run k, from 1, of a recipe."""
-    place = [f"--seed={k}", f"--skip={CYCLE * ((k - 1) % CYCLES)}"]
-    run = [f"--preset={preset}", f"--recipe={recipe}", f"--precision={precision}"]
-    return [*run, *place, f"--rounds={rounds}", *FLAGS]
+    listed = json.loads(alignment.prompts_file(preset, template, "train").read_text())
+    cycle = cycles_of(listed)[(k - 1) % CYCLES]
+    place = [f"--template={template}", f"--skip={cycle.start}", f"--prompts={len(cycle)}"]
+    size = [f"--images={SAMPLED // len(cycle)}", f"--compare={COMPARED // len(cycle)}"]
+    run = [f"--preset={preset}", f"--recipe={recipe}", f"--precision={precision}", f"--seed={k}"]
+    return [*run, *place, f"--rounds={rounds}", *size, *FLAGS]
 
 
 @ends_in_one_line()
@@ -36,6 +59,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, metavar="RECIPE", required=True)
     parser.add_argument("--preset", default="testbed", choices=("testbed", "testbed_sd3"))
+    parser.add_argument("--template", type=int, default=1, choices=(1, 2, 3))
     parser.add_argument(
         "--seeds", nargs=2, type=int, default=(1, CYCLES), metavar=("FIRST", "LAST")
     )
@@ -44,7 +68,7 @@ def main() -> None:
     args = parser.parse_args()
     for k in range(args.seeds[0], args.seeds[1] + 1):
         for recipe in args.recipes:
-            flags = flags_of(recipe, k, args.preset, args.precision, args.rounds)
+            flags = flags_of(recipe, k, args.preset, args.template, args.precision, args.rounds)
             run = alignment.arguments(flags)
             if not alignment.finished(
                 alignment.settings_of(run), alignment.result_of(run), kept=False

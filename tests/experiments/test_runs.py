@@ -155,22 +155,30 @@ def test_runs_on_the_testbed_have_whole_cycles_of_mistakes(
     assert len({parse(text).shape for text in prompts}) >= 4
 
 
+@pytest.mark.parametrize(
+    ("template", "lengths"),
+    [(1, [3, 3, 3, 3, 3, 3]), (2, [6, 3, 6, 3, 6, 3]), (3, [2, 2, 2, 2, 2, 2])],
+)
 def test_short_runs_have_a_cycle_of_mistakes_each(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    template: int, lengths: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(alignment, "DATA", tmp_path)
     cycles = []
-    for cycle in range(1, few.CYCLES + 1):
-        run = alignment.settings_of(alignment.arguments(few.flags_of("dpo_naive", cycle)))
+    for k in range(1, few.CYCLES + 1):
+        flags = few.flags_of("dpo_naive", k, template=template)
+        run = alignment.settings_of(alignment.arguments(flags))
         prompts = json.loads(Path(run.prompt_file).read_text())
         assert {mistaken_for(parse(text)).prompt for text in prompts} == set(prompts)
-        assert run.seed == cycle and len(prompts) == 3
+        assert run.seed == k and len(prompts) == lengths[k - 1]
+        assert run.images_per_prompt * len(prompts) == 48
+        assert run.train.compare_images * len(prompts) == 96
         cycles.append(frozenset(prompts))
-    again = alignment.settings_of(alignment.arguments(few.flags_of("dpo_naive", 7, rounds=2)))
+    flags = few.flags_of("dpo_naive", 7, template=template, rounds=2)
+    again = alignment.settings_of(alignment.arguments(flags))
     assert set(json.loads(Path(again.prompt_file).read_text())) == cycles[0]
     assert again.seed == 7 and again.train.num_epochs == 2
-    every = json.loads(alignment.prompts_file("testbed", 1, "train").read_text())
-    assert frozenset.union(*cycles) == set(every[:18]) and len(set(cycles)) == 6
+    every = json.loads(alignment.prompts_file("testbed", template, "train").read_text())
+    assert frozenset.union(*cycles) == set(every[: sum(lengths)]) and len(set(cycles)) == 6
 
 
 def test_a_run_of_fewer_rounds_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
