@@ -14,8 +14,9 @@ from dfusion.method.prompts import Item, Prompt
 from dfusion.models.diffusion_model import DiffusionModel
 from dfusion.models.numerics import set_numerics
 from dfusion.models.plan import plan_of, sampler_of
-from dfusion.rounds.runner import RoundRunner, World
+from dfusion.rounds.runner import RoundRunner
 from dfusion.rounds.session import PRECISIONS, Session
+from dfusion.rounds.waiting import World
 from dfusion.settings.schema import Settings
 from dfusion.storage.experiment import Experiment
 from dfusion.storage.files import write_json

@@ -1,35 +1,31 @@
 """One round of D-Fusion up to training: sample, score, pair, fuse, score, adopt.
 
 The state of a round is what is on disk. Every stage makes what is missing and nothing twice, so an
-interrupted run continues when the same command is run again. Processes divide a round by index and
-exchange no messages: each waits for the files that it needs.
+interrupted run continues when the same command is run again.
 """
 
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-import torch
-from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
-from dfusion.errors import NotFiniteError, UserError
+from dfusion.errors import UserError
 from dfusion.method import pairing
 from dfusion.method.fusion import FusionPlan, Source, Target
 from dfusion.method.prompts import Prompt
 from dfusion.method.sampling import Policy, Trajectory, sample
 from dfusion.method.targets import make_targets
 from dfusion.models.batching import Fit, unfinished
-from dfusion.progress import Progress, Stopwatch, clock
+from dfusion.progress import Progress, Stopwatch
 from dfusion.rewards.contract import Reward
-from dfusion.rewards.registry import HUMAN, reward_name, watch_of
 from dfusion.rounds.acceptance import GO_BACK_OR_PAIR, check_pairs, check_samples
 from dfusion.rounds.degenerate import equal_scores, odd_masks
-from dfusion.rounds.scoring import score_missing, scorer_alive, scorer_command, scorer_lock
+from dfusion.rounds.pictures import decoded
+from dfusion.rounds.scores import Scores
 from dfusion.rounds.sharing import Lender
+from dfusion.rounds.waiting import Waiting, World
 from dfusion.settings.own import own
 from dfusion.settings.schema import Settings
 from dfusion.settings.steps import fused_indices
@@ -43,23 +39,7 @@ from dfusion.storage.experiment import (
     manifest_of,
 )
 from dfusion.storage.files import Writer, read_png, read_rows
-from dfusion.storage.lock import Lock, run_lock
 from dfusion.storage.round_files import read_source, write_sample, write_target
-
-SAY_EVERY_SECONDS = 30.0
-TRY = "try --config.mixed_precision bf16 or no"
-
-
-@dataclass(frozen=True)
-class World:
-    """This process's rank among the processes of a run."""
-
-    rank: int = 0
-    size: int = 1
-
-    def mine(self, count: int) -> range:
-        """This process's share of 0 … count - 1."""
-        return range(self.rank, count, self.size)
 
 
 class RoundRunner:
@@ -82,13 +62,12 @@ class RoundRunner:
     ) -> None:
         self.settings, self.experiment, self.prompts = settings, experiment, prompts
         self.plan, self.mask_layers, self.world = plan, mask_layers, world
-        self.reward, self.reward_name = reward, reward_name(settings.eval)
-        watching = watch_of(settings.eval)
-        self.watch, self.watch_name = watch, reward_name(watching) if watching else ""
+        self.wait = Waiting(experiment, world, settings.eval.poll_seconds)
+        self.say, self.stopwatch = self.wait.say, Stopwatch()
+        self.scores = Scores(settings, experiment, self.wait, self.stopwatch, reward, watch)
         name, rules = settings.pair.rule, pairing.RULES
         self.rule = rules.get(name) or own("pair.rule", name, rules)
         self.lender = Lender.of(settings)
-        self.stopwatch = Stopwatch()
         self._fits: dict[str, Fit] = {}
 
     def check(
@@ -105,8 +84,8 @@ class RoundRunner:
             if round_.pairs() is not None:
                 check_pairs(round_, self._fused_with())
         # Also those of finished rounds: curves of two scorers must not be joined.
-        for round_ in self.experiment.rounds().values() if self.watch_name else ():
-            round_.scores(WATCH, self.watch_name)
+        for round_ in self.experiment.rounds().values() if self.scores.watch_name else ():
+            round_.scores(WATCH, self.scores.watch_name)
 
     def check_comparisons(self, first: int, policy: Policy) -> None:
         """Like `check`, for comparison images, if training continues with round `first`."""
@@ -121,7 +100,7 @@ class RoundRunner:
             known = {k: v for k, v in self._made_with(policy).items() if weights or k != "weights"}
             check_samples(round_, known, self.prompts, each)
         for kind in SCORED:
-            round_.scores(kind, self.reward_name)
+            round_.scores(kind, self.scores.name)
 
     def run(self, number: int, policy: Policy) -> Round:
         """Complete round `number` up to adoption; returns it."""
@@ -129,7 +108,7 @@ class RoundRunner:
         with self.stopwatch.stage("fusing"):
             self._fuse(round_, policy, pairs, round_.sample_prompts())
             self._say_odd_masks(round_, len(pairs))
-        targets = self._scores(round_, "target_images", len(pairs))
+        targets = self.scores.of(round_, "target_images", len(pairs))
         self._adopt(round_, pairs, scores, targets)
         return round_
 
@@ -145,7 +124,7 @@ class RoundRunner:
         prompts = round_.sample_prompts()
         with self.stopwatch.stage("sampling"):
             self._sample(round_, policy, prompts)
-        scores = self._scores(round_, "images", len(prompts))
+        scores = self.scores.of(round_, "images", len(prompts))
         pairs = self._pairs(round_, scores)
         self._remark(equal_scores(round_.scores_by_text()))
         return round_, scores, pairs
@@ -161,21 +140,16 @@ class RoundRunner:
             self._plan(round_, number, policy, self.settings.train.compare_images)
             prompts = round_.sample_prompts()
             self._sample(round_, policy, prompts, keep=False)
-            return self._scores(round_, "images", len(prompts))
+            return self.scores.of(round_, "images", len(prompts))
 
     def watched(self, round_: Round) -> dict[int, float]:
         """The scores of a round's samples by the scorer that training never sees; waits for them.
 
         Empty if there is no such scorer.
         """
-        if not self.watch_name:
+        if not self.scores.watch_name:
             return {}
-        return self._scores(round_, WATCH, len(round_.sample_prompts()))
-
-    def say(self, text: str) -> None:
-        """Print, once for all processes."""
-        if self.world.rank == 0:
-            print(text, flush=True)
+        return self.scores.of(round_, WATCH, len(round_.sample_prompts()))
 
     def _remark(self, text: str) -> None:
         if text:
@@ -195,7 +169,7 @@ class RoundRunner:
             manifest = manifest_of(number, self.prompts, each, made_with, mean)
             if not self._take_over(round_, manifest):
                 round_.write_manifest(number, self.prompts, each, made_with, mean)
-        self._wait(lambda: int(round_.manifest() is not None), 1, "the manifest")
+        self.wait.until(lambda: int(round_.manifest() is not None), 1, "the manifest")
         check_samples(round_, made_with, self.prompts, each)
 
     def _made_with(self, policy: Policy) -> dict[str, object]:
@@ -216,7 +190,7 @@ class RoundRunner:
         place = round_.folder.relative_to(self.experiment.folder).as_posix()
         fuses = self.settings.train.pairs != "naive"
         fused_with = self._fused_with() if fuses else None
-        names = {"images": self.reward_name, WATCH: self.watch_name}
+        names = {"images": self.scores.name, WATCH: self.scores.watch_name}
         said = self.lender.lend(place, round_, manifest, names, fused_with)
         if said:
             self.say(f"  {said}")
@@ -232,9 +206,9 @@ class RoundRunner:
             return kept and round_.image("images", i).exists()
 
         def make(batch: Sequence[int]) -> tuple[list[Trajectory], Tensor]:
-            self._check_still_there()
+            self.wait.check_still_there()
             made = sample(policy, batch, [prompts[i] for i in batch], self.mask_layers)
-            return made, _pictures(policy, made, [f"sample {i}" for i in batch])
+            return made, decoded(policy, made, [f"sample {i}" for i in batch])
 
         size = self.settings.sample.images_per_call or self.settings.sample.batch_size
         fit = self._fit("sample.images_per_call", size, policy)
@@ -250,58 +224,13 @@ class RoundRunner:
                 if self.world.rank == 0:
                     progress.advance(len(batch))
         count = len(prompts)
-        self._wait(lambda: sum(map(there, range(count))), count, "images of other processes")
-
-    def _scores(self, round_: Round, kind: str, count: int) -> dict[int, float]:
-        """Wait for all scores of a kind, computed here if `reward` is given, else by a scorer."""
-        lock = scorer_lock(self.experiment.folder)
-        reward, name = self.reward, self.reward_name
-        if kind == WATCH:
-            reward, name = self.watch, self.watch_name
-
-        def known() -> int:
-            found = len(round_.scores(kind, name))
-            if found < count and reward and self._may_score(lock):
-                self._score(round_, kind, reward, name)
-                found = len(round_.scores(kind, name))
-            return found
-
-        with self.stopwatch.stage("scoring"):  # or waiting for the scorer
-            try:
-                self._wait(known, count, f"scores of {kind}", lambda: self._scorer_hint(lock))
-            finally:
-                lock.release()
-        return round_.scores(kind, name)
-
-    def _may_score(self, lock: Lock) -> bool:
-        """Whether no other scorer holds the experiment; process 0 takes the lock for all."""
-        if self.world.rank == 0:
-            return lock.acquire()
-        return lock.with_owner_of(run_lock(self.experiment.folder))
-
-    def _score(self, round_: Round, kind: str, reward: Reward, name: str) -> None:
-        """Score this process's share."""
-        world, batch = self.world, self.settings.eval.batch_size
-        writing = FileLock(self.experiment.folder / ".scores.lock") if world.size > 1 else None
-        turn = world.rank, world.size
-        score_missing(round_, kind, reward, name, batch, turn=turn, writing=writing)
-
-    def _scorer_hint(self, lock: Lock) -> str:
-        folder = self.experiment.folder
-        if self.reward:
-            return "" if lock.held else f"scored by {lock.owner()}"
-        if self.settings.eval.reward == HUMAN:
-            return f"rate them in the browser:\n    {scorer_command(self.settings)}"
-        if scorer_alive(folder.parent, folder.name, self.reward_name):
-            return ""
-        command = scorer_command(self.settings)
-        return f"no scorer is running; start one in another terminal:\n    {command}"
+        self.wait.until(lambda: sum(map(there, range(count))), count, "images of other processes")
 
     def _fused_with(self) -> dict[str, object]:
         """What a round's pairs and targets depend on, besides its samples."""
         fusion = self.settings.fusion
         return {
-            "reward": self.reward_name,
+            "reward": self.scores.name,
             "rule": self.settings.pair.rule,
             "fusion layers": sorted(self.plan.layers),
             "fusion steps": fusion.steps,
@@ -324,7 +253,7 @@ class RoundRunner:
         pairs = pairing.pair(texts, listed, self.rule, image)
         if round_.pairs() is None and self.world.rank == 0:
             round_.write_pairs(pairs, made_with)
-        self._wait(lambda: int(round_.pairs() is not None), 1, "the pairs")
+        self.wait.until(lambda: int(round_.pairs() is not None), 1, "the pairs")
         check_pairs(round_, made_with)
         if round_.pairs() != pairs:
             raise UserError(
@@ -344,10 +273,10 @@ class RoundRunner:
             return pictures and round_.target(p).exists()
 
         def make(batch: Sequence[int]) -> tuple[list[Source], list[Target], Tensor]:
-            self._check_still_there()
+            self.wait.check_still_there()
             sources = [read_source(round_, pairs[p], prompts) for p in batch]
             made = make_targets(policy, self.plan, sources)
-            return sources, made, _pictures(policy, made, [f"target {p}" for p in batch])
+            return sources, made, decoded(policy, made, [f"target {p}" for p in batch])
 
         fit = self._fit("fusion.batch_size", self.settings.fusion.batch_size, policy)
         batches = unfinished(self.world.mine(len(pairs)), fit.cut, there)
@@ -362,7 +291,7 @@ class RoundRunner:
                 if self.world.rank == 0:
                     progress.advance(len(batch))
         count = len(pairs)
-        self._wait(lambda: sum(map(there, range(count))), count, "targets of other processes")
+        self.wait.until(lambda: sum(map(there, range(count))), count, "targets of other processes")
 
     def _adopt(
         self,
@@ -383,61 +312,10 @@ class RoundRunner:
             rule = {"rule": self.settings.pair.adoption, "threshold": threshold}
             round_.write_adoption(rows, rule)
         # Every process trains on the adopted targets: none may read an outdated file.
-        self._wait(lambda: int(round_.adoption() == rows), 1, "the adoption")
+        self.wait.until(lambda: int(round_.adoption() == rows), 1, "the adoption")
 
     def _fit(self, flag: str, asked: int | str, policy: Policy) -> Fit:
         """The size of a UNet call; a size that fitted is remembered for later rounds."""
         if flag not in self._fits:
             self._fits[flag] = Fit(flag, asked, policy.model.device, say=self.say)
         return self._fits[flag]
-
-    def _check_still_there(self) -> None:
-        """Raise UserError if the folder vanished: nothing would ever appear in it."""
-        config = self.experiment.config_file
-        if not config.exists():
-            raise UserError(
-                f"{config}: vanished during the run; restore the folder (is its disk mounted?), "
-                "and run the same command again to continue"
-            )
-
-    def _wait(
-        self,
-        done: Callable[[], int],
-        total: int,
-        what: str,
-        hint: Callable[[], str] | None = None,
-    ) -> None:
-        """Poll until `done()` reaches `total`; report what is missing from time to time."""
-        started = time.monotonic()
-        said = started - SAY_EVERY_SECONDS
-        while (have := done()) < total:
-            self._check_still_there()
-            now = time.monotonic()
-            if now - said >= SAY_EVERY_SECONDS:
-                note = hint() if hint else ""
-                self.say(
-                    f"  waiting for {total - have} of {total} {what}, {clock(now - started)} so far"
-                    + (f"; {note}" if note else "")
-                )
-                said = now
-            time.sleep(min(0.5, self.settings.eval.poll_seconds))
-
-
-def _pictures(policy: Policy, results: Sequence[Trajectory | Target], names: list[str]) -> Tensor:
-    """Decoded images, uint8 (B, H, W, 3). Raises UserError if a state is NaN or infinite."""
-    for result, name in zip(results, names, strict=True):
-        good = result.latents.isfinite().flatten(1).all(1)
-        if not good.all():
-            step = len(policy.sampler) - int(good.long().argmin()) + 1
-            raise UserError(
-                f"round {policy.round}, {name}: NaN or Inf after step t = {step}; {TRY}"
-            )
-        if isinstance(result, Trajectory) and not result.maps.isfinite().all():
-            raise UserError(f"round {policy.round}, {name}: NaN or Inf in its item maps; {TRY}")
-    try:
-        return policy.model.decode(torch.stack([r.latents[-1] for r in results]))
-    except NotFiniteError as error:
-        raise UserError(
-            f"round {policy.round}, {names[error.index]}: NaN or Inf in its decoded image; are the "
-            "VAE's weights whole?"
-        ) from error

@@ -23,9 +23,10 @@ from dfusion.report import page
 from dfusion.rewards.contract import Reward
 from dfusion.rewards.registry import asked_for, check_rewards, load_reward, watch_of
 from dfusion.rounds import sharing
-from dfusion.rounds.runner import RoundRunner, World
+from dfusion.rounds.runner import RoundRunner
 from dfusion.rounds.scorer import Scorer
 from dfusion.rounds.scoring import heartbeat
+from dfusion.rounds.waiting import World
 from dfusion.settings.check import check_names, check_sampling, check_scoring
 from dfusion.settings.prompt_files import item_flag
 from dfusion.settings.schema import AUTO, FREE, RENEW, Eval, Settings, flat, settings_of

@@ -22,8 +22,9 @@ from dfusion.progress import Stopwatch
 from dfusion.rewards.contract import Reward
 from dfusion.rewards.registry import REWARDS, reward_name
 from dfusion.rounds import session
-from dfusion.rounds.runner import RoundRunner, World
+from dfusion.rounds.runner import RoundRunner
 from dfusion.rounds.scoring import heartbeat, score_missing, scorer_alive, scorer_lock
+from dfusion.rounds.waiting import World
 from dfusion.settings.schema import Settings
 from dfusion.storage.experiment import Experiment, Round
 from tests.conftest import PROMPTS, REWARD, grey_round
@@ -160,7 +161,7 @@ def test_scoring_in_process_takes_over_from_a_scorer_that_ends(
     found: list[dict[int, float]] = []
     runner = runner_of(settings, redness, 0, 1)
     waiting = threading.Thread(
-        target=lambda: found.append(runner._scores(round_, "images", 3)), daemon=True
+        target=lambda: found.append(runner.scores.of(round_, "images", 3)), daemon=True
     )
     waiting.start()
     said = ""
@@ -198,7 +199,7 @@ def test_scoring_in_process_is_shared_out(
 
     def work(rank: int) -> None:
         ready.wait()
-        runner_of(settings, reward_of(rank), rank, 3)._scores(round_, "images", 10)
+        runner_of(settings, reward_of(rank), rank, 3).scores.of(round_, "images", 10)
 
     monkeypatch.setattr(Round, "write_scores", slowly)
     threads = [threading.Thread(target=work, args=(rank,), daemon=True) for rank in range(3)]
