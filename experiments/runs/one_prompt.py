@@ -62,7 +62,8 @@ def measure(text: str, number: int, args: argparse.Namespace, judge: Judge) -> d
     """Train on one prompt; how many images of its cycle are right before and after."""
     name = f"one_prompt_{args.recipe}_{number}"
     flags = [f"--recipe={args.recipe}", f"--rounds={args.rounds}", f"--images={args.images}"]
-    settings = settings_of(arguments([*flags, f"--name={name}", f"--seed={args.seed}"]))
+    named = [f"--name={name}", f"--seed={args.seed}", f"--precision={args.precision}"]
+    settings = settings_of(arguments([*flags, *named]))
     settings.prompt_file, settings.train.compare_images = listing([text], name), 0
     folder = train_rounds(settings)
     texts = [*cycle(text).values()]
@@ -88,6 +89,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=48, help="in each round")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--precision", default="no", choices=("no", "bf16", "fp16"))
     args = parser.parse_args()
     listed = json.loads(Path(prompts_file("testbed", 1, "train")).read_text())
     judge = Judge.load()
