@@ -100,12 +100,13 @@ class FusedPair:
 
 @dataclass(frozen=True)
 class Preference:
-    """A pair to train on: `latents`, (T+1, C, h, w), are preferred to those of `base`, or the base
-    to them where the reference is the worse image (see pairing/both_ways.py).
+    """A pair to train on: the image of `latents`, (T+1, C, h, w), is preferred to `base`.
 
-    score: of the image of `latents`. reference_score: of the pair's reference. fused: whether that
-    image is a target. first: index of the first step at which the two differ. kind: how
-    the target was made. masks: (T, gh, gw) bool, the target's; None without one.
+    If the reference is the worse image, `base` is the preferred one (see pairing/both_ways.py).
+
+    score: of the image of `latents`. fused: whether that image is a target. reference_score: of the
+    pair's reference. first: index of the first step at which the two images differ. kind: how the
+    target was made. masks: (T, gh, gw) bool, the target's; None if there is no target.
     """
 
     base: Sample

@@ -41,8 +41,8 @@ class DFusionTrainer(Learner):
     def train_on(self, preferences: Sequence[Preference]) -> list[dict[str, Any]]:
         """Train for one round, on preferences sampled with the model in its current state.
 
-        Returns the metrics of each optimiser step. DDPO and DPOK normalise a score by the scores of
-        all plain samples of its prompt, in this and earlier rounds, GRPO by those of this round.
+        Returns the metrics of each optimiser step. DDPO and DPOK normalise a score by those of its
+        prompt's bases and references in this and all earlier rounds, GRPO by those of this round.
         """
         if not preferences:
             return []

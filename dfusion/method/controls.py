@@ -22,7 +22,7 @@ def branch(
 ) -> list[Target]:
     """The base's states up to the first step of the plan, and other noise from there.
 
-    As the branches of BranchGRPO (2509.06040), or of TreeGRPO (2512.08153).
+    Like the branches of BranchGRPO (2509.06040) or TreeGRPO (2512.08153).
     """
     first = plan.first(len(policy.sampler))
     start = torch.stack([pair.base.latents[first] for pair in pairs]).float()
@@ -40,8 +40,9 @@ def renoise(
     """The base's image, noised to the plan's first step and denoised again with other noise.
 
     DenseDPO (2506.03517) makes its pairs like this. There, both sides are denoised from the noised
-    image; here, one side is the image itself. The target has no trajectory before the first step of
-    the plan: its states there are the base's, which lead to another state than the target's next.
+    image; here, one side is the image itself. The target has no trajectory of its own before the
+    first step of the plan: its states there are the base's, and the last of them does not lead to
+    the target's first own state.
     """
     total = len(policy.sampler)
     first = plan.first(total)

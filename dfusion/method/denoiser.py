@@ -54,7 +54,7 @@ class Denoiser(Protocol):
 
     @property
     def asked_size(self) -> tuple[int, int] | None:
-        """Height and width of images, in pixels; None if the model was made for them."""
+        """Height and width of images, in pixels; None if they are the model's own."""
         ...
 
     @property
@@ -67,7 +67,7 @@ class Denoiser(Protocol):
         ...
 
     def sampler(self, steps: int, eta: float) -> Sampler:
-        """The model's denoising process, in so many steps."""
+        """The model's denoising process in `steps` steps."""
         ...
 
     def encode(self, texts: Sequence[str]) -> Cond:
@@ -79,7 +79,7 @@ class Denoiser(Protocol):
         ...
 
     def map_keys(self, texts: Sequence[str]) -> Tensor | None:
-        """(B, L) bool, tokens among which attention is shared out in item maps; None for all."""
+        """(B, L) bool: the tokens over which item maps are normalised; None for all."""
         ...
 
     def doubles(self, guidance: float | None) -> bool:

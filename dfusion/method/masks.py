@@ -84,8 +84,8 @@ def cell_weights(masks: Tensor, outside: float, size: tuple[int, int]) -> Tensor
     """Weights of a latent's cells in the log-prob of a step, from the step's mask.
 
     masks: (B, gh, gw) bool. outside: the weight of a cell outside the mask, where one inside has 1.
-    Returns (B, h, w) for `size` (h, w), scaled to a mean of 1, so that the log-prob of a mask
-    without cells, or without any outside, is the plain one.
+    Returns (B, h, w) for `size` (h, w), scaled to a mean of 1. If the mask is empty or covers
+    everything, the log-prob is therefore the unweighted one.
 
     A target's step differs from the unfused policy's where the mask is: there the reference's keys
     and values moved its mean. Outside, target and base have the same noise and nearly the same

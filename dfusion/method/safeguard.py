@@ -7,9 +7,9 @@ from torch import Tensor
 def loser_scale(pulls: Tensor, limit: float) -> Tensor:
     """(B,): the factor of the loser's gradient, from both log-probs' gradients at the output.
 
-    pulls: (B, 2, …), winner and loser, up to a common factor. With g_w and g_l, a step along
-    g_w - s g_l changes the winner's log-prob by |g_w|^2 - s g_w g_l, to first order and if both
-    sides move the same parameters alike. The factor
+    pulls: (B, 2, …), the gradients g_w of the winner and g_l of the loser, up to a common factor. A
+    step along g_w - s g_l changes the winner's log-prob by |g_w|^2 - s g_w g_l, to first order and
+    if both sides move the same parameters alike. The factor
 
         s = min(1, limit |g_w|^2 / (g_w g_l))   where g_w g_l > 0, else 1
 

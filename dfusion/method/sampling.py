@@ -79,7 +79,7 @@ class Policy:
         return noises(self.seed, self.round, index, len(self.sampler), self.model.latent_shape)
 
     def other_noise(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Noise beside that of the samples: (B, C, h, w) and, for each step, (B, T, C, h, w)."""
+        """Fresh noise, not the samples' own: (B, C, h, w) and, for each step, (B, T, C, h, w)."""
         size = len(self.sampler), self.model.latent_shape
         drawn = [noises(*self.origin(i), *size, OTHER) for i in indices]
         first, z = (torch.stack(part).to(self.model.device) for part in zip(*drawn, strict=True))

@@ -13,7 +13,7 @@ class StepWeights(Protocol):
     """How much each of T denoising steps counts."""
 
     def weighs(self, i: int, steps: int) -> bool:
-        """Whether step i of so many has any weight."""
+        """Whether step i of `steps` has any weight."""
         ...
 
     def of(self, sampler: Sampler, forward: bool = False) -> Tensor:

@@ -9,7 +9,7 @@
 | an item that is not in the prompt, or is named twice | refused before a model loads | flag, item, prompt |
 | an item that the text encoder cuts off | refused before sampling | flag, item, prompt |
 | a pair without any gradient (equal scores under DDPO and DPOK, a target that is its base) | adds nothing to the update; an optimiser step without any gradient is skipped, a round without any stops training | the gradient's norm, 0 |
-| NaN or Inf in states, maps, images, scores, losses or gradients | the run stops; files and checkpoints so far stand | round, sample or pair, step t |
+| NaN or Inf in states, maps, images, scores, losses or gradients | the run stops; the files and checkpoints written so far are kept | round, sample or pair, step t |
 """  # noqa: E501
 
 from collections.abc import Mapping, Sequence

@@ -31,8 +31,8 @@ ALIVE_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Call:
-    """What a reward is given at once. kept: the images whose scores it is called for, by number,
-    with their places in the call."""
+    """One call of a reward. kept: the numbers of the images whose scores are kept, each with its
+    position in the call."""
 
     pictures: list[Path]
     texts: list[str]

@@ -45,11 +45,12 @@ class Pretrained:
 
 @dataclass
 class Sample:
-    """How images are sampled: DDIM with classifier-free guidance."""
+    """How images are sampled: by DDIM (SD3: flow matching), with classifier-free guidance."""
 
     # Number of denoising steps, T.
     num_steps: Annotated[int, Range(at_least=1, at_most=1000)] = 20
-    # Noise weight of DDIM. At 0, steps would be deterministic, with no probability to train on.
+    # How much noise a step adds: eta of DDIM, and its counterpart for flow matching. At 0, steps
+    # would be deterministic, with no probability to train on.
     eta: Fraction = 1.0
     # Which steps have noise: "all", or only the "fused" ones. The others are deterministic and not
     # trained on.
@@ -86,8 +87,9 @@ class Mask:
     merge: Literal["xor", "or"] = "xor"
     # Where the mask lies: over the "items" (the paper) or, as a control, at a "random" other place.
     place: Literal["items", "random"] = "items"
-    # In joint attention (SD3), which attention an item's map is a share of: that to the "prompt",
-    # its own tokens, or "all", to image tokens and padding too, as in the model.
+    # In joint attention (SD3), the attention that an item's map is a share of: "prompt" counts only
+    # attention to the prompt's own tokens, "all" also that to image tokens and padding, as the
+    # model's softmax does.
     maps: Literal["prompt", "all"] = "prompt"
 
 
@@ -97,8 +99,8 @@ class Fusion:
 
     # How targets are made. "attention": with the reference's keys and values in the mask (the
     # paper). Controls without the reference: "branch" takes the base's states up to the first of
-    # fusion.steps and other noise from there; "renoise" noises the base's image up to that step and
-    # denoises it with other noise.
+    # fusion.steps and continues from there with fresh noise; "renoise" adds fresh noise to the
+    # base's final latents, up to the level of that step, and denoises them again.
     kind: Literal["attention", "branch", "renoise"] = "attention"
 
     # Layers in which attention is fused, written as for mask.layers. On SD2.1-base, "mid,up" is
@@ -118,8 +120,8 @@ class Fusion:
     ] = "self_k,self_v"
     # Whether only the masked region is fused. False fuses everywhere.
     masked: bool = True
-    # In joint attention (SD3), what text tokens read at fused image tokens: the "fused" keys and
-    # values, as image tokens do, or the image's "own".
+    # In joint attention (SD3), the keys and values that text tokens attend to at fused image
+    # tokens: the "fused" ones, as image tokens do, or the target's "own".
     text: Literal["fused", "own"] = "fused"
     # Pairs in one UNet call; with guidance, a pair is four rows of the batch. "auto" is as many as
     # fit in the GPU's memory.
@@ -133,7 +135,8 @@ class Pair:
     # Which reference is fused with which base. "halves" pairs a prompt's better half with the worse
     # half (Algorithm 1), "quarter" its best quarter, each used twice, with the worse half (released
     # code). "both_ways" pairs halves and fuses both images of a pair: the base with the reference,
-    # and the reference with the base, to which the reference is then preferred.
+    # as usual, and the reference with the base, which gives a target that the reference is
+    # preferred to.
     rule: OrOwn[Literal["halves", "quarter", "both_ways"]] = "halves"
     # Which targets are kept: those that pass Eq. 7, or "all" (released code).
     adoption: Literal["eq7", "all"] = "eq7"
@@ -240,13 +243,14 @@ class Train:
     dpok_beta: float = 0.01
     # Weight of a KL to the initial model, added to the loss of any method; 0 for none.
     kl_initial: NotNegative = 0.0
-    # Weights of the denoising steps' losses: T numbers from 0, separated by commas, for t = T … 1.
-    # "equal": such that every step has the same influence (Precise, 2605.23522); "equal:20-5" is
-    # the same for these steps, with no weight on others. Empty: all 1.
+    # Weights of the denoising steps' losses: T non-negative numbers, separated by commas, for
+    # t = T … 1. "equal" chooses them so that every step has the same influence (Precise,
+    # 2605.23522); "equal:20-5" does so for steps 20 to 5 and gives the others no weight. Empty:
+    # all 1.
     step_weights: str = ""
-    # Weight of cells outside the mask in the log-probs of adopted targets and their bases, where
-    # cells inside have 1. At 0, only the mask counts. Other pairs, and losses on noised final
-    # images, take the plain mean.
+    # Weight of the cells outside the mask in the log-probs of adopted targets and their bases;
+    # cells inside have weight 1. At 0, only cells inside count. Other pairs, and losses on noised
+    # final images, use the unweighted mean.
     outside_weight: Annotated[float, Range(at_least=0, at_most=1)] = 1.0
     # dpo, diffusion_dpo and diffusion_kto: how much of the winner's gain the loser's gradient may
     # take back, at each step of each pair; 1 - mu of Diffusion-SDPO. 0 for no limit.
@@ -301,16 +305,16 @@ class Settings:
     compile: Free[bool] = False
     # JSON list of prompts. Empty: the one prompt below.
     prompt_file: str = ""
-    # The prompt, where there is no prompt_file.
+    # The prompt, if there is no prompt_file.
     prompt: str = "a cat playing chess"
     # Items of the prompts, a JSON file {prompt: [words or word positions from 0]}. Needed with
     # prompt_file.
     item_idx_file: str = ""
-    # Items of the one prompt, separated by commas, where there is no item_idx_file.
+    # Items of the one prompt, separated by commas, if there is no item_idx_file.
     item_idx: str = "cat,chess"
     # Mask thresholds of Eq. 4, a JSON file {prompt: [one per item]}; null is "auto" for that item.
     mask_thr_file: str = ""
-    # Mask threshold for all items, from 0 to 1, where there is no mask_thr_file. "auto" is Otsu's
+    # Mask threshold for all items, from 0 to 1, if there is no mask_thr_file. "auto" is Otsu's
     # threshold of each map.
     mask_thr: str = "auto"
     # run_train.py: "latest" continues from the experiment's last checkpoint. To begin an experiment

@@ -20,7 +20,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Steps:
-    """N denoising steps of both images of a pair: side 0 is the preferred image, side 1 the base.
+    """N denoising steps of both images of a pair: side 0 is the preferred one, usually the target
+    or the reference; side 1 is the other, usually the base.
 
     log_prob: (N, 2), of the sampled transitions, under the policy being trained; for a
         `ForwardLoss`, its `agreement`.
@@ -48,8 +49,8 @@ class Steps:
 
 @dataclass(frozen=True)
 class Value:
-    """loss: (N,), one per step, or () for a loss that is no sum over steps. clipped: (N, 2) bool,
-    whether clipping removes the gradient of a ratio; None without clipping."""
+    """loss: (N,), one per step, or () for a loss that is not a sum over steps. clipped: (N, 2)
+    bool, whether clipping removes the gradient of a ratio; None without clipping."""
 
     loss: Tensor
     clipped: Tensor | None = None
@@ -62,11 +63,11 @@ class Loss(ABC):
     pairwise: side 0 is preferred to side 1, and the gradient is zero where both are the same.
     grouped: advantages are normalised over a prompt's samples of this round, not of all rounds.
     needs_means: the loss reads `Steps.kl`, or `Noised.old`.
-    whole_update: the loss is no sum over steps: it may depend on the sum over a trajectory, or on
-        all samples of a prompt. It is called once with all denoising steps of an optimiser step,
-        applies `Steps.weight` itself, and costs one more forward pass. It sees all steps of a
-        pair, unless train.timestep_fraction leaves some out. It sees all pairs of a prompt only
-        with one process and train.updates_per_inner_epoch 1.
+    whole_update: the loss is not a sum over steps: it may depend on the sum over a trajectory, or
+        on all samples of a prompt. It is called once with all denoising steps of an optimiser step
+        that its process has, applies `Steps.weight` itself, and costs one more forward pass. It
+        sees all steps of a pair, unless train.timestep_fraction leaves some out. It sees all pairs
+        of a prompt only with one process and train.updates_per_inner_epoch 1.
     """
 
     process: ClassVar[Literal["transition", "forward"]] = "transition"
@@ -91,10 +92,10 @@ class Loss(ABC):
 class Noised:
     """The noised final latents of N steps, all (N, 2, C, h, w); both images have the same noise.
 
-    output: the network's. aim: the output that would give back the noise or, for another kind of
-    prediction, what stands for it. x0: the latents without noise. old: theta_old's output, if
-    `Loss.needs_means`; else `output` without gradient. uphill: (N, 1, 1, 1, 1), 1 where a higher
-    output ends in a higher x_0, -1 where in a lower one, as for noise and velocity.
+    output: the network's. aim: the output of a perfect prediction: the noise, velocity or x_0 that
+    was used. x0: the latents without noise. old: theta_old's output, if `Loss.needs_means`; else
+    `output` without gradient. uphill: (N, 1, 1, 1, 1), 1 where a higher output leads to a higher
+    x_0; -1 where it leads to a lower one, as for noise and velocity.
     """
 
     output: Tensor

@@ -9,12 +9,12 @@ from dfusion.method.losses.contract import ForwardLoss, Steps, Value
 
 @dataclass(frozen=True)
 class DiffusionDPO(ForwardLoss):
-    """Their Eq. 14: -log sigmoid(beta / 2 (agreement gained on the target - gained on the base)).
+    """Eq. 14 of their paper: -log sigmoid(beta / 2 (gain on the target - gain on the base)).
 
-    The agreement is minus the mean squared error of the predicted noise, and gained is what the
-    policy has over the one that `reference` names: that of the start of the "round", or the
-    "initial" model, as in the paper. The mean, and with it the half, is that of their code, where
-    beta is 2000 to 5000.
+    The gain is the agreement under the policy minus that under the one that `reference` names: the
+    policy at the start of the "round" or, as in their paper, the "initial" model. The agreement is
+    minus the mean squared error of the predicted noise. The mean and the factor 1/2 are those of
+    their code, where beta is 2000 to 5000.
     """
 
     diffusion_beta: float = 5000.0
