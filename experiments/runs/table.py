@@ -1,6 +1,6 @@
 """All recipes side by side, as a Markdown table: what each gained after as many rounds.
 
-    python -m experiments.runs.table [--runs few --template 1 --rounds 9 --beside dpo_naive]
+    python -m experiments.runs.table [--runs few --rounds 4 --seeds 1 3 --beside dpo_naive]
 
 Gains are means over seeds of images made with the same noise before and after, with 95 % intervals:
 over seeds (Student's t), or of one seed over its images, which is marked. The last two columns
@@ -12,6 +12,7 @@ in the table for runs that `experiments.runs.generalisation` has measured.
 
 import argparse
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -117,19 +118,27 @@ def markdown(rows: list[list[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(HEADING), *lines[1:]])
 
 
-@ends_in_one_line()
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def arguments(description: str, given: list[str] | None = None) -> argparse.Namespace:
+    """The flags of this command and of table_plot."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--preset", default="testbed", choices=SIZES)
     parser.add_argument("--runs", default="alignment", help="folder in results/<preset>")
     parser.add_argument("--template", type=int, default=1, choices=(1, 2, 3))
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument(
+        "--seeds", nargs=2, type=int, metavar=("FIRST", "LAST"), help="default: all there are"
+    )
     parser.add_argument("--beside", default="dpo_naive", choices=RECIPES)
-    args = parser.parse_args()
-    results = RESULTS / args.preset / args.runs
-    runs, unseen = load(results).get(args.template, {}), unseen_gains(results, args.template)
+    return parser.parse_args(given)
+
+
+def chosen(args: argparse.Namespace) -> dict[str, list[Run]]:
+    """By recipe, the runs that were compared after so many rounds. Raises UserError if there is
+    none to compare with."""
+    first, last = args.seeds or (-math.inf, math.inf)
+    runs = load(RESULTS / args.preset / args.runs).get(args.template, {})
     there = {
-        name: [run for run in runs[name] if args.rounds in at(run)]
+        name: [r for r in runs[name] if args.rounds in at(r) and first <= _seed(r) <= last]
         for name in RECIPES
         if name in runs
     }
@@ -139,8 +148,20 @@ def main() -> None:
             f"--beside {args.beside}: has no run of template {args.template} that was compared "
             f"after {args.rounds} rounds; run experiments.runs.alignment"
         )
-    beside = there[args.beside]
-    rows = [row(name, seeds, args.rounds, beside, unseen) for name, seeds in there.items()]
+    return there
+
+
+def _seed(run: Run) -> int:
+    return run["settings"]["seed"]
+
+
+@ends_in_one_line()
+def main() -> None:
+    args = arguments(__doc__)
+    runs = chosen(args)
+    unseen = unseen_gains(RESULTS / args.preset / args.runs, args.template)
+    beside = runs[args.beside]
+    rows = [row(name, seeds, args.rounds, beside, unseen) for name, seeds in runs.items()]
     print(markdown(rows))
 
 

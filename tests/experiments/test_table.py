@@ -5,7 +5,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
+import pytest
+
+from dfusion.errors import UserError
 from dfusion.settings.schema import Settings
+from dfusion.storage.files import write_json
+from experiments.runs import table, table_plot
 from experiments.runs.recipes import RECIPES
 from experiments.runs.table import HEADING, computation, gain_at, markdown, row, unseen_gains
 
@@ -101,3 +107,27 @@ def test_unseen_prompts_of_runs_that_went_as_far(tmp_path: Path) -> None:
     assert found["dpo_naive"] == "+25 ± 318"  # t = 12.706, standard error 25
     assert found["grpo"] == ""  # measured after three rounds, not two
     assert not unseen_gains(tmp_path, 2)
+
+
+def test_runs_are_chosen_by_seed_and_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    for name, right in {"dpo_naive": [2, 2, 4], "dpo_dfusion": [2, 4, 8]}.items():
+        for seed in (1, 2, 3):
+            path = tmp_path / "testbed" / "few" / f"{name}_t1_s{seed}.json"
+            write_json(path, run(right, seed=seed))
+    flags = ["--runs=few", "--rounds=2", "--beside=dpo_naive"]
+    runs = table.chosen(table.arguments("a table", [*flags, "--seeds", "2", "3"]))
+    assert {name: [r["settings"]["seed"] for r in seeds] for name, seeds in runs.items()} == {
+        "dpo_dfusion": [2, 3],
+        "dpo_naive": [2, 3],
+    }
+    assert len(table.chosen(table.arguments("a table", flags))["dpo_naive"]) == 3
+    with pytest.raises(UserError, match="no run of template 2"):
+        table.chosen(table.arguments("a table", [*flags, "--template=2"]))
+    figure, (left, right) = plt.subplots(1, 2)
+    table_plot.draw_gains(left, runs, 2)
+    table_plot.draw_leads(right, runs, "dpo_naive", 2)
+    dots = [tuple(line.get_xdata()) for line in left.lines]
+    assert dots == [(75, 75), (75,), (75,), (25, 25), (25,), (25,)]  # a bar, then both runs
+    assert [tuple(c[0].get_xdata()) for c in right.containers] == [(50,)]  # none for --beside
+    plt.close(figure)
