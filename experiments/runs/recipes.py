@@ -14,6 +14,8 @@ PROP = (
     "item_idx_file=config/prompt/testbed1_prop_item.json",
     "mask_thr_file=config/prompt/testbed1_prop_mask.json",
 )
+# The released code's rule: each of a prompt's best quarter is the reference of two bases.
+QUARTER = ("pair.rule=quarter",)
 Style = tuple[str, str, str]  # colour, marker, line
 
 
@@ -99,6 +101,15 @@ RECIPES = {
     ),
     "diffusion_dpo_safeguard": diffusion_dpo(
         "Diffusion-DPO + D-Fusion, loser held back", changes=("train.loser_limit=1",)
+    ),
+    "diffusion_dpo_quarter_naive": diffusion_dpo("Diffusion-DPO, best quarter", "naive", QUARTER),
+    "diffusion_dpo_quarter_all": diffusion_dpo(
+        "Diffusion-DPO + D-Fusion, best quarter, every target",
+        changes=(*QUARTER, "pair.adoption=all"),
+    ),
+    "diffusion_dpo_quarter_prop_all": diffusion_dpo(
+        "Diffusion-DPO + D-Fusion of the prop, best quarter, every target",
+        changes=(*QUARTER, *PROP, "pair.adoption=all"),
     ),
     "diffusion_dpo_early": diffusion_dpo(
         "Diffusion-DPO + D-Fusion, fused steps 20-11", changes=("fusion.steps=20-11",)
