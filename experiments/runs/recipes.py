@@ -116,5 +116,12 @@ RECIPES = {
     ),
     "diffusion_kto_dfusion": Recipe("Diffusion-KTO + D-Fusion", method="diffusion_kto", rate=3e-3),
     "fdfo_dfusion": Recipe("FDFO + D-Fusion", method="fdfo", rate=3e-3),
+    "fdfo_naive": Recipe("FDFO", "naive", "fdfo", rate=3e-3),
+    "fdfo_prop_all": Recipe(
+        "FDFO + D-Fusion of the prop, every target",
+        method="fdfo",
+        changes=(*PROP, "pair.adoption=all"),
+        rate=3e-3,
+    ),
     "grpo": Recipe("GRPO", "naive", "grpo"),
 }
