@@ -12,6 +12,7 @@ from pathlib import Path
 from dfusion.storage.experiment import Experiment
 from experiments.measures.measure import Meters
 from experiments.runs.alignment import measured
+from experiments.runs.before_after import row, sheet, shown
 from testbed.models.judge import Judge
 
 FLAGS = [
@@ -22,7 +23,7 @@ FLAGS = [
     "--config.mask_thr_file=config/prompt/demo_mask.json",
     "--config.sample.batch_size=16",
     "--config.fusion.steps=20-11",  # by then the embedded model has decided what is where
-    "--config.train.method=diffusion_dpo",
+    "--config.train.method=fdfo",
     "--config.train.learning_rate=3e-3",
     "--config.train.updates_per_inner_epoch=6",
     "--config.train.num_epochs=4",
@@ -31,12 +32,17 @@ FLAGS = [
 ]
 
 
-def judged(folder: Path) -> str:
-    """What the judge says of the images before and after training, which have the same noise."""
-    meters = Meters(judge=Judge.load(), second=None)
-    found = [measured(r, meters) for _, r in sorted(Experiment(folder).comparisons().items())]
-    before, after = (f"{figures['judge']:.0%}" for figures in (found[0], found[-1]))
-    return f"Right, by the judge: {before} of {found[0]['images']} images before, {after} after"
+def compared(folder: Path, judge: Judge) -> tuple[str, Path]:
+    """What the judge says of the images before and after training, which have the same noise, and
+    a picture of the first of them."""
+    found = sorted(Experiment(folder).comparisons().items())
+    meters = Meters(judge=judge, second=None)
+    before, after = (measured(found[n][1], meters) for n in (0, -1))
+    share = f"{before['judge']:.0%} of {before['images']} images before, {after['judge']:.0%} after"
+    rows = {f"after {k} rounds" if k else "before": row(round_, judge) for k, round_ in found}
+    path = folder / "before_after.png"
+    sheet(rows, list(shown(found[0][1]))).save(path)
+    return f"Right, by the judge: {share}", path
 
 
 def main() -> int:
@@ -55,7 +61,8 @@ def main() -> int:
                 process.wait()
     if trainer.returncode == 0:
         folder = Path("data/demo").resolve()
-        print(f"\n{judged(folder)}")
+        said, picture = compared(folder, Judge.load())
+        print(f"\n{said}; see {picture}")
         print(f"Done in {time.monotonic() - started:.0f} s. Open {folder / 'index.html'}")
     else:
         print("\nStopped. To begin anew: rm -r data/demo", file=sys.stderr)

@@ -3,7 +3,7 @@
     python3 run_sample.py --config config/config.py:released --config.exp_name test
 
 paper        (default) the paper's method and Table 3, on SD2.1-base
-best         the paper's, with the loss that gained most in our experiments, Diffusion-DPO
+best         the paper's, with the loss that gained most in our experiments, FDFO
 released     the authors' released code, where it differs from the paper
 testbed      the small model included in this repository
 testbed_sd3  one of SD3's architecture on the same scenes (see testbed/README.md)
@@ -25,12 +25,12 @@ def paper() -> Settings:
 
 
 def best() -> Settings:
-    """D-Fusion's pairs under Diffusion-DPO, which gained most on the testbed (experiments/).
+    """D-Fusion's pairs under FDFO, which gained most on the testbed (experiments/).
 
     Not tried on SD2.1: the rate and everything else are still the paper's.
     """
     settings = paper()
-    settings.train.method = "diffusion_dpo"
+    settings.train.method = "fdfo"
     return settings
 
 
