@@ -66,6 +66,7 @@ def settings_of(name: str, preset: str, template: int, runs: str) -> Settings:
         pretrained=replace(settings.pretrained, lora=lora),
         prompt_file=str(prompts_file(preset, template, "test")),
         item_idx_file=str(prompts_file(preset, template, "item")),
+        mask_thr_file=str(prompts_file(preset, template, "mask")),
     )
 
 
