@@ -71,38 +71,47 @@ RECIPES = {
         changes=(*PROP, "pair.adoption=all"),
         style=("#332288", ">", "-"),
     ),
-    "diffusion_dpo_naive": diffusion_dpo("Diffusion-DPO", "naive", style=("#D55E00", "P", "--")),
+    "diffusion_dpo_naive": diffusion_dpo(
+        "Diffusion-DPO, naive pairs", "naive", style=("#D55E00", "P", "--")
+    ),
     "ddpo_dfusion": Recipe("DDPO + D-Fusion", method="ddpo", style=("#56B4E9", "v", "-")),
     "ddpo_naive": Recipe("DDPO", "naive", "ddpo", style=("#56B4E9", "v", "--")),
     "dpok_dfusion": Recipe("DPOK + D-Fusion", method="dpok", style=("#000000", "X", "-")),
     "dpok_naive": Recipe("DPOK", "naive", "dpok", style=("#000000", "X", "--")),
     "dpo_inversion": Recipe("DPO, inverted trajectories", "inversion", style=("#999999", "*", ":")),
     # Controls and parts of the method.
-    "dpo_random_mask": Recipe("mask at a random place", changes=("mask.place=random",)),
-    "dpo_all_adopted": Recipe("every target adopted", changes=("pair.adoption=all",)),
-    "dpo_or": Recipe("masks merged by OR", changes=("mask.merge=or",)),
-    # Methods to compare with.
-    "dpo_kl": Recipe("KL to the initial model", changes=("train.kl_initial=0.02",)),
-    "dpo_saturating": Recipe(
-        "beta 100, against the initial model", changes=("train.beta=100", "train.reference=initial")
+    "dpo_random_mask": Recipe(
+        "DPO + D-Fusion, mask at a random place", changes=("mask.place=random",)
     ),
-    "dpo_equal": Recipe("equal step weights", changes=("train.step_weights=equal:20-5",)),
-    "dpo_mask_only": Recipe("log-probs over the mask", changes=("train.outside_weight=0",)),
-    "dpo_safeguard": Recipe("loser held back", changes=("train.loser_limit=1",)),
-    "dpo_branch": Recipe("branches of the base", changes=BRANCH),
-    "dpo_renoise": Recipe("the base, noised again", changes=RENOISE),
+    "dpo_all_adopted": Recipe("DPO + D-Fusion, every target", changes=("pair.adoption=all",)),
+    "dpo_or": Recipe("DPO + D-Fusion, masks merged by OR", changes=("mask.merge=or",)),
+    # Methods to compare with.
+    "dpo_kl": Recipe("DPO + D-Fusion, KL to the initial model", changes=("train.kl_initial=0.02",)),
+    "dpo_saturating": Recipe(
+        "DPO + D-Fusion, beta 100, against the initial model",
+        changes=("train.beta=100", "train.reference=initial"),
+    ),
+    "dpo_equal": Recipe(
+        "DPO + D-Fusion, equal step weights", changes=("train.step_weights=equal:20-5",)
+    ),
+    "dpo_mask_only": Recipe(
+        "DPO + D-Fusion, log-probs over the mask", changes=("train.outside_weight=0",)
+    ),
+    "dpo_safeguard": Recipe("DPO + D-Fusion, loser held back", changes=("train.loser_limit=1",)),
+    "dpo_branch": Recipe("DPO, branches of the base", changes=BRANCH),
+    "dpo_renoise": Recipe("DPO, the base noised again", changes=RENOISE),
     # Controls and options of the recipe that did best.
     "diffusion_dpo_random": diffusion_dpo(
         "Diffusion-DPO, mask at a random place", changes=("mask.place=random",)
     ),
     "diffusion_dpo_branch": diffusion_dpo("Diffusion-DPO, branches of the base", changes=BRANCH),
-    "diffusion_dpo_renoise": diffusion_dpo(
-        "Diffusion-DPO, the base, noised again", changes=RENOISE
-    ),
+    "diffusion_dpo_renoise": diffusion_dpo("Diffusion-DPO, the base noised again", changes=RENOISE),
     "diffusion_dpo_safeguard": diffusion_dpo(
         "Diffusion-DPO + D-Fusion, loser held back", changes=("train.loser_limit=1",)
     ),
-    "diffusion_dpo_quarter_naive": diffusion_dpo("Diffusion-DPO, best quarter", "naive", QUARTER),
+    "diffusion_dpo_quarter_naive": diffusion_dpo(
+        "Diffusion-DPO, naive pairs, best quarter", "naive", QUARTER
+    ),
     "diffusion_dpo_quarter_all": diffusion_dpo(
         "Diffusion-DPO + D-Fusion, best quarter, every target",
         changes=(*QUARTER, "pair.adoption=all"),
@@ -116,7 +125,7 @@ RECIPES = {
     ),
     "diffusion_kto_dfusion": Recipe("Diffusion-KTO + D-Fusion", method="diffusion_kto", rate=3e-3),
     "fdfo_dfusion": Recipe("FDFO + D-Fusion", method="fdfo", rate=3e-3),
-    "fdfo_naive": Recipe("FDFO", "naive", "fdfo", rate=3e-3),
+    "fdfo_naive": Recipe("FDFO, naive pairs", "naive", "fdfo", rate=3e-3),
     "fdfo_prop_all": Recipe(
         "FDFO + D-Fusion of the prop, every target",
         method="fdfo",

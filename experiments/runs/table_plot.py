@@ -26,6 +26,10 @@ from experiments.runs.table import arguments, chosen, gain_at, leads
 
 def draw_gains(axes: Axes, runs: Mapping[str, list[Run]], rounds: int) -> None:
     """A dot for each run, a bar for their mean."""
+    known = {run["settings"]["seed"] for seeds in runs.values() for run in seeds}
+    for seed in sorted(known):  # for the legend
+        axes.plot([], [], "o", color=f"C{seed % 10}", markersize=5, label=f"seed {seed}")
+    axes.legend(fontsize=8, loc="upper right")
     for place, seeds in enumerate(runs.values()):
         gains = {run["settings"]["seed"]: 100 * gain_at(run, "right", rounds) for run in seeds}
         mean = sum(gains.values()) / len(gains)

@@ -127,7 +127,7 @@ def test_runs_are_chosen_by_seed_and_drawn(tmp_path: Path, monkeypatch: pytest.M
     figure, (left, right) = plt.subplots(1, 2)
     table_plot.draw_gains(left, runs, 2)
     table_plot.draw_leads(right, runs, "dpo_naive", 2)
-    dots = [tuple(line.get_xdata()) for line in left.lines]
+    dots = [tuple(line.get_xdata()) for line in left.lines if len(line.get_xdata())]
     assert dots == [(75, 75), (75,), (75,), (25, 25), (25,), (25,)]  # a bar, then both runs
     assert [tuple(c[0].get_xdata()) for c in right.containers] == [(50,)]  # none for --beside
     plt.close(figure)
