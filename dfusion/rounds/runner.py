@@ -63,7 +63,8 @@ class RoundRunner:
         self.settings, self.experiment, self.prompts = settings, experiment, prompts
         self.plan, self.mask_layers, self.world = plan, mask_layers, world
         self.wait = Waiting(experiment, world, settings.eval.poll_seconds)
-        self.say, self.stopwatch = self.wait.say, Stopwatch()
+        self.say = self.wait.say
+        self.stopwatch = Stopwatch()
         self.scores = Scores(settings, experiment, self.wait, self.stopwatch, reward, watch)
         name, rules = settings.pair.rule, pairing.RULES
         self.rule = rules.get(name) or own("pair.rule", name, rules)

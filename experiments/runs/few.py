@@ -3,9 +3,9 @@
     python -m experiments.runs.few --recipes diffusion_dpo_dfusion diffusion_dpo_naive
 
 Run k of a recipe has seed k and the k-th cycle of a template's training prompts, which are mistaken
-for each other; six are used, and run 7 has the first again. It samples 48 images in 4 rounds each
-(192 images), and compares 96 before, half-way and after, with the same noise; in fp32, which all
-processors have. Runs that are there are not made again. Then `experiments.runs.table --runs few
+for each other; six are used, and run 7 has the first again. It samples 48 images in each of 4
+rounds (192 images), and compares 96 before, half-way and after, with the same noise; in fp32, which
+all processors have. Runs that are there are not made again. Then `experiments.runs.table --runs few
 --rounds 4 --beside RECIPE` shows gains, and leads paired by run.
 """
 
@@ -18,20 +18,19 @@ from collections.abc import Sequence
 from dfusion.errors import ends_in_one_line
 from experiments.runs import alignment
 from experiments.runs.recipes import RECIPES
-from testbed.world.words import mistaken_for, parse
+from testbed.world.prompt_lists import cycle_of
+from testbed.world.words import parse
 
 CYCLES = 6
-SAMPLED, COMPARED = 48, 96  # images of a run, in a round and in a comparison
+SAMPLED, COMPARED = 48, 96  # images in a round and in a comparison
 FLAGS = ["--runs=few", "--compare-every=2", "--set=train.updates_per_inner_epoch=6"]
 
 
 def cycles_of(texts: Sequence[str]) -> list[range]:
-    """Places of prompts that are mistaken for each other, which stand side by side in the lists."""
+    """Places of the first CYCLES cycles of mistakes. Prompts of a cycle stand side by side."""
     found, start = [], 0
     while start < len(texts):
-        stop = start + 1
-        while mistaken_for(parse(texts[stop - 1])).prompt != texts[start]:
-            stop += 1
+        stop = start + len(cycle_of(parse(texts[start])))
         found.append(range(start, stop))
         start = stop
     return found[:CYCLES]

@@ -27,7 +27,8 @@ from experiments.runs.alignment import RESULTS, arguments, prompts_file, runs_of
 from experiments.runs.generalisation import model_of, sampled
 from experiments.runs.recipes import RECIPES
 from testbed.models.judge import Judge
-from testbed.world.words import mistaken_for, parse
+from testbed.world.prompt_lists import cycle_of
+from testbed.world.words import parse
 
 OUT = RESULTS / "testbed" / "one_prompt.json"
 EACH = 64  # images of each prompt, before and after
@@ -35,12 +36,8 @@ EACH = 64  # images of each prompt, before and after
 
 def cycle(text: str) -> dict[str, str]:
     """The three prompts of a cycle of mistakes, by what they are to `text`."""
-    mistake = mistaken_for(parse(text)).prompt
-    return {
-        "the prompt": text,
-        "its mistake": mistake,
-        "mistaken for it": mistaken_for(parse(mistake)).prompt,
-    }
+    names = ("the prompt", "its mistake", "mistaken for it")
+    return {name: c.prompt for name, c in zip(names, cycle_of(parse(text)), strict=True)}
 
 
 def listing(texts: list[str], name: str) -> str:

@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from dfusion.errors import ends_in_one_line
 from experiments.measures.intervals import over_seeds
 from experiments.runs.alignment import RESULTS
-from experiments.runs.alignment_plot import Run
+from experiments.runs.alignment_plot import EACH, Run
 from experiments.runs.recipes import RECIPES
 from experiments.runs.table import arguments, chosen, gain_at, leads
 
@@ -31,11 +31,11 @@ def draw_gains(axes: Axes, runs: Mapping[str, list[Run]], rounds: int) -> None:
         axes.plot([], [], "o", color=f"C{seed % 10}", markersize=5, label=f"seed {seed}")
     axes.legend(fontsize=8, loc="upper right")
     for place, seeds in enumerate(runs.values()):
-        gains = {run["settings"]["seed"]: 100 * gain_at(run, "right", rounds) for run in seeds}
-        mean = sum(gains.values()) / len(gains)
+        gains = [100 * gain_at(run, EACH["judge"], rounds) for run in seeds]
+        mean = sum(gains) / len(gains)
         axes.plot([mean, mean], [place - 0.35, place + 0.35], color="#000000")
-        for seed, gain in gains.items():
-            axes.plot(gain, place, "o", color=f"C{seed % 10}", markersize=5)
+        for run, gain in zip(seeds, gains, strict=True):
+            axes.plot(gain, place, "o", color=f"C{run['settings']['seed'] % 10}", markersize=5)
     axes.set_title("points gained, right by the judge, each run", fontsize=10)
 
 
