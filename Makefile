@@ -22,6 +22,7 @@ docs: .venv/ready  ## docs/settings.md, from dfusion/settings/schema.py
 
 # Files of the suite that need no run of a model's rounds.
 QUICK = tests/method tests/settings/test_declaration.py tests/settings/test_check.py \
+  tests/settings/test_prompt_files.py \
   tests/storage/test_files.py tests/test_layers.py tests/training/test_order.py \
   tests/training/test_loss_scale.py
 

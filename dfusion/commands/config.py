@@ -2,8 +2,8 @@
 
 from ml_collections import ConfigDict
 
+from dfusion.settings.plain_values import as_flags
 from dfusion.settings.presets import PRESETS
-from dfusion.settings.schema import as_flags
 
 
 def get_config(preset: str = "paper") -> ConfigDict:

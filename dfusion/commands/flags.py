@@ -16,8 +16,9 @@ from ml_collections import ConfigDict, config_flags
 
 from dfusion.commands.help import help_text
 from dfusion.errors import UserError, one_line
+from dfusion.settings.plain_values import settings_of
 from dfusion.settings.presets import PRESETS
-from dfusion.settings.schema import SETTINGS, Settings, settings_of
+from dfusion.settings.schema import SETTINGS, Settings
 
 # Errors caused by disks, mounts and permissions: reported in one line, without a traceback.
 DISK = {

@@ -7,7 +7,8 @@ from typing import Any
 
 from dfusion.settings import presets
 from dfusion.settings.declaration import Setting, comments_in
-from dfusion.settings.schema import SETTINGS, Settings, flat
+from dfusion.settings.plain_values import flat
+from dfusion.settings.schema import SETTINGS, Settings
 
 WIDTH = 100
 INDENT = " " * 6

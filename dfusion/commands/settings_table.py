@@ -5,8 +5,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dfusion.settings.declaration import comments_in, groups_of
+from dfusion.settings.plain_values import flat
 from dfusion.settings.presets import PRESETS
-from dfusion.settings.schema import SETTINGS, Settings, flat
+from dfusion.settings.schema import SETTINGS, Settings
 
 FILE = Path("docs/settings.md")
 INTRO = """# Settings

@@ -18,7 +18,8 @@ import torch
 from dfusion.errors import UserError
 from dfusion.method import pairing
 from dfusion.models import lora
-from dfusion.settings.schema import RENEW, Settings, settings_of
+from dfusion.settings.plain_values import settings_of
+from dfusion.settings.schema import RENEW, Settings
 from dfusion.settings.steps import first_fused
 from dfusion.storage import last_error
 from dfusion.storage.experiment import DROPPED, PAIRED, SCORED, STATES, WATCH, Experiment, Round

@@ -10,7 +10,8 @@ from dfusion.models.numerics import set_numerics
 from dfusion.rewards.contract import Reward
 from dfusion.rewards.registry import HUMAN, reward_name, watch_of
 from dfusion.rounds.scoring import score_missing, scorer_lock, unscored
-from dfusion.settings.schema import RENEW, Eval, Settings, settings_of
+from dfusion.settings.plain_values import settings_of
+from dfusion.settings.schema import RENEW, Eval, Settings
 from dfusion.storage.experiment import SCORED, WATCH, Experiment, Round
 from dfusion.storage.files import read_json, sweep
 from dfusion.storage.lock import Lock

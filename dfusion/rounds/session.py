@@ -28,8 +28,9 @@ from dfusion.rounds.scorer import Scorer
 from dfusion.rounds.scoring import heartbeat
 from dfusion.rounds.waiting import World
 from dfusion.settings.check import check_names, check_sampling, check_scoring
+from dfusion.settings.plain_values import flat, settings_of
 from dfusion.settings.prompt_files import item_flag
-from dfusion.settings.schema import AUTO, FREE, RENEW, Eval, Settings, flat, settings_of
+from dfusion.settings.schema import AUTO, FREE, RENEW, Eval, Settings
 from dfusion.storage import last_error
 from dfusion.storage.experiment import Experiment
 from dfusion.storage.files import read_json, sweep, write_json

@@ -8,9 +8,10 @@ from dfusion.method.pairing import per_prompt
 from dfusion.method.prompts import Prompt
 from dfusion.settings.own import own
 from dfusion.settings.plain_text import names_of
+from dfusion.settings.plain_values import flat
 from dfusion.settings.prompt_files import load_prompts
 from dfusion.settings.reward_text import terms_of
-from dfusion.settings.schema import SETTINGS, Settings, flat
+from dfusion.settings.schema import SETTINGS, Settings
 from dfusion.settings.steps import parse_steps, parse_weights
 from dfusion.storage.formats import MOST
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 from dfusion.errors import UserError
 from dfusion.models.numerics import set_numerics
-from dfusion.settings.schema import Settings, flat
+from dfusion.settings.plain_values import flat
+from dfusion.settings.schema import Settings
 
 SHARDED = ("DEEPSPEED", "FSDP", "MEGATRON_LM")
 HIDDEN = ("kind", "round")

@@ -18,7 +18,8 @@ from dfusion.report import page
 from dfusion.report.contact_sheet import contact_sheet
 from dfusion.rounds.session import Session, begun, load_session
 from dfusion.settings.check import check_training
-from dfusion.settings.schema import FREE, Settings, flat
+from dfusion.settings.plain_values import flat
+from dfusion.settings.schema import FREE, Settings
 from dfusion.settings.steps import first_fused, fused_indices
 from dfusion.storage.files import write_tensors
 from dfusion.training import metrics, tracking

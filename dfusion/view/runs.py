@@ -17,8 +17,9 @@ from dfusion.errors import UserError
 from dfusion.report.rounds import present
 from dfusion.rewards.registry import HUMAN
 from dfusion.rounds.scoring import scorer_alive, scorer_command
+from dfusion.settings.plain_values import flat
 from dfusion.settings.presets import PRESETS
-from dfusion.settings.schema import FREE, Settings, flat
+from dfusion.settings.schema import FREE, Settings
 from dfusion.storage import last_error
 from dfusion.storage.experiment import Experiment, Round
 from dfusion.storage.files import alive, read_json, stamp

@@ -23,9 +23,10 @@ from PIL import Image
 
 from dfusion.errors import UserError, ends_in_one_line
 from dfusion.rounds.session import changes, resolved
+from dfusion.settings.plain_values import flat
+from dfusion.settings.plain_values import settings_of as settings_from
 from dfusion.settings.presets import PRESETS
-from dfusion.settings.schema import FREE, Settings, flat
-from dfusion.settings.schema import settings_of as settings_from
+from dfusion.settings.schema import FREE, Settings
 from dfusion.storage.experiment import Experiment, Round
 from dfusion.storage.files import read_json, write_bytes, write_json
 from dfusion.training.checkpoints import Checkpoints

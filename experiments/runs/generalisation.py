@@ -32,8 +32,9 @@ from dfusion.progress import Progress
 from dfusion.rewards.registry import load_reward
 from dfusion.rounds.session import policy_of
 from dfusion.settings.plain_text import names_of
+from dfusion.settings.plain_values import flat
 from dfusion.settings.prompt_files import load_prompts
-from dfusion.settings.schema import Settings, flat
+from dfusion.settings.schema import Settings
 from dfusion.storage.files import write_json
 from dfusion.training.checkpoints import Checkpoints
 from experiments.measures.intervals import Gain, over_groups

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from dfusion.rounds.session import resolved
-from dfusion.settings.schema import FREE, Settings, flat
+from dfusion.settings.plain_values import flat
+from dfusion.settings.schema import FREE, Settings
 from dfusion.storage.experiment import Experiment
 from dfusion.storage.files import read_json
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from dfusion.errors import UserError, ends_in_one_line
-from dfusion.settings.schema import settings_of
+from dfusion.settings.plain_values import settings_of
 from dfusion.training.estimate import evaluations
 from experiments.measures.intervals import Values, over_seeds
 from experiments.runs.alignment import RESULTS, SIZES

@@ -14,7 +14,8 @@ from diffusers import UNet2DConditionModel
 from dfusion.errors import UserError
 from dfusion.models.plan import plan_of
 from dfusion.rounds.session import resolved
-from dfusion.settings.schema import Settings, flat
+from dfusion.settings.plain_values import flat
+from dfusion.settings.schema import Settings
 from dfusion.storage.experiment import DROPPED, Experiment
 from dfusion.storage.files import write_json
 from diffusers_patched import LayerTable

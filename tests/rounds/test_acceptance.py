@@ -11,7 +11,8 @@ from dfusion.commands.verify import main, verify
 from dfusion.errors import UserError
 from dfusion.rounds import runner, session
 from dfusion.rounds.session import sample_rounds
-from dfusion.settings.schema import Settings, settings_of
+from dfusion.settings.plain_values import settings_of
+from dfusion.settings.schema import Settings
 from dfusion.storage import last_error
 from dfusion.training.trainer import train_rounds
 from dfusion.view.folders import Data

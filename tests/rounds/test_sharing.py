@@ -16,7 +16,8 @@ from dfusion.errors import UserError
 from dfusion.models import loading
 from dfusion.rounds import runner
 from dfusion.rounds.session import sample_rounds
-from dfusion.settings.schema import Settings, flat
+from dfusion.settings.plain_values import flat
+from dfusion.settings.schema import Settings
 from dfusion.storage.experiment import Experiment
 from dfusion.training.trainer import train_rounds
 from tests import rewards

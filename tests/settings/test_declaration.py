@@ -7,7 +7,8 @@ import pytest
 
 from dfusion.errors import UserError
 from dfusion.settings.declaration import Free, Range, Several, comments_in, settings_in
-from dfusion.settings.schema import FREE, SETTINGS, Settings, flat
+from dfusion.settings.plain_values import flat
+from dfusion.settings.schema import FREE, SETTINGS, Settings
 
 
 @dataclass

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
+from dfusion.settings.plain_values import flat
 from dfusion.settings.presets import PRESETS
-from dfusion.settings.schema import SETTINGS, Settings, flat
+from dfusion.settings.schema import SETTINGS, Settings
 from dfusion.storage.experiment import Experiment
 from dfusion.storage.files import read_json, write_json
 from dfusion.storage.lock import run_lock
