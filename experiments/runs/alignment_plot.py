@@ -12,7 +12,9 @@ one seed over its images. Thin lines are single seeds.
 
 import argparse
 import json
+import math
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +42,13 @@ Pair = tuple[Run, Run]  # with fused pairs, with naive pairs; equal seeds
 Runs = dict[int, dict[str, list[Run]]]  # template -> recipe -> one run a seed
 
 
-def load(folder: Path) -> Runs:
-    """Every run whose name says recipe, template and seed."""
+def load(folder: Path, seeds: Sequence[int] | None = None) -> Runs:
+    """Every run whose name says recipe, template and seed. seeds: the first and the last wanted."""
+    first, last = seeds or (-math.inf, math.inf)
     runs: Runs = defaultdict(lambda: defaultdict(list))
     for path in sorted(folder.glob("*_t[123]_s*.json")):
-        kind, template, _ = path.stem.rsplit("_", 2)
-        if kind in RECIPES:
+        kind, template, seed = path.stem.rsplit("_", 2)
+        if kind in RECIPES and first <= int(seed[1:]) <= last:
             runs[int(template[1:])][kind].append(json.loads(path.read_text()))
     return runs
 

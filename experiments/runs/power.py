@@ -1,6 +1,6 @@
 """How many seeds and images show a lead, from the variance of pilot runs.
 
-    python -m experiments.runs.power --a dpo_dfusion --b dpo_naive --rounds 4 --lead 0.05
+    python -m experiments.runs.power --a dpo_dfusion --b dpo_naive --rounds 4 [--runs few]
 
 A lead is measured on pairs of runs, one pair a seed, on images of the same noise. Its variance is
 seeds' / S + images' / (S N) for S seeds of N images each; both parts are estimated from pilot runs
@@ -19,7 +19,7 @@ from dfusion.storage.files import write_json
 from experiments.runs.alignment import RESULTS
 from experiments.runs.alignment_plot import EACH, Run, at, load
 
-SEEDS, IMAGES = (3, 4, 6, 8, 10, 20, 40), (256, 512, 1024)
+SEEDS, IMAGES = (3, 4, 6, 8, 10, 15, 20, 40), (96, 256, 512, 1024)
 LEVEL, ENOUGH = 0.05, 0.9
 
 
@@ -54,14 +54,18 @@ def main() -> None:
     parser.add_argument("--preset", default="testbed")
     parser.add_argument("--a", default="dpo_dfusion", help="runs that may lead")
     parser.add_argument("--b", default="dpo_naive", help="runs that they are compared with")
+    parser.add_argument("--runs", default="alignment", help="folder of the runs, as for few")
     parser.add_argument("--template", type=int, default=1, choices=(1, 2, 3))
+    parser.add_argument(
+        "--seeds", nargs=2, type=int, metavar=("FIRST", "LAST"), help="default: all there are"
+    )
     parser.add_argument(
         "--rounds", type=int, required=True, help="of training, before the comparison"
     )
     parser.add_argument("--measure", default="judge", choices=list(EACH))
     parser.add_argument("--lead", type=float, default=0.05)
     args = parser.parse_args()
-    runs = load(RESULTS / args.preset / "alignment")[args.template]
+    runs = load(RESULTS / args.preset / args.runs, args.seeds)[args.template]
     found = leads(runs.get(args.a, []), runs.get(args.b, []), EACH[args.measure], args.rounds)
     if len(found) < 2:
         raise UserError(
@@ -75,8 +79,6 @@ def main() -> None:
     }
     enough = [(s, n) for s in SEEDS for n in IMAGES if table[str(s)][str(n)] >= ENOUGH]
     figures = {
-        "pilot": f"{args.a} - {args.b}, template {args.template}, {args.rounds} rounds",
-        "measure": args.measure,
         "lead": args.lead,
         "pilot leads": [round(float(v), 4) for v in found.mean(1)],
         "standard deviation over seeds": round(over_seeds**0.5, 4),
@@ -86,7 +88,9 @@ def main() -> None:
     }
     out = RESULTS / args.preset / "power.json"
     saved = json.loads(out.read_text()) if out.exists() else {}
-    write_json(out, {**saved, f"{args.measure}_t{args.template}": figures})
+    place = f"template {args.template}, {args.rounds} rounds, {len(found)} seeds"
+    name = f"{args.runs}: {args.a} - {args.b}, {place}, {args.measure}"
+    write_json(out, {**saved, name: figures})
     print(json.dumps(figures, indent=1))
     print(f"Figures are in {out}")
 

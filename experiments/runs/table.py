@@ -12,7 +12,6 @@ in the table for runs that `experiments.runs.generalisation` has measured.
 
 import argparse
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -135,12 +134,9 @@ def arguments(description: str, given: list[str] | None = None) -> argparse.Name
 def chosen(args: argparse.Namespace) -> dict[str, list[Run]]:
     """By recipe, the runs that were compared after so many rounds. Raises UserError if there is
     none to compare with."""
-    first, last = args.seeds or (-math.inf, math.inf)
-    runs = load(RESULTS / args.preset / args.runs).get(args.template, {})
+    runs = load(RESULTS / args.preset / args.runs, args.seeds).get(args.template, {})
     there = {
-        name: [r for r in runs[name] if args.rounds in at(r) and first <= _seed(r) <= last]
-        for name in RECIPES
-        if name in runs
+        name: [r for r in runs[name] if args.rounds in at(r)] for name in RECIPES if name in runs
     }
     there = {name: seeds for name, seeds in there.items() if seeds}
     if args.beside not in there:
@@ -149,10 +145,6 @@ def chosen(args: argparse.Namespace) -> dict[str, list[Run]]:
             f"after {args.rounds} rounds; run experiments.runs.alignment"
         )
     return there
-
-
-def _seed(run: Run) -> int:
-    return run["settings"]["seed"]
 
 
 @ends_in_one_line()
