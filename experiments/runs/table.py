@@ -3,9 +3,9 @@
     python -m experiments.runs.table [--runs few --rounds 4 --seeds 1 3 --beside dpo_naive]
 
 Gains are means over seeds of images made with the same noise before and after, with 95 % intervals:
-over seeds (Student's t), or of one seed over its images, which is marked. The last two columns
-compare with the recipe that --beside names: the lead over it, on the seeds that both have; and the
-gain from as much computation as that recipe takes for these rounds, counted in UNet evaluations
+over seeds (Student's t), or of one seed over its images, which is marked. The last two columns are
+leads over the recipe that --beside names, on the seeds that both have: from as many images, and
+from as much computation as that recipe takes for these rounds, counted in UNet evaluations
 (`dfusion estimate`) and interpolated between comparisons. Prompts that training did not have are
 in the table for runs that `experiments.runs.generalisation` has measured.
 """
@@ -35,7 +35,7 @@ HEADING = [
     "predicted noise",
     "evaluations",
     "lead, right",
-    "right, equal computation",
+    "lead, equal computation",
 ]
 Unseen = Mapping[tuple[str, int, int], float]  # recipe, seed and rounds: points gained
 
@@ -64,12 +64,21 @@ def spread(values: Values, wide: float | None, digits: int = 3) -> str:
     return said if half is None else f"{said} ± {half:.{digits}f}{mark}"
 
 
-def leads(seeds: list[Run], others: list[Run], rounds: int) -> list[float]:
-    """How many points more were gained than by the other recipe's run of the same seed."""
-    right = EACH["judge"]
-    theirs = {run["settings"]["seed"]: gain_at(run, right, rounds) for run in others}
-    pairs = [(gain_at(run, right, rounds), run["settings"]["seed"]) for run in seeds]
-    return [100 * (gain - theirs[seed]) for gain, seed in pairs if seed in theirs]
+def leads(
+    seeds: list[Run], others: list[Run], rounds: int, equal_computation: bool = False
+) -> list[float]:
+    """How many points more were gained than by the other recipe's run of the same seed.
+
+    After as many rounds; or from as many evaluations as the other run took for them.
+    """
+    right, found = EACH["judge"], []
+    theirs = {run["settings"]["seed"]: run for run in others}
+    for run in seeds:
+        if other := theirs.get(run["settings"]["seed"]):
+            share = computation(other) / computation(run) if equal_computation else 1
+            lead = gain_at(run, right, rounds * share) - gain_at(other, right, rounds)
+            found.append(100 * lead)
+    return found
 
 
 def unseen_gains(results: Path, template: int) -> Unseen:
@@ -89,7 +98,6 @@ def row(
     name: str, seeds: list[Run], rounds: int, beside: list[Run], unseen: Unseen | None = None
 ) -> list[str]:
     """The table's row of one recipe."""
-    budget = rounds * float(np.mean([computation(run) for run in beside]))
     cells = [RECIPES[name].label, str(len(seeds))]
     for measure in TITLES:
         key = EACH[measure]
@@ -102,13 +110,11 @@ def row(
     cells.append(spread([at(r)[rounds]["diversity"] - at(r)[0]["diversity"] for r in seeds], None))
     noise = [r["rounds"][rounds - 1].get("noise_norm") for r in seeds]
     cells.append(f"{np.mean(noise):.2f}" if all(noise) else "")
-    costs = [computation(run) for run in seeds]
-    lead = leads(seeds, beside, rounds)
-    cells.append(f"{rounds * np.mean(costs) / 1000:.0f} k")
-    cells.append(spread(lead, None, 0) if lead and seeds is not beside else "")
-    pairs = zip(seeds, costs, strict=True)
-    equal = [100 * gain_at(run, EACH["judge"], budget / cost) for run, cost in pairs]
-    cells.append("" if np.isnan(equal).any() else spread(equal, None, 0))
+    cells.append(f"{rounds * np.mean([computation(run) for run in seeds]) / 1000:.0f} k")
+    for equal_computation in (False, True):
+        lead = leads(seeds, beside, rounds, equal_computation)
+        known = bool(lead) and seeds is not beside and not np.isnan(lead).any()
+        cells.append(spread(lead, None, 0) if known else "")
     return cells
 
 

@@ -1,6 +1,6 @@
 """Reproduce the testbed from nothing: scenes, autoencoder, denoiser, judge, scorer, figures.
 
-python -m testbed.training.train all --work /tmp/testbed       # about two hours on 2 cores
+python -m testbed.training.train all --work /tmp/testbed       # about three hours on 2 cores
 python -m testbed.training.train judge --work /tmp/testbed     # one stage
 """
 

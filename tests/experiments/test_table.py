@@ -13,7 +13,7 @@ from dfusion.settings.schema import Settings
 from dfusion.storage.files import write_json
 from experiments.runs import table, table_plot
 from experiments.runs.recipes import RECIPES
-from experiments.runs.table import HEADING, computation, gain_at, markdown, row, unseen_gains
+from experiments.runs.table import HEADING, computation, gain_at, leads, markdown, row, unseen_gains
 
 
 def run(right: list[int], adopted: float = 0.5, seed: int = 1, **train: Any) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def test_a_row_by_hand() -> None:
     assert found["score"] == "+0.156 ± 0.397"
     assert found["diversity"] == "+0.020 ± 0.000" and found["predicted noise"] == "0.90"
     assert found["lead, right"] == "+25"  # of the second seed, 50 points against 25
-    assert found["right, equal computation"] == found["right, by the judge"]
+    assert found["lead, equal computation"] == found["lead, right"]  # both take as much
     assert found["recipe"] == RECIPES["dpo_dfusion"].label and found["seeds"] == "2"
     # One seed: eight images, of which six gained 1 and two 0; sd 0.4629, 1.96 sd / sqrt(8).
     alone = row("dpo_dfusion", seeds[:1], 2, seeds[:1])
@@ -78,14 +78,15 @@ def test_a_row_by_hand() -> None:
 def test_equal_computation_is_interpolated_by_hand() -> None:
     """Beside runs that take three quarters as much; naive ones, which do not fuse."""
     seeds = [run([2, 4, 8]), run([2, 4, 6], seed=2)]
-    cost = computation(seeds[0])
-    cheap = run([2, 2, 2], pairs="naive")
-    share = computation(cheap) / cost
+    cheap = [run([2, 3, 4], pairs="naive"), run([2, 2, 2], seed=2, pairs="naive")]
+    share = computation(cheap[0]) / computation(seeds[0])
     assert 0.5 < share < 1
-    expected = [25 + 50 * (2 * share - 1), 25 + 25 * (2 * share - 1)]
-    found = row("dpo_dfusion", seeds, 2, [cheap])[-1]
+    # They gained 25 points in the first round, 50 or 25 in the second; the cheap ones 25 and 0.
+    expected = [25 + 50 * (2 * share - 1) - 25, 25 + 25 * (2 * share - 1)]
+    assert leads(seeds, cheap, 2, equal_computation=True) == pytest.approx(expected)
+    found = row("dpo_dfusion", seeds, 2, cheap)[-1]
     assert found.startswith(f"{sum(expected) / 2:+.0f} ± ")
-    assert row("dpo_naive", [cheap], 2, [seeds[0]])[-1] == ""  # they went no further
+    assert row("dpo_naive", cheap, 2, seeds)[-1] == ""  # they went no further
 
 
 def test_unseen_prompts_of_runs_that_went_as_far(tmp_path: Path) -> None:
