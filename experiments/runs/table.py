@@ -113,8 +113,8 @@ def row(
     cells.append(f"{rounds * np.mean([computation(run) for run in seeds]) / 1000:.0f} k")
     for equal_computation in (False, True):
         lead = leads(seeds, beside, rounds, equal_computation)
-        known = bool(lead) and seeds is not beside and not np.isnan(lead).any()
-        cells.append(spread(lead, None, 0) if known else "")
+        none = not lead or seeds is beside or np.isnan(lead).any()
+        cells.append("" if none else spread(lead, None, 0))
     return cells
 
 

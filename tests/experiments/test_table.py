@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import pytest
 from dfusion.errors import UserError
 from dfusion.settings.schema import Settings
 from dfusion.storage.files import write_json
+from experiments.runs import leads as leads_table
 from experiments.runs import table, table_plot
+from experiments.runs.alignment_plot import Runs
+from experiments.runs.leads import Comparison, rows
 from experiments.runs.recipes import RECIPES
 from experiments.runs.table import HEADING, computation, gain_at, leads, markdown, row, unseen_gains
 
@@ -132,3 +136,32 @@ def test_runs_are_chosen_by_seed_and_drawn(tmp_path: Path, monkeypatch: pytest.M
     assert dots == [(75, 75), (75,), (75,), (25, 25), (25,), (25,)]  # a bar, then both runs
     assert [tuple(c[0].get_xdata()) for c in right.containers] == [(50,)]  # none for --beside
     plt.close(figure)
+
+
+def test_comparisons_are_on_the_seeds_asked_for(tmp_path: Path) -> None:
+    """A row of the table of leads, and one of two seeds or more in the figure."""
+    gained = {"dpo_dfusion": {1: 8, 2: 6, 3: 8}, "dpo_naive": {1: 4, 2: 2, 3: 8, 4: 8}}
+    runs: Runs = {
+        1: {
+            name: [run([2, right, right], seed=k, pairs="naive") for k, right in seeds.items()]
+            for name, seeds in gained.items()
+        }
+    }
+    one = Comparison("dpo_dfusion", "dpo_naive", rounds=2, seeds=(1, 2))
+    assert one.found(runs) == ([50, 50], [50, 50])
+    (row,) = found = rows([one, replace(one, seeds=(1, 1)), replace(one, template=2)], runs)
+    assert row == (one, [50, 50], [50, 50])
+    last = leads_table.markdown(found).splitlines()[-1]
+    assert last == "| DPO + D-Fusion | naive DPO | 1 | 96 | 2 | +50 ± 0 | +50 ± 0 |"
+    every = replace(one, seeds=(1, 9)).found(runs)[0]
+    assert every == [50, 50, 0]
+    leads_table.draw(found, tmp_path / "leads.png")
+    assert (tmp_path / "leads.png").exists()
+
+
+def test_every_comparison_is_of_known_recipes() -> None:
+    for one in (*leads_table.PAIRS, *leads_table.PARTS, *leads_table.LOSSES):
+        assert {one.recipe, one.against} <= set(RECIPES)
+    for one in leads_table.PAIRS:
+        ours, theirs = RECIPES[one.recipe], RECIPES[one.against]
+        assert (ours.method, theirs.pairs) == (theirs.method, "naive") and ours.pairs == "dfusion"

@@ -1,0 +1,138 @@
+"""Every comparison that PLAN.md asks for, as leads: a Markdown table and a figure.
+
+    python -m experiments.runs.leads
+
+Each row compares two recipes of short runs (`experiments.runs.few`), paired by seed: how many
+points more of the images are right, by the judge, from as many images and from as much computation
+(see `experiments.runs.table`). Intervals are Student's t over seeds, 95 %. Rows of which fewer than
+two seeds have been run are left out. The figure is results/testbed/leads.png.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from dfusion.errors import ends_in_one_line
+from experiments.measures.intervals import over_seeds
+from experiments.runs.alignment import RESULTS
+from experiments.runs.alignment_plot import Runs, at, load
+from experiments.runs.few import SAMPLED
+from experiments.runs.recipes import RECIPES
+from experiments.runs.table import leads, spread
+
+HEADING = ("recipe", "against", "template", "images", "seeds", "lead", "lead, equal computation")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Of two recipes, after so many rounds, on the seeds that both have of first to last."""
+
+    recipe: str
+    against: str
+    rounds: int = 4
+    seeds: tuple[int, int] = (1, 3)
+    template: int = 1
+
+    def found(self, runs: Runs) -> tuple[list[float], list[float]]:
+        """Leads in points, one a seed: from as many images, and from as much computation."""
+        ours, theirs = (
+            [
+                run
+                for run in runs.get(self.template, {}).get(name, [])
+                if self.rounds in at(run)
+                and self.seeds[0] <= run["settings"]["seed"] <= self.seeds[1]
+            ]
+            for name in (self.recipe, self.against)
+        )
+        return leads(ours, theirs, self.rounds), leads(ours, theirs, self.rounds, True)
+
+
+PAIRS = (  # D-Fusion's pairs against naive ones, with each loss
+    Comparison("dpo_dfusion", "dpo_naive"),
+    Comparison("ddpo_dfusion", "ddpo_naive"),
+    Comparison("dpok_dfusion", "dpok_naive"),
+    Comparison("diffusion_dpo_dfusion", "diffusion_dpo_naive", 2, (4, 13)),
+    *(Comparison("diffusion_dpo_dfusion", "diffusion_dpo_naive", template=t) for t in (1, 2, 3)),
+    Comparison("fdfo_dfusion", "fdfo_naive", seeds=(1, 6)),
+    *(Comparison("fdfo_dfusion", "fdfo_naive", template=t) for t in (2, 3)),
+    Comparison("diffusion_dpo_prop_all", "diffusion_dpo_naive", seeds=(1, 6)),
+    Comparison("diffusion_dpo_prop_all", "diffusion_dpo_naive", 2, (7, 12)),
+    Comparison("fdfo_prop_all", "fdfo_naive", 2, (4, 18)),
+)
+PARTS = (  # the method against what lacks a part of it
+    Comparison("diffusion_dpo_dfusion", "diffusion_dpo_random"),
+    Comparison("diffusion_dpo_dfusion", "diffusion_dpo_branch"),
+    Comparison("diffusion_dpo_dfusion", "diffusion_dpo_renoise"),
+    Comparison("diffusion_dpo_dfusion", "diffusion_dpo_all"),
+    Comparison("dpo_dfusion", "dpo_inversion"),
+    Comparison("dpo_dfusion", "dpo_or"),
+)
+LOSSES = (  # losses on the same pairs
+    Comparison("fdfo_naive", "diffusion_dpo_naive", seeds=(1, 6)),
+    Comparison("fdfo_naive", "diffusion_dpo_naive", 2, (5, 9)),
+    Comparison("diffusion_dpo_naive", "dpo_naive"),
+)
+Row = tuple[Comparison, list[float], list[float]]
+
+
+def rows(comparisons: Sequence[Comparison], runs: Runs) -> list[Row]:
+    """The comparisons that two or more seeds have, with their leads."""
+    every = [(comparison, *comparison.found(runs)) for comparison in comparisons]
+    return [row for row in every if len(row[1]) > 1]
+
+
+def markdown(found: list[Row]) -> str:
+    lines = ["| " + " | ".join(HEADING) + " |", "|" + "---|" * len(HEADING)]
+    for one, images, computation in found:
+        what = [RECIPES[name].label for name in (one.recipe, one.against)]
+        size = [str(n) for n in (one.template, SAMPLED * one.rounds, len(images))]
+        # A recipe that is cheaper has no figure at the other's computation.
+        wide = "" if np.isnan(computation).any() else spread(computation, None, 0)
+        lines.append("| " + " | ".join([*what, *size, spread(images, None, 0), wide]) + " |")
+    return "\n".join(lines)
+
+
+def draw(found: list[Row], path: Path) -> None:
+    """A row for each comparison with naive pairs: both leads with their intervals."""
+    figure, axes = plt.subplots(figsize=(11, 0.36 * len(found) + 1.1), layout="constrained")
+    labels = []
+    for place, (one, images, computation) in enumerate(found):
+        for values, up, colour, mark in (
+            (images, -0.14, "#0072B2", "s"),
+            (computation, 0.14, "#E69F00", "o"),
+        ):
+            if not np.isnan(values).any():
+                mean, half = over_seeds(values)
+                axes.errorbar(mean, place + up, xerr=half, fmt=mark, color=colour, capsize=2)
+        size = f"template {one.template}, {SAMPLED * one.rounds} images, {len(images)} seeds"
+        labels.append(f"{RECIPES[one.recipe].label}: {size}")
+    axes.errorbar([], [], fmt="s", color="#0072B2", label="from as many images")
+    axes.errorbar([], [], fmt="o", color="#E69F00", label="from as much computation")
+    axes.legend(fontsize=8)
+    axes.axvline(0, color="#000000", linewidth=0.8)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_xlim(-45, 45)
+    axes.set_xlabel("lead in right images over naive pairs with the same loss, points", fontsize=9)
+    axes.set_yticks(range(len(found)), labels, fontsize=8)
+    axes.set_ylim(len(found) - 0.5, -0.5)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+@ends_in_one_line()
+def main() -> None:
+    runs, out = load(RESULTS / "testbed" / "few"), RESULTS / "testbed" / "leads.png"
+    for title, comparisons in {"Pairs": PAIRS, "Parts": PARTS, "Losses": LOSSES}.items():
+        print(f"{title}\n\n{markdown(rows(comparisons, runs))}\n")
+    draw(rows(PAIRS, runs), out)
+    print(f"Wrote {out}")
+
+
+if __name__ == "__main__":
+    main()
