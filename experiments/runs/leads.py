@@ -8,6 +8,7 @@ points more of the images are right, by the judge, from as many images and from 
 two seeds have been run are left out. The figure is results/testbed/leads.png.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 from dfusion.errors import ends_in_one_line
 from experiments.measures.intervals import over_seeds
 from experiments.runs.alignment import RESULTS
-from experiments.runs.alignment_plot import Runs, at, load
+from experiments.runs.alignment_plot import Run, Runs, at, load
 from experiments.runs.few import SAMPLED
 from experiments.runs.recipes import RECIPES
 from experiments.runs.table import leads, spread
@@ -31,36 +32,40 @@ HEADING = ("recipe", "against", "template", "images", "seeds", "lead", "lead, eq
 
 @dataclass(frozen=True)
 class Comparison:
-    """Of two recipes, after so many rounds, on the seeds that both have of first to last."""
+    """Of two recipes, after so many rounds, on the seeds from first to last; of several templates,
+    their mean for each seed."""
 
     recipe: str
     against: str
     rounds: int = 4
     seeds: tuple[int, int] = (1, 3)
-    template: int = 1
+    templates: tuple[int, ...] = (1,)
 
-    def found(self, runs: Runs) -> tuple[list[float], list[float]]:
-        """Leads in points, one a seed: from as many images, and from as much computation."""
-        ours, theirs = (
-            [
-                run
-                for run in runs.get(self.template, {}).get(name, [])
-                if self.rounds in at(run)
-                and self.seeds[0] <= run["settings"]["seed"] <= self.seeds[1]
-            ]
-            for name in (self.recipe, self.against)
-        )
-        return leads(ours, theirs, self.rounds), leads(ours, theirs, self.rounds, True)
+    def of(self, runs: list[Run]) -> dict[int, Run]:
+        """Those that went as far, by seed."""
+        return {run["settings"]["seed"]: run for run in runs if self.rounds in at(run)}
+
+    def found(self, runs: Runs, equal_computation: bool = False) -> list[float]:
+        """Leads in points, one a seed that has all runs."""
+        by_seed: dict[int, list[float]] = defaultdict(list)
+        for template in self.templates:
+            ours, theirs = (self.of(runs[template].get(n, [])) for n in (self.recipe, self.against))
+            for seed in range(self.seeds[0], self.seeds[1] + 1):
+                if seed in ours and seed in theirs:
+                    pair = [ours[seed]], [theirs[seed]]
+                    by_seed[seed] += leads(*pair, self.rounds, equal_computation)
+        return [float(np.mean(v)) for v in by_seed.values() if len(v) == len(self.templates)]
 
 
+TEMPLATES = ((1,), (2,), (3,), (1, 2, 3))
 PAIRS = (  # D-Fusion's pairs against naive ones, with each loss
     Comparison("dpo_dfusion", "dpo_naive"),
     Comparison("ddpo_dfusion", "ddpo_naive"),
     Comparison("dpok_dfusion", "dpok_naive"),
     Comparison("diffusion_dpo_dfusion", "diffusion_dpo_naive", 2, (4, 13)),
-    *(Comparison("diffusion_dpo_dfusion", "diffusion_dpo_naive", template=t) for t in (1, 2, 3)),
+    *(Comparison("diffusion_dpo_dfusion", "diffusion_dpo_naive", templates=t) for t in TEMPLATES),
     Comparison("fdfo_dfusion", "fdfo_naive", seeds=(1, 6)),
-    *(Comparison("fdfo_dfusion", "fdfo_naive", template=t) for t in (2, 3)),
+    *(Comparison("fdfo_dfusion", "fdfo_naive", templates=t) for t in TEMPLATES[1:]),
     Comparison("diffusion_dpo_prop_all", "diffusion_dpo_naive", seeds=(1, 6)),
     Comparison("diffusion_dpo_prop_all", "diffusion_dpo_naive", 2, (7, 12)),
     Comparison("fdfo_prop_all", "fdfo_naive", 2, (4, 18)),
@@ -83,15 +88,19 @@ Row = tuple[Comparison, list[float], list[float]]
 
 def rows(comparisons: Sequence[Comparison], runs: Runs) -> list[Row]:
     """The comparisons that two or more seeds have, with their leads."""
-    every = [(comparison, *comparison.found(runs)) for comparison in comparisons]
+    every = [(one, one.found(runs), one.found(runs, equal_computation=True)) for one in comparisons]
     return [row for row in every if len(row[1]) > 1]
+
+
+def listed(templates: Sequence[int]) -> str:
+    return ", ".join(map(str, templates))
 
 
 def markdown(found: list[Row]) -> str:
     lines = ["| " + " | ".join(HEADING) + " |", "|" + "---|" * len(HEADING)]
     for one, images, computation in found:
         what = [RECIPES[name].label for name in (one.recipe, one.against)]
-        size = [str(n) for n in (one.template, SAMPLED * one.rounds, len(images))]
+        size = [listed(one.templates), str(SAMPLED * one.rounds), str(len(images))]
         # A recipe that is cheaper has no figure at the other's computation.
         wide = "" if np.isnan(computation).any() else spread(computation, None, 0)
         lines.append("| " + " | ".join([*what, *size, spread(images, None, 0), wide]) + " |")
@@ -110,8 +119,8 @@ def draw(found: list[Row], path: Path) -> None:
             if not np.isnan(values).any():
                 mean, half = over_seeds(values)
                 axes.errorbar(mean, place + up, xerr=half, fmt=mark, color=colour, capsize=2)
-        size = f"template {one.template}, {SAMPLED * one.rounds} images, {len(images)} seeds"
-        labels.append(f"{RECIPES[one.recipe].label}: {size}")
+        size = f"{SAMPLED * one.rounds} images, {len(images)} seeds"
+        labels.append(f"{RECIPES[one.recipe].label}: template {listed(one.templates)}, {size}")
     axes.errorbar([], [], fmt="s", color="#0072B2", label="from as many images")
     axes.errorbar([], [], fmt="o", color="#E69F00", label="from as much computation")
     axes.legend(fontsize=8)

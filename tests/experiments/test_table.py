@@ -140,21 +140,26 @@ def test_runs_are_chosen_by_seed_and_drawn(tmp_path: Path, monkeypatch: pytest.M
 
 def test_comparisons_are_on_the_seeds_asked_for(tmp_path: Path) -> None:
     """A row of the table of leads, and one of two seeds or more in the figure."""
-    gained = {"dpo_dfusion": {1: 8, 2: 6, 3: 8}, "dpo_naive": {1: 4, 2: 2, 3: 8, 4: 8}}
+    gained = {
+        1: {"dpo_dfusion": {1: 8, 2: 6, 3: 8}, "dpo_naive": {1: 4, 2: 2, 3: 8, 4: 8}},
+        2: {"dpo_dfusion": {1: 2, 2: 2}, "dpo_naive": {2: 4, 1: 2}},
+    }
     runs: Runs = {
-        1: {
+        template: {
             name: [run([2, right, right], seed=k, pairs="naive") for k, right in seeds.items()]
-            for name, seeds in gained.items()
+            for name, seeds in recipes.items()
         }
+        for template, recipes in gained.items()
     }
     one = Comparison("dpo_dfusion", "dpo_naive", rounds=2, seeds=(1, 2))
-    assert one.found(runs) == ([50, 50], [50, 50])
-    (row,) = found = rows([one, replace(one, seeds=(1, 1)), replace(one, template=2)], runs)
-    assert row == (one, [50, 50], [50, 50])
-    last = leads_table.markdown(found).splitlines()[-1]
+    assert one.found(runs) == one.found(runs, equal_computation=True) == [50, 50]
+    assert replace(one, seeds=(1, 9)).found(runs) == [50, 50, 0]
+    both = replace(one, seeds=(1, 9), templates=(1, 2))
+    assert both.found(runs) == [25, 12.5]  # (50 + 0) / 2 and (50 - 25) / 2; no third seed
+    found = rows([one, replace(one, seeds=(1, 1)), both], runs)
+    assert [row[0] for row in found] == [one, both]  # an interval needs two seeds
+    last = leads_table.markdown(found[:1]).splitlines()[-1]
     assert last == "| DPO + D-Fusion | naive DPO | 1 | 96 | 2 | +50 ± 0 | +50 ± 0 |"
-    every = replace(one, seeds=(1, 9)).found(runs)[0]
-    assert every == [50, 50, 0]
     leads_table.draw(found, tmp_path / "leads.png")
     assert (tmp_path / "leads.png").exists()
 
