@@ -159,7 +159,7 @@ def mean_map(maps: list[Tensor], record: Record, latent: Sequence[int]) -> Tenso
     """The recorded columns, mean over modules, as a picture: (R, J, gh, gw).
 
     maps: one (R, S, L) tensor per recorded module, in the order of computation. latent: (height,
-    width) of the latents, whose ratio the picture has.
+    width) of the latents; a grid is that, halved and rounded up as often as it takes.
     """
     if not maps:
         raise ValueError("no cross-attention in the recorded layers")
@@ -168,5 +168,7 @@ def mean_map(maps: list[Tensor], record: Record, latent: Sequence[int]) -> Tenso
     columns = record.columns[:, None].expand(-1, maps[0].shape[1], -1)  # (R, S, J)
     kept = [m.gather(-1, columns.clamp(min=0)) * (columns >= 0) for m in maps]
     mean = torch.stack(kept).mean(0)
-    height = round((mean.shape[1] * latent[0] / latent[1]) ** 0.5)
-    return mean.unflatten(1, (height, -1)).permute(0, 3, 1, 2)
+    height, width = latent
+    while height * width > mean.shape[1]:
+        height, width = -(-height // 2), -(-width // 2)
+    return mean.unflatten(1, (height, width)).permute(0, 3, 1, 2)

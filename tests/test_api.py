@@ -270,7 +270,36 @@ WRONG: list[tuple[Callable[[DFusionPipeline], object], str]] = [
     ),
     (lambda p: p.trainer(learning_rat=1.0), "learning_rat: there is no such setting"),
     (lambda p: p.trainer(eps=2.0), "eps 2.0: must be below 1"),
+    (lambda p: p.trainer(step_weights="a"), "step_weights 'a': could not convert"),
+    (lambda p: p.trainer(lora_targets=""), "lora_targets: name at least one module"),
+    (lambda p: (p.trainer(), p.trainer()), "the model has a LoRA already; use its trainer"),
+    (
+        lambda p: p.trainer(step_weights="1,1").train_on(
+            naive(pair(score(p.sample(["the dog"] * 2, [["dog"]] * 2, [1, 2], **HOW), redness)))
+        ),
+        "step_weights '1,1': 2 weights for 4 steps",
+    ),
+    (
+        lambda p: p.sample(["a cat the dog"] * 2, [["cat"], ["dog"]], 1, **HOW),
+        "items: two different lists for the prompt 'a cat the dog'; give one",
+    ),
 ]
+
+
+def test_masks_at_random_places_are_at_another_place_for_every_base(pipe: DFusionPipeline) -> None:
+    """The place depends on the base's seed, not on its number among those of a call."""
+    seeds = range(1, 9)
+    made = [one_of(pipe, seed) for seed in seeds]
+    assert one_of(pipe, 1).equal(made[0])
+    assert len({tuple(mask.flatten().tolist()) for mask in made}) > 1
+
+
+def one_of(pipe: DFusionPipeline, seed: int) -> torch.Tensor:
+    """The mask of the last step."""
+    how = {"num_steps": 4, "mask_place": "random", "mask_thr": None}
+    found = pipe("the dog", ["dog"], base_seed=seed, reference_seed=7, **how)
+    assert isinstance(found, FusedPair)
+    return found.masks[-1]
 
 
 def test_fusion_is_refused_before_anything_is_sampled(

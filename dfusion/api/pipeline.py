@@ -293,11 +293,14 @@ class DFusionPipeline:
             fusion_kind, fusion_layers, fusion_steps, fusion_parts, fusion_masked, fusion_text
         )
         mask = Mask(merge=mask_merge, place=mask_place)
-        for name, value in (
-            *(("mask.merge", mask_merge), ("mask.place", mask_place)),
-            *(("fusion.kind", fusion_kind), ("fusion.parts", fusion_parts)),
-            ("fusion.text", fusion_text),
-        ):
+        given = {
+            "mask.merge": mask_merge,
+            "mask.place": mask_place,
+            "fusion.kind": fusion_kind,
+            "fusion.parts": fusion_parts,
+            "fusion.text": fusion_text,
+        }
+        for name, value in given.items():
             SETTINGS[name].check(name.replace(".", "_"), value)
         return fusion_plan(fusion, mask, num_steps, self.model.layers, flag="{}_{}")
 
@@ -327,6 +330,9 @@ def _prompts(
                 f"items: {len(lists)} lists for {len(texts)} prompts; give one for each"
             )
         items = dict(zip(texts, lists, strict=True))
+        for text, names in zip(texts, lists, strict=True):
+            if names != items[text]:
+                raise UserError(f"items: two different lists for the prompt '{text}'; give one")
     each = dict.fromkeys(texts, thresholds) if isinstance(thresholds, Sequence) else thresholds
     return list(join(texts, items, each, "items"))
 

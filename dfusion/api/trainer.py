@@ -12,6 +12,7 @@ from dfusion.method.advantages import normalised, statistics
 from dfusion.method.pairing import Pair
 from dfusion.method.sampling import GivenNoise, Origin
 from dfusion.models.diffusion_model import DiffusionModel
+from dfusion.settings.check import check_targets, check_weights
 from dfusion.settings.schema import SETTINGS, Train
 from dfusion.training.learner import Learner
 from dfusion.training.order import Step
@@ -33,8 +34,11 @@ class DFusionTrainer(Learner):
             if f"train.{name}" not in SETTINGS:
                 raise UserError(f"{name}: there is no such setting of --config.train")
             SETTINGS[f"train.{name}"].check(name, value)
+        train = Train(**settings)
+        check_weights("step_weights", train.step_weights)
+        check_targets("lora_targets", train.lora_targets)
         say = print if progress else lambda text: None
-        super().__init__(model, Train(**settings), seed, say=say, shows=progress)
+        super().__init__(model, train, seed, say=say, shows=progress)
         self.rounds = 0
         self._scores: dict[str, list[float]] = {}
 
@@ -47,6 +51,7 @@ class DFusionTrainer(Learner):
         if not preferences:
             return []
         sampling = common_sampling("preferences", (p.base for p in preferences))
+        check_weights("step_weights", self.train.step_weights, sampling.num_steps)
         if self.objective.loss.grouped:
             self._scores.clear()
         for p in preferences:

@@ -128,7 +128,7 @@ def _masks(policy: Policy, pair: Source, plan: FusionPlan) -> Tensor:
     """(T, gh, gw) bool of one pair, Eq. 4, from the reference's maps."""
     masks = fusion_mask(pair.reference.maps.float(), pair.prompt.thresholds, plan.merge)
     if plan.place == "random":
-        masks = elsewhere(masks, generator(policy.seed, policy.round, pair.base_index))
+        masks = elsewhere(masks, generator(*policy.origin(pair.base_index)))
     if not plan.masked:
         masks = torch.ones_like(masks)
     total = len(masks)

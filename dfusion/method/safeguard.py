@@ -4,21 +4,22 @@ import torch
 from torch import Tensor
 
 
-def loser_scale(pulls: Tensor, limit: float) -> Tensor:
+def loser_scale(pulls: Tensor, slopes: Tensor, limit: float) -> Tensor:
     """(B,): the factor of the loser's gradient, from both log-probs' gradients at the output.
 
-    pulls: (B, 2, …), the gradients g_w of the winner and g_l of the loser, up to a common factor. A
-    step along g_w - s g_l changes the winner's log-prob by |g_w|^2 - s g_w g_l, to first order and
-    if both sides move the same parameters alike. The factor
+    pulls: (B, 2, …), the gradients g_w of the winner and g_l of the loser, up to a common factor.
+    slopes: (B, 2), the loss's derivatives with respect to the log-probs, of sizes a_w and a_l. A
+    step along a_w g_w - s a_l g_l changes the winner's log-prob by a_w |g_w|^2 - s a_l g_w g_l, to
+    first order and if both sides move the same parameters alike. The factor
 
-        s = min(1, limit |g_w|^2 / (g_w g_l))   where g_w g_l > 0, else 1
+        s = min(1, limit a_w |g_w|^2 / (a_l g_w g_l))   where a_l g_w g_l > 0, else 1
 
-    leaves at least (1 - limit) of the winner's gain. Their 1 - mu is `limit`. Each pair and step
-    has its own factor, whatever the batch.
+    leaves at least (1 - limit) of the winner's gain. In the paper a_w = a_l; `limit` is its 1 - mu.
+    Each pair and step has its own factor, whatever the batch.
     """
     winner, loser = pulls.flatten(2).unbind(1)
-    along = (winner * loser).sum(1)
-    allowed = limit * winner.square().sum(1)
+    along = slopes[:, 1].abs() * (winner * loser).sum(1)
+    allowed = limit * slopes[:, 0].abs() * winner.square().sum(1)
     return torch.where(along > allowed, allowed / along, 1.0)
 
 

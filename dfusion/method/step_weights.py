@@ -46,8 +46,8 @@ class Equal:
 
     where z is standard normal noise at every step, but |output_scale| / std differs: for SD2.1 in
     20 steps, it is 5.4 at t = 2 and 0.6 to 1.1 at all others. The weights are its inverse, scaled
-    to a mean of 1 over the steps that have any. only: those steps, t. The steps of a `ForwardLoss`
-    pull equally hard as they are.
+    to a mean of 1 over the steps that have any. only: those steps, t, unless they have no noise.
+    The steps of a `ForwardLoss` pull equally hard as they are.
     """
 
     only: frozenset[int]
@@ -63,5 +63,6 @@ class Equal:
                 weighed[i] = 1
         if forward:
             return weighed
+        weighed = weighed * (sampler.std > 0)  # steps without noise have no log-prob
         weights = (sampler.std / sampler.output_scale.abs()) * weighed
         return weights * weighed.sum() / weights.sum()

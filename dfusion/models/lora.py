@@ -25,8 +25,11 @@ def add(
     """Attach LoRA to every module whose name ends with a target; returns its float32 parameters.
 
     The network's own weights are frozen. B starts at zero: the network is unchanged until trained.
-    Raises UserError for a target that matches no linear or convolution layer.
+    Raises UserError for a target that matches no linear or convolution layer, and if there is a
+    LoRA already.
     """
+    if getattr(network, "peft_config", None):
+        raise UserError("the model has a LoRA already; use its trainer, or a new pipeline")
     names = [name for name, m in network.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     for target in targets:
         if not any(name == target or name.endswith(f".{target}") for name in names):

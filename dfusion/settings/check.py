@@ -12,7 +12,7 @@ from dfusion.settings.plain_values import flat
 from dfusion.settings.prompt_files import load_prompts
 from dfusion.settings.reward_text import terms_of
 from dfusion.settings.schema import SETTINGS, Settings
-from dfusion.settings.steps import parse_steps, parse_weights
+from dfusion.settings.steps import MOST_STEPS, parse_steps, parse_weights
 from dfusion.storage.formats import MOST
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
@@ -63,8 +63,7 @@ def check(settings: Settings) -> None:
     _check_rounds(settings)
     _check_steps(settings)
     _check_places(settings)
-    if not names_of(settings.train.lora_targets):
-        raise UserError("--config.train.lora_targets: name at least one module, e.g. to_q,to_v")
+    check_targets("--config.train.lora_targets", settings.train.lora_targets)
 
 
 def _check_own(flag: str, name: str) -> None:
@@ -101,15 +100,26 @@ def _check_rounds(settings: Settings) -> None:
 
 def _check_steps(settings: Settings) -> None:
     """Check that flags which list denoising steps fit the number of steps."""
-    steps, listed = settings.sample.num_steps, settings.train.step_weights
+    steps = settings.sample.num_steps
     try:
         parse_steps(settings.fusion.steps, steps)
     except ValueError as error:
         raise UserError(f"--config.fusion.steps: {error}") from error
+    check_weights("--config.train.step_weights", settings.train.step_weights, steps)
+
+
+def check_weights(name: str, text: str, steps: int = MOST_STEPS) -> None:
+    """Raise UserError if these are no weights of `steps` denoising steps; see parse_weights."""
     try:
-        parse_weights(listed, steps)
+        parse_weights(text, steps)
     except ValueError as error:
-        raise UserError(f"--config.train.step_weights '{listed}': {error}") from error
+        raise UserError(f"{name} '{text}': {error}") from error
+
+
+def check_targets(name: str, text: str) -> None:
+    """Raise UserError if no module to put LoRA on is named."""
+    if not names_of(text):
+        raise UserError(f"{name}: name at least one module, e.g. to_q,to_v")
 
 
 def _check_places(settings: Settings) -> None:

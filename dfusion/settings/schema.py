@@ -234,7 +234,7 @@ class Train:
     # Probability ratios are clipped to 1 - eps … 1 + eps; for fdfo, the width of its trust region.
     # 0 for neither.
     eps: Annotated[float, Range(at_least=0, below=1)] = 0.1
-    # ddpo, dpok, grpo: normalised rewards are clamped to ± this.
+    # ddpo, dpok, grpo, fdfo: normalised rewards are clamped to ± this.
     adv_clip_max: Positive = 5.0
     # Eq. 9: weight of the policy term.
     dpok_alpha: float = 0.99

@@ -2,7 +2,7 @@
 
 import re
 
-MOST = 1000  # steps that a run may have
+MOST_STEPS = 1000  # steps that a run may have
 _RANGE = re.compile(r"^(\d+)(?:-(\d+))?$")
 
 
@@ -33,7 +33,7 @@ def first_fused(text: str, steps: int) -> int:
     return min(fused_indices(text, steps), default=steps)
 
 
-def parse_weights(text: str, steps: int = MOST) -> tuple[float, ...] | frozenset[int]:
+def parse_weights(text: str, steps: int = MOST_STEPS) -> tuple[float, ...] | frozenset[int]:
     """Step weights from a flag: numbers from "1, 0.5, 0", or the steps t of "equal:20-5".
 
     Plain "equal" is all of `steps`, and "" no numbers. Raises ValueError for what is wrong.
@@ -49,7 +49,7 @@ def parse_weights(text: str, steps: int = MOST) -> tuple[float, ...] | frozenset
         raise ValueError("weights must be finite and not below 0")
     if weights and not any(weights):
         raise ValueError("at least one weight must be above 0")
-    if weights and steps < MOST and len(weights) != steps:
+    if weights and steps < MOST_STEPS and len(weights) != steps:
         raise ValueError(
             f"{len(weights)} weights for {steps} steps; give one for each, t = T first"
         )

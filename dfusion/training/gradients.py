@@ -53,6 +53,21 @@ def transitions(policy: Policy, network: nn.Module, batch: Batch) -> Transitions
     return Transitions(log_prob.unflatten(0, (-1, 2)), mean.unflatten(0, (-1, 2)), output)
 
 
+@dataclass(frozen=True)
+class Whole:
+    """A loss of all N steps together.
+
+    loss: (N,), each step's share. slopes: (N, 3, 2), its derivatives with respect to each step's
+    log-probs, KL to theta_old and KL to the initial model.
+    """
+
+    loss: Tensor
+    slopes: Tensor
+
+    def part(self, steps: slice) -> "Whole":
+        return Whole(self.loss[steps], self.slopes[steps])
+
+
 class Updater:
     """Gradients of one round's losses.
 
@@ -120,11 +135,12 @@ class Updater:
         device, total = self.policy.model.device, len(self.policy.sampler)
         tally = Tally.empty(total, device)
         self._weights = to_device(self.objective.weights(self.policy.sampler), device)
-        whole = self._whole(steps) if self.objective.loss.whole_update else None
+        # A process may have no steps.
+        whole = self._whole(steps) if steps and self.objective.loss.whole_update else None
         advance, done = self.watch(len(steps)), 0
         for chunk, index in self._chunks(steps):
             part = slice(done, done + len(chunk))
-            self._micro_batch(chunk, index, tally, whole and (whole[0][part], whole[1][part]))
+            self._micro_batch(chunk, index, tally, whole and whole.part(part))
             advance(len(chunk))
             done += len(chunk)
         return tally
@@ -139,12 +155,8 @@ class Updater:
             done += len(chunk)
 
     @torch.no_grad()
-    def _whole(self, steps: Sequence[Step]) -> tuple[Tensor, Tensor]:
-        """Evaluate a loss of all steps together, so that the backward pass can go in chunks.
-
-        Returns each step's share of the loss, (N,), and the loss's derivatives, (N, 3, 2), with
-        respect to each step's log-probs, KL to theta_old and KL to the initial model.
-        """
+    def _whole(self, steps: Sequence[Step]) -> Whole:
+        """Evaluate a loss of all steps together, so that the backward pass can go in chunks."""
         rows = []
         for chunk, index in self._chunks(steps):
             batch = self._read(chunk, index)
@@ -159,7 +171,7 @@ class Updater:
             log_prob, kl, far = table.unbind(1)
             loss = self.objective(self._steps(index, log_prob, kl), far).loss
             (slopes,) = torch.autograd.grad(loss, table)
-        return (loss.detach() / len(steps)).expand(len(steps)), slopes
+        return Whole((loss.detach() / len(steps)).expand(len(steps)), slopes)
 
     def broken(self) -> str:
         """The first step with NaN or Inf in the last `backward`, in words; empty if none has."""
@@ -211,25 +223,32 @@ class Updater:
         found = agreement(self.policy, self.objective.loss, batch, both, old)
         return Transitions(found, both, output)
 
-    def _with_loser_held(self, batch: Batch | NoisedBatch, now: Transitions) -> Tensor:
-        """(B, 2): log-probs, with the loser's gradient held back if that is asked for."""
-        if not self.objective.safeguarded:
-            return now.log_prob
+    def _with_loser_held(
+        self, batch: Batch | NoisedBatch, now: Transitions, slopes: Tensor
+    ) -> Tensor:
+        """(B, 2): log-probs, with the loser's gradient held back."""
         if isinstance(batch, Batch):
             pulls = batch.x_next - now.mean.detach()  # times a factor that both sides share
             pulls = pulls if batch.cells is None else pulls * batch.cells[:, None, None]
         else:
             pulls = batch.aim - now.mean.detach()
-        return with_loser_scaled(now.log_prob, loser_scale(pulls, self.objective.loser_limit))
+        scale = loser_scale(pulls, slopes, self.objective.loser_limit)
+        return with_loser_scaled(now.log_prob, scale)
+
+    def _slopes(self, index: Tensor, now: Transitions, kl: Tensor, far: Tensor) -> Tensor:
+        """(B, 2): the derivatives of the steps' losses with respect to their log-probs."""
+        log_prob = now.log_prob.detach().requires_grad_()
+        value = self.objective(self._steps(index, log_prob, kl.detach()), far.detach())
+        return torch.autograd.grad(value.loss.sum(), log_prob)[0]
 
     def _micro_batch(
         self,
         chunk: Sequence[Step],
         index: Tensor,
         tally: Tally,
-        whole: tuple[Tensor, Tensor] | None,
+        whole: Whole | None,
     ) -> None:
-        """whole: this chunk's part of what `_whole` returned, for losses of all steps together."""
+        """whole: this chunk's part, for losses of all steps together."""
         batch, i = self._read(chunk, index), index[:, 1]
         self._meet_initial(chunk, index, batch)
         now = self._evaluate(self.network, batch, index)
@@ -237,16 +256,18 @@ class Updater:
             self._keep_old(index, now)
             self._add_shifts(chunk, batch, now, tally)
         kl, far = self._kls(index, now)
-        log_prob = self._with_loser_held(batch, now)
+        log_prob = now.log_prob
+        if self.objective.safeguarded:
+            slopes = self._slopes(index, now, kl, far) if whole is None else whole.slopes[:, 0]
+            log_prob = self._with_loser_held(batch, now, slopes)
         steps = self._steps(index, log_prob, kl)
         now.output.retain_grad()
         if whole is None:
             value = self.objective(steps, far)
             loss, minimised = value.loss.detach(), value.loss
         else:
-            loss, slopes = whole
-            value = Value(loss)
-            minimised = (slopes * torch.stack([log_prob, kl, far], 1)).sum((1, 2))
+            loss, value = whole.loss, Value(whole.loss)
+            minimised = (whole.slopes * torch.stack([log_prob, kl, far], 1)).sum((1, 2))
         (minimised.sum() * self.loss_scale).backward()
         assert now.output.grad is not None
         sides = now.output.grad.detach().flatten(1).isfinite().all(1).unflatten(0, (-1, 2)).all(1)

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from dfusion.method.ddim import ddim
+from dfusion.method.flow import flow
 from dfusion.method.losses import DDPO, DPO, LOSSES, DiffusionDPO, Steps
 from dfusion.method.objective import Objective
+from dfusion.method.sampler import Sampler
 from dfusion.method.step_weights import Equal, Listed
 from dfusion.settings.steps import parse_weights
 
@@ -65,6 +67,16 @@ def test_weights_of_steps() -> None:
     assert [weights.weighs(i, 3) for i in range(3)] == [True, True, False]
     assert Listed().of(SAMPLER).tolist() == [1] * 20 and Listed().weighs(1, 2)
     assert [Equal(frozenset({3, 2, 1})).weighs(i, 4) for i in range(4)] == [False] + [True] * 3
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [flow(torch.linspace(1, 0, 21), 1.0), SAMPLER.quiet(set(range(15)))],  # first step; first 15
+)
+def test_equal_weights_leave_out_steps_without_noise(sampler: Sampler) -> None:
+    weights, noisy = Equal(frozenset(range(1, 21))).of(sampler), sampler.std > 0
+    assert 0 < int(noisy.sum()) < 20 and not weights[~noisy].any()
+    assert weights[noisy].min() > 0 and float(weights[noisy].mean()) == pytest.approx(1)
 
 
 def test_weights_from_a_flag() -> None:

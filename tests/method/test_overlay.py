@@ -1,6 +1,8 @@
 """The overlay: identities against stock diffusers, Eq. 5 by hand, recorded maps."""
 
 import dataclasses
+import itertools
+import math
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from diffusers_patched import (
     Record,
     UNet2DConditionModel,
 )
+from diffusers_patched.control import mean_map
 from tests.conftest import make_unet
 
 ALL = frozenset(range(5))
@@ -228,6 +231,17 @@ def test_layers_of_other_grids_are_refused(unet: UNet2DConditionModel) -> None:
     x, t, text = inputs()
     with pytest.raises(ValueError, match="different grids"):
         unet(x, t, text, control=AttentionControl(record=Record(ALL, torch.tensor([[1]] * 4))))
+
+
+def test_maps_have_the_grid_that_their_layer_has() -> None:
+    """For all latents up to 64 cells a side, and for those of tall pictures: 640 x 360."""
+    column = Record(frozenset(), torch.zeros(1, 1, dtype=torch.long))
+    for latent in [*itertools.product(range(9, 65, 5), repeat=2), (80, 45), (45, 80), (96, 65)]:
+        for level in range(4):
+            height, width = (math.ceil(side / 2**level) for side in latent)
+            one = torch.arange(height * width).float().reshape(1, -1, 1)
+            picture = mean_map([one], column, latent)
+            assert picture.equal(one.reshape(1, 1, height, width))
 
 
 def test_mask_is_resized_by_nearest_neighbour() -> None:

@@ -88,6 +88,15 @@ def test_updates_equal_plain_loops(
     stir(trainer)
 
 
+def test_a_process_without_steps_has_no_gradient(trainer: Trainer) -> None:
+    """Also of a loss of all steps together."""
+    updater = trainer.updater(trainer.session.policy(0), trainer.data(0))
+    for loss in (DiffusionDPO(), DiffusionKTO()):
+        updater.objective = Objective(loss)
+        assert float(updater.backward([]).of("count").sum()) == 0
+        assert all(p.grad is None or not p.grad.any() for p in trainer.tuning.parameters)
+
+
 def test_an_update_of_fdfo_equals_a_plain_loop(trainer: Trainer) -> None:
     """Each side's reward deviates from the midpoint's by w along e; the output is pulled by e."""
     ours, tally = gradients(
@@ -104,7 +113,7 @@ def test_an_update_of_fdfo_equals_a_plain_loop(trainer: Trainer) -> None:
         rewards = data.advantages(step.pair)
         for side in (0, 1):
             e = (ends[step.pair][side] - ends[step.pair][1 - side]) / 2
-            d = e / e.pow(2).mean()
+            d = e / (e.pow(2).mean() + 1e-6)
             w = (rewards[side] - rewards[1 - side]) / 2
             error = (now[n, side] - (before[n, side] - d)).pow(2).mean()
             ratio = torch.exp(d.pow(2).mean() - error)

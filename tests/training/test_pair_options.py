@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dfusion.method.losses import DDPO, DPO
+from dfusion.method.losses import DDPO, DPO, DiffusionKTO, Loss
 from dfusion.method.masks import cell_weights
 from dfusion.method.objective import Objective
 from dfusion.method.safeguard import loser_scale, with_loser_scaled
@@ -63,26 +63,62 @@ def test_an_empty_mask_and_a_full_one_weigh_all_cells_alike() -> None:
 def test_the_safeguard_by_hand() -> None:
     """|w|^2 is 4. Losers: along w by 8, of which a half is allowed; by 1; against it."""
     pulls = torch.tensor([[[2.0, 0], [4, 1]], [[2, 0], [0.5, 3]], [[2, 0], [-9, 1]]])
-    assert loser_scale(pulls, 1.0).tolist() == [0.5, 1, 1]
-    assert loser_scale(pulls, 0.5).tolist() == [0.25, 1, 1]
-    assert loser_scale(pulls, 0.125).tolist() == [0.0625, 0.5, 1]
+    alike = torch.tensor([[-3.0, 3.0]]).expand(3, 2)
+    assert loser_scale(pulls, alike, 1.0).tolist() == [0.5, 1, 1]
+    assert loser_scale(pulls, alike, 0.5).tolist() == [0.25, 1, 1]
+    assert loser_scale(pulls, alike, 0.125).tolist() == [0.0625, 0.5, 1]
+    # The loss weighs the winner half as much as the loser; or not at all.
+    assert loser_scale(pulls, torch.tensor([[-1.0, 2.0]]).expand(3, 2), 0.5).tolist() == [
+        0.125,
+        1,
+        1,
+    ]
+    assert loser_scale(pulls, torch.tensor([[0.0, 2.0]]).expand(3, 2), 0.5).tolist() == [0, 0, 1]
 
 
 def test_the_winner_keeps_its_share_of_every_step() -> None:
     """One output for both sides: a step along the pair's gradient never lowers the winner's
-    log-prob, and raises it by at least 1 - limit of what the winner alone would give."""
+    log-prob, and raises it by at least 1 - limit of what the winner alone would give, however
+    differently the loss weighs the two."""
     rng = torch.Generator().manual_seed(0)
     for limit in (0.3, 1.0):
-        for _ in range(50):
+        for n in range(50):
             output, *aims = torch.randn((3, 6), generator=rng, dtype=torch.float64)
             output.requires_grad_()
             log_prob = torch.stack([-(output - aim).square().mean() for aim in aims])[None]
             pulls = torch.stack([aim - output.detach() for aim in aims])[None]
-            (alone,) = torch.autograd.grad(log_prob[0, 0], output, retain_graph=True)
-            held = with_loser_scaled(log_prob, loser_scale(pulls, limit))
+            (along,) = torch.autograd.grad(log_prob[0, 0], output, retain_graph=True)
+            slopes = torch.rand((1, 2), generator=rng, dtype=torch.float64) * (n % 5 > 0)
+            held = with_loser_scaled(log_prob, loser_scale(pulls, slopes, limit))
             assert held.equal(log_prob)
-            (step,) = torch.autograd.grad(held[0, 0] - held[0, 1], output)
-            assert step @ alone >= (1 - limit) * alone @ alone - 1e-12
+            winner, loser = slopes[0]
+            (step,) = torch.autograd.grad(winner * held[0, 0] - loser * held[0, 1], output)
+            assert step @ along >= (1 - limit) * winner * along @ along - 1e-12
+
+
+@pytest.mark.parametrize("loss", [DPO(eps=0.1), DPO(eps=0), DiffusionKTO(diffusion_beta=50.0)])
+def test_the_safeguard_knows_how_the_loss_weighs_both_sides(trainer: Trainer, loss: Loss) -> None:
+    """The slopes that it is given, against the gradients of the losses themselves."""
+    policy, data = trainer.session.policy(0), trainer.data(0)
+    updater = trainer.updater(policy, data)
+    updater.objective = Objective(loss, loser_limit=0.5)
+    steps = [Step(p, i) for p in range(4) for i in (1, 2)]
+    updater.remember(steps)
+    updater.fresh = False
+    index = updater._index(steps)
+    updater.old.log_prob += torch.randn(updater.old.log_prob.shape) / 5  # some ratios are clipped
+    asked: list[torch.Tensor] = []
+    updater._with_loser_held = lambda batch, now, slopes: asked.append(slopes) or now.log_prob
+    updater.backward(steps)
+    batch = updater._read(steps, index)
+    log_prob = updater._evaluate(trainer.network, batch, index).log_prob.detach().requires_grad_()
+    zero = torch.zeros_like(log_prob)
+    value = updater.objective(updater._steps(index, log_prob, zero), zero)
+    expected = torch.autograd.grad(value.loss.sum(), log_prob)[0]
+    assert torch.allclose(torch.cat(asked), expected, rtol=1e-4)
+    unlike = (expected[:, 0].abs() / expected[:, 1].abs() - 1).abs() > 0.01
+    assert unlike.any()
+    stir(trainer)
 
 
 def test_the_safeguarded_update_does_not_depend_on_micro_batches(trainer: Trainer) -> None:
@@ -105,7 +141,8 @@ def test_the_safeguarded_gradient_at_the_output(trainer: Trainer) -> None:
         updater.objective = Objective(DPO(eps=0), loser_limit=limit)
         batch = updater._read(steps, updater._index(steps))
         now = updater._evaluate(trainer.network, batch, updater._index(steps))
-        held = updater._with_loser_held(batch, now)
+        alike = torch.ones(4, 2)  # as the difference below weighs both sides
+        held = updater._with_loser_held(batch, now, alike) if limit else now.log_prob
         sides = torch.autograd.grad((held[:, 0] - held[:, 1]).sum(), now.output)[0]
         pulls.append(sides.unflatten(0, (-1, 2)))
     free, held = pulls

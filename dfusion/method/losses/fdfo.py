@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from dfusion.method.losses.contract import ForwardLoss, Noised, Steps, Value
+
+FLOOR = 1e-6  # added to mean e^2, as in the authors' code
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,11 @@ class FDFO(ForwardLoss):
     and its base agree outside the mask, hence d = 0 there.
 
     The paper has a velocity; a prediction of x_0, which points the other way, has d's sign changed.
-    Rewards A are normalised per prompt.
+    Rewards A are normalised per prompt, and clamped to ± adv_clip_max; the paper's are as they are.
     """
 
     eps: float = 0.1
+    adv_clip_max: float = 5.0
     needs_means = True
 
     def agreement(self, noised: Noised) -> Tensor:
@@ -43,11 +45,11 @@ class FDFO(ForwardLoss):
     def pull(x0: Tensor) -> Tensor:
         """d of both sides, from their final latents, (N, 2, C, h, w); 0 for equal images."""
         half = (x0 - x0.flip(1)) / 2
-        size = half.square().mean((2, 3, 4), keepdim=True)
-        return torch.where(size > 0, half / size, 0.0)
+        return half / (half.square().mean((2, 3, 4), keepdim=True) + FLOOR)
 
     def __call__(self, steps: Steps) -> Value:
-        weight = (steps.advantage - steps.advantage.flip(1)) / 2
+        advantage = steps.advantage.clamp(-self.adv_clip_max, self.adv_clip_max)
+        weight = (advantage - advantage.flip(1)) / 2
         gain = weight * steps.ratio
         if self.eps:
             gain = gain - weight.abs() * (steps.ratio - 1).square() / (2 * self.eps)
