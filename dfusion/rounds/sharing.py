@@ -95,8 +95,12 @@ class Lender:
         write_json(aside / "manifest.json", manifest)
         appear(aside, to.folder)
         fused = sum(path.parent.name == "targets" for path in targets)
-        also = ", their scores" * ("images" in kinds) + f" and {fused} targets" * bool(fused)
-        return f"took {len(samples)} samples{also} from {theirs.folder}"
+        taken = [f"{len(samples)} samples"]
+        if "images" in kinds:
+            taken.append("their scores")
+        if fused:
+            taken.append(f"{fused} targets")
+        return f"took {', '.join(taken)} from {theirs.folder}"
 
 
 def check(settings: Settings, prompts: tuple[Prompt, ...]) -> None:

@@ -42,9 +42,8 @@ class Stepper:
             updater.loss_scale = self.scale.value
             tally = updater.backward(update.steps)
             norm, tally = self._over_processes(tally, update.pairs * update.fraction)
-            bad_loss, bad_gradient = (
-                bool(tally.of(f"bad_{x}").any()) for x in ("loss", "gradient")
-            )
+            bad_loss = bool(tally.of("bad_loss").any())
+            bad_gradient = bool(tally.of("bad_gradient").any())
             if math.isfinite(norm) and not bad_loss and not bad_gradient:
                 break
             if bad_loss or not self.scale.lower():

@@ -40,14 +40,21 @@ class Tally:
         shift = (steps.log_prob - steps.old).detach()
         margin = shift[:, 0] - shift[:, 1]
         clipped = torch.zeros_like(shift) if value.clipped is None else value.clipped.float()
-        rows = (
-            *(torch.ones_like(margin), value.loss.detach()),
-            *(steps.kl.detach().mean(-1), kl_initial.detach().mean(-1)),
-            *(steps.ratio.detach().mean(-1), margin, (margin.sign() + 1) / 2),
-            *(clipped.mean(-1), gradient),
-            *(~sound).float().T,
-        )
-        self.sums[: len(MAIN)].index_add_(1, i, torch.stack(rows))
+        bad_loss, bad_gradient = (~sound).float().unbind(-1)
+        rows = {
+            "count": torch.ones_like(margin),
+            "loss": value.loss.detach(),
+            "kl": steps.kl.detach().mean(-1),
+            "kl_initial": kl_initial.detach().mean(-1),
+            "ratio": steps.ratio.detach().mean(-1),
+            "margin": margin,
+            "preferred": (margin.sign() + 1) / 2,
+            "clipped": clipped.mean(-1),
+            "gradient": gradient,
+            "bad_loss": bad_loss,
+            "bad_gradient": bad_gradient,
+        }
+        self.sums[: len(MAIN)].index_add_(1, i, torch.stack([rows[name] for name in MAIN]))
 
     def add_shift(self, i: Tensor, shift: Tensor, counts: Tensor) -> None:
         """shift: (B,) |mean fused - mean unfused| / std of targets, root mean square.

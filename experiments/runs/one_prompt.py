@@ -1,6 +1,6 @@
 """Does training on one prompt leave its partners alone? A control of the testbed.
 
-    python -m experiments.runs.one_prompt [--recipe dpo_dfusion] [--prompts 3] [--rounds 3]
+    python -m experiments.runs.one_prompt [--recipe dpo_dfusion] [--prompts 3] [--set NAME=VALUE]
 
 A policy is trained on one prompt alone. Then the prompt and the two others of its cycle of mistakes
 are sampled with the same noise before and after: the one that the model mistakes it for, and the
@@ -57,8 +57,9 @@ def judged(settings: Settings, texts: list[str], judge: Judge) -> dict[str, list
 
 def measure(text: str, number: int, args: argparse.Namespace, judge: Judge) -> dict[str, Any]:
     """Train on one prompt; how many images of its cycle are right before and after."""
-    name = f"one_prompt_{args.recipe}_{number}"
+    name = f"one_prompt_{args.name or args.recipe}_{number}"
     flags = [f"--recipe={args.recipe}", f"--rounds={args.rounds}", f"--images={args.images}"]
+    flags += [f"--set={change}" for change in args.set]
     named = [f"--name={name}", f"--seed={args.seed}", f"--precision={args.precision}"]
     settings = settings_of(arguments([*flags, *named]))
     settings.prompt_file, settings.train.compare_images = listing([text], name), 0
@@ -82,6 +83,8 @@ def measure(text: str, number: int, args: argparse.Namespace, judge: Judge) -> d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipe", default="dpo_dfusion", choices=RECIPES)
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--name", help="of the figures, where --set is given; default: the recipe")
     parser.add_argument("--prompts", type=int, default=3, help="of template 1, one of each cycle")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=48, help="in each round")
@@ -91,7 +94,7 @@ def main() -> None:
     listed = json.loads(Path(prompts_file("testbed", 1, "train")).read_text())
     judge = Judge.load()
     saved = json.loads(OUT.read_text()) if OUT.exists() else {}
-    rows = saved[args.recipe] = []
+    rows = saved[args.name or args.recipe] = []
     for number, text in enumerate(listed[::3][: args.prompts]):
         rows.append(measure(text, number, args, judge))
         for kind, row in rows[-1].items():

@@ -28,10 +28,14 @@ def pair(
     members: dict[str, list[int]] = {}
     for index, prompt in enumerate(prompts):
         members.setdefault(prompt, []).append(index)
+
+    def group_of(prompt: str, places: list[int]) -> Group:
+        return Group(prompt, [scores[i] for i in places], lambda n: image(places[n]))
+
     pairs: list[Pair] = []
     for prompt, places in members.items():
-        group = Group(prompt, [scores[i] for i in places], lambda n, at=places: image(at[n]))  # type: ignore[misc]
-        pairs += [Pair(prompt, places[reference], places[base]) for reference, base in rule(group)]
+        chosen = rule(group_of(prompt, places))
+        pairs += [Pair(prompt, places[reference], places[base]) for reference, base in chosen]
     return tuple(pairs)
 
 
