@@ -61,6 +61,7 @@ TEMPLATES = ((1,), (2,), (3,), (1, 2, 3))
 PAIRS = (  # D-Fusion's pairs against naive ones, with each loss
     Comparison("dpo_dfusion", "dpo_naive"),
     Comparison("ddpo_dfusion", "ddpo_naive"),
+    Comparison("ddpo_dfusion", "ddpo_naive", seeds=(4, 9)),
     Comparison("dpok_dfusion", "dpok_naive"),
     Comparison("diffusion_dpo_dfusion", "diffusion_dpo_naive", 2, (4, 13)),
     *(Comparison("diffusion_dpo_dfusion", "diffusion_dpo_naive", templates=t) for t in TEMPLATES),
