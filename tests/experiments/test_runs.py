@@ -332,11 +332,13 @@ def test_rates_are_chosen_for_every_recipe_alike_on_prompts_that_nothing_else_us
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(alignment, "DATA", tmp_path)
-    args = sweep.arguments(["rates", "--recipes", *RECIPES])
+    # A recipe named _fast is another one at a higher rate.
+    names = [name for name in RECIPES if not name.endswith("_fast")]
+    args = sweep.arguments(["rates", "--recipes", *names])
     runs = [alignment.arguments(flags) for flags in sweep.runs_of(args).values()]
     settings = [alignment.settings_of(run) for run in runs]
     tried = {(run.recipe, s.train.learning_rate) for run, s in zip(runs, settings, strict=True)}
-    assert tried == {*product(RECIPES, sweep.RATES["testbed"])} and len(tried) == len(runs)
+    assert tried == {*product(names, sweep.RATES["testbed"])} and len(tried) == len(runs)
     assert len({run.exp_name for run in settings}) == len(runs)
     compared = [{**flat(run.to_dict()), "exp_name": ""} for run in settings]
     assert all(a != b for a, b in combinations(compared, 2)), "no recipe is another one"
