@@ -57,7 +57,7 @@ def judged(settings: Settings, texts: list[str], judge: Judge) -> dict[str, list
 
 def measure(text: str, number: int, args: argparse.Namespace, judge: Judge) -> dict[str, Any]:
     """Train on one prompt; how many images of its cycle are right before and after."""
-    name = f"one_prompt_{args.name or args.recipe}_{number}"
+    name = f"one_prompt_{args.name}_{number}"
     flags = [f"--recipe={args.recipe}", f"--rounds={args.rounds}", f"--images={args.images}"]
     flags += [f"--set={change}" for change in args.set]
     named = [f"--name={name}", f"--seed={args.seed}", f"--precision={args.precision}"]
@@ -91,10 +91,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--precision", default="no", choices=("no", "bf16", "fp16"))
     args = parser.parse_args()
+    args.name = args.name or args.recipe
     listed = json.loads(Path(prompts_file("testbed", 1, "train")).read_text())
     judge = Judge.load()
     saved = json.loads(OUT.read_text()) if OUT.exists() else {}
-    rows = saved[args.name or args.recipe] = []
+    rows = saved[args.name] = []
     for number, text in enumerate(listed[::3][: args.prompts]):
         rows.append(measure(text, number, args, judge))
         for kind, row in rows[-1].items():

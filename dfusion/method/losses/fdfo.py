@@ -29,7 +29,7 @@ class FDFO(ForwardLoss):
     and its base agree outside the mask, hence d = 0 there.
 
     The paper has a velocity; a prediction of x_0, which points the other way, has d's sign changed.
-    Rewards A are normalised per prompt, and clamped to ± adv_clip_max; the paper's are as they are.
+    Rewards A are normalised per prompt and clamped to ± adv_clip_max; the paper takes them raw.
     """
 
     eps: float = 0.1
