@@ -80,6 +80,10 @@ RECIPES = {
     "ddpo_naive": Recipe("DDPO", "naive", "ddpo", style=("#56B4E9", "v", "--")),
     "ddpo_dfusion_fast": Recipe("DDPO + D-Fusion, rate 3e-3", method="ddpo", rate=3e-3),
     "ddpo_naive_fast": Recipe("DDPO, rate 3e-3", "naive", "ddpo", rate=3e-3),
+    "ddpo_random": Recipe(
+        "DDPO, mask at a random place", method="ddpo", changes=("mask.place=random",)
+    ),
+    "ddpo_branch": Recipe("DDPO, branches of the base", method="ddpo", changes=BRANCH),
     "dpok_dfusion": Recipe("DPOK + D-Fusion", method="dpok", style=("#000000", "X", "-")),
     "dpok_naive": Recipe("DPOK", "naive", "dpok", style=("#000000", "X", "--")),
     "dpo_inversion": Recipe("DPO, inverted trajectories", "inversion", style=("#999999", "*", ":")),

@@ -6,8 +6,8 @@ At theta = theta_old the gradient of Eq. 6 is, up to a factor, the mean over pai
 
     score(preferred) - score(base),   score(x) = sum over t of grad log p_theta(x_{t-1} | x_t)
 
-so that the score vectors of a round's images tell what any choice of pairs would teach. For n
-pairs, naive and fused, of the same images:
+and that of DDPO (Eq. 8) weights both scores by their advantages. So the score vectors of a round's
+images tell what any choice of pairs would teach. For n pairs, naive and fused, of the same images:
 
 self      expected cosine between the update of n pairs and the update of infinitely many
 gain      cosine between the update of n pairs and the gradient of the share of right images, which
@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from dfusion.errors import ends_in_one_line
+from dfusion.method.advantages import normalised, statistics
 from dfusion.method.sampling import Policy
 from dfusion.models.trainable import tune
 from dfusion.progress import Progress
@@ -156,6 +157,17 @@ class Scores:
         return torch.stack(rows)
 
 
+def advantages(round_: Round, adoption: Sequence[dict[str, float]]) -> dict[str, Tensor]:
+    """(P,) each: normalised rewards of the bases, references and targets, as DDPO has them."""
+    pairs, stats = round_.pairs() or (), statistics(round_.scores_by_text())
+    return {
+        side: torch.tensor(
+            [normalised(r[side], *stats[p.prompt]) for p, r in zip(pairs, adoption, strict=True)]
+        )
+        for side in ("base", "reference", "target")
+    }
+
+
 def measure(settings: Settings, judge: Judge) -> dict[str, object]:
     """Figures of one template: pairs of round 0, the true gradient of another round's samples."""
     session = open_session(settings)
@@ -180,20 +192,34 @@ def measure(settings: Settings, judge: Judge) -> dict[str, object]:
     truth = policy_gradient(others, judged(other, "images", prompts, judge), prompts)
     base, reference = (samples[[getattr(p, s) for p in pairs]] for s in ("base", "reference"))
     adopted = torch.tensor([bool(row["adopted"]) for row in adoption])
+    gain = advantages(paired, adoption)
     kinds = {
-        "naive": reference - base,
-        "dfusion": torch.where(adopted[:, None], targets, reference) - base,
-        "all targets": targets - base,
+        "naive": (reference, gain["reference"]),
+        "dfusion": (
+            torch.where(adopted[:, None], targets, reference),
+            torch.where(adopted, gain["target"], gain["reference"]),
+        ),
+        "all targets": (targets, gain["target"]),
+    }
+    updates = {
+        "dpo": {name: other - base for name, (other, _) in kinds.items()},
+        "ddpo": {
+            name: weight[:, None] * other + gain["base"][:, None] * base
+            for name, (other, weight) in kinds.items()
+        },
     }
     rng = np.random.default_rng(settings.seed)
+
+    def figures(rows: Tensor) -> dict[str, object]:
+        return {str(n): Kind(rows, truth).figures(n, rng) for n in PAIRS if n <= len(pairs)}
+
     return {
         "images": len(prompts),
         "pairs": len(pairs),
         "adopted": round(adopted.float().mean().item(), 4),
         "true gradient known to a cosine of": round(expected_cosine(truth, len(truth)), 4),
-        "kinds": {
-            name: {str(n): Kind(rows, truth).figures(n, rng) for n in PAIRS if n <= len(pairs)}
-            for name, rows in kinds.items()
+        "losses": {
+            loss: {name: figures(rows) for name, rows in of.items()} for loss, of in updates.items()
         },
     }
 
@@ -207,9 +233,11 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], metavar="mask.merge=or")
     parser.add_argument("--name", default="preset", help="what the figures are filed under")
     parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--precision", default="no", choices=("no", "bf16"))
     parser.add_argument("--out", type=Path, default=OUT)
     args = parser.parse_args()
-    flags = [f"--{key}={getattr(args, key)}" for key in ("template", "prompts", "images", "seed")]
+    given = ("template", "prompts", "images", "seed", "precision")
+    flags = [f"--{key}={getattr(args, key)}" for key in given]
     name = f"signal_{args.name}_t{args.template}_s{args.seed}"
     settings = settings_of(arguments([*flags, f"--name={name}", *(f"--set={s}" for s in args.set)]))
     figures = measure(settings, Judge.load())

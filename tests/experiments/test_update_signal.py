@@ -2,17 +2,20 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from dfusion.method.pairing import Pair
 from dfusion.method.sampling import Policy
 from dfusion.models.stable_diffusion import StableDiffusion
 from dfusion.models.trainable import tune
 from dfusion.settings.schema import Train
 from experiments.runs.update_signal import (
     Kind,
+    advantages,
     expected_cosine,
     policy_gradient,
     score_vector,
@@ -67,6 +70,24 @@ def test_gain_and_accuracy_of_pairs_that_agree_and_of_pairs_that_do_not() -> Non
     assert abs(np.mean([*noise.gains(64, rng)])) < 0.3
     assert np.mean([*good.accuracies(64, rng)]) > 0.95
     assert np.mean([*noise.accuracies(64, rng)]) == pytest.approx(0.5, abs=0.06)
+
+
+def test_advantages_by_hand() -> None:
+    """Targets are normalised by the plain samples of their prompt: mean 2 and deviation 1 of a."""
+    round_ = SimpleNamespace(
+        pairs=lambda: (
+            Pair(prompt="a", base=0, reference=1),
+            Pair(prompt="b", base=2, reference=3),
+        ),
+        scores_by_text=lambda: {"a": [1.0, 3.0], "b": [0.0, 1.0]},
+    )
+    rows = [
+        {"base": 1.0, "reference": 3.0, "target": 5.0},
+        {"base": 0.0, "reference": 1.0, "target": 0.25},
+    ]
+    found = advantages(round_, rows)  # type: ignore[arg-type]
+    for side, expected in {"base": [-1, -1], "reference": [1, 1], "target": [3, -0.5]}.items():
+        assert found[side].tolist() == pytest.approx(expected, abs=1e-4)
 
 
 def test_score_vector_is_the_slope_of_the_log_prob(tmp_path: Path) -> None:
