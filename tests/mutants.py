@@ -41,6 +41,7 @@ MUTANTS = [
     ("experiments/runs/table.py", "computation(other) / computation(run)", "computation(run) / computation(other)", "experiments/test_table"),
     ("experiments/runs/table.py", "gain_at(run, right, rounds * share) - gain_at(other, right, rounds)", "gain_at(run, right, rounds * share)", "experiments/test_table"),
     ("experiments/runs/leads.py", "if len(v) == len(self.templates)", "", "experiments/test_table"),
+    ("experiments/runs/table.py", "other_rounds or rounds", "rounds", "experiments/test_table"),
     ("experiments/runs/table.py", 'if k != "comparing"', "", "experiments/test_table"),
     ("dfusion/api/trainer.py", "return 0 if self.preferences[p].base_preferred", "return 1 if self.preferences[p].base_preferred", "test_api"),
     ("dfusion/method/prompts.py", "starts = [1 + sum", "starts = [sum", "method/test_prompts"),

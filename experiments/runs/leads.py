@@ -30,30 +30,41 @@ from experiments.runs.table import leads, spread
 HEADING = ("recipe", "against", "template", "images", "seeds", "lead", "lead, equal computation")
 
 
+def went_as_far(runs: list[Run], rounds: int) -> dict[int, Run]:
+    """Those that were compared after so many rounds, by seed."""
+    return {run["settings"]["seed"]: run for run in runs if rounds in at(run)}
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Of two recipes, after so many rounds, on the seeds from first to last; of several templates,
-    their mean for each seed."""
+    their mean for each seed. against_rounds: the other recipe's, if it has more."""
 
     recipe: str
     against: str
     rounds: int = 4
     seeds: tuple[int, int] = (1, 3)
     templates: tuple[int, ...] = (1,)
+    against_rounds: int | None = None
 
-    def of(self, runs: list[Run]) -> dict[int, Run]:
-        """Those that went as far, by seed."""
-        return {run["settings"]["seed"]: run for run in runs if self.rounds in at(run)}
+    @property
+    def images(self) -> str:
+        used = [SAMPLED * n for n in (self.rounds, self.against_rounds) if n]
+        return " against ".join(map(str, used))
 
     def found(self, runs: Runs, equal_computation: bool = False) -> list[float]:
         """Leads in points, one a seed that has all runs."""
         by_seed: dict[int, list[float]] = defaultdict(list)
         for template in self.templates:
-            ours, theirs = (self.of(runs[template].get(n, [])) for n in (self.recipe, self.against))
+            ours = went_as_far(runs[template].get(self.recipe, []), self.rounds)
+            rounds = self.against_rounds or self.rounds
+            theirs = went_as_far(runs[template].get(self.against, []), rounds)
             for seed in range(self.seeds[0], self.seeds[1] + 1):
                 if seed in ours and seed in theirs:
                     pair = [ours[seed]], [theirs[seed]]
-                    by_seed[seed] += leads(*pair, self.rounds, equal_computation)
+                    by_seed[seed] += leads(
+                        *pair, self.rounds, equal_computation, self.against_rounds
+                    )
         return [float(np.mean(v)) for v in by_seed.values() if len(v) == len(self.templates)]
 
 
@@ -71,11 +82,16 @@ PAIRS = (  # D-Fusion's pairs against naive ones, with each loss
     Comparison("diffusion_dpo_prop_all", "diffusion_dpo_naive", 2, (7, 12)),
     Comparison("fdfo_prop_all", "fdfo_naive", 2, (4, 18)),
 )
+IMAGES = tuple(  # how many images naive pairs need for what D-Fusion's pairs gain from 192
+    Comparison("ddpo_dfusion", "ddpo_naive", seeds=(9, 11), against_rounds=n) for n in (4, 8, 12)
+)
 PARTS = (  # the method against what lacks a part of it
     Comparison("diffusion_dpo_dfusion", "diffusion_dpo_random"),
     Comparison("diffusion_dpo_dfusion", "diffusion_dpo_branch"),
     Comparison("diffusion_dpo_dfusion", "diffusion_dpo_renoise"),
     Comparison("diffusion_dpo_dfusion", "diffusion_dpo_all"),
+    *(Comparison("ddpo_dfusion", name, seeds=(1, 6)) for name in ("ddpo_random", "ddpo_branch")),
+    *(Comparison(name, "ddpo_naive", seeds=(1, 6)) for name in ("ddpo_random", "ddpo_branch")),
     Comparison("dpo_dfusion", "dpo_inversion"),
     Comparison("dpo_dfusion", "dpo_or"),
 )
@@ -89,8 +105,13 @@ Row = tuple[Comparison, list[float], list[float]]
 
 def rows(comparisons: Sequence[Comparison], runs: Runs) -> list[Row]:
     """The comparisons that two or more seeds have, with their leads."""
-    every = [(one, one.found(runs), one.found(runs, equal_computation=True)) for one in comparisons]
-    return [row for row in every if len(row[1]) > 1]
+    found = []
+    for one in comparisons:
+        images = one.found(runs)
+        computation = [] if one.against_rounds else one.found(runs, equal_computation=True)
+        if len(images) > 1:
+            found.append((one, images, computation))
+    return found
 
 
 def listed(templates: Sequence[int]) -> str:
@@ -101,9 +122,10 @@ def markdown(found: list[Row]) -> str:
     lines = ["| " + " | ".join(HEADING) + " |", "|" + "---|" * len(HEADING)]
     for one, images, computation in found:
         what = [RECIPES[name].label for name in (one.recipe, one.against)]
-        size = [listed(one.templates), str(SAMPLED * one.rounds), str(len(images))]
+        size = [listed(one.templates), one.images, str(len(images))]
         # A recipe that is cheaper has no figure at the other's computation.
-        wide = "" if np.isnan(computation).any() else spread(computation, None, 0)
+        known = computation and not np.isnan(computation).any()
+        wide = spread(computation, None, 0) if known else ""
         lines.append("| " + " | ".join([*what, *size, spread(images, None, 0), wide]) + " |")
     return "\n".join(lines)
 
@@ -120,8 +142,9 @@ def draw(found: list[Row], path: Path) -> None:
             if not np.isnan(values).any():
                 mean, half = over_seeds(values)
                 axes.errorbar(mean, place + up, xerr=half, fmt=mark, color=colour, capsize=2)
-        size = f"{SAMPLED * one.rounds} images, {len(images)} seeds"
-        labels.append(f"{RECIPES[one.recipe].label}: template {listed(one.templates)}, {size}")
+        seeds = f"{len(images)} seeds from {one.seeds[0]}"
+        size = f"template {listed(one.templates)}, {one.images} images, {seeds}"
+        labels.append(f"{RECIPES[one.recipe].label}: {size}")
     axes.errorbar([], [], fmt="s", color="#0072B2", label="from as many images")
     axes.errorbar([], [], fmt="o", color="#E69F00", label="from as much computation")
     axes.legend(fontsize=8)
@@ -138,7 +161,8 @@ def draw(found: list[Row], path: Path) -> None:
 @ends_in_one_line()
 def main() -> None:
     runs, out = load(RESULTS / "testbed" / "few"), RESULTS / "testbed" / "leads.png"
-    for title, comparisons in {"Pairs": PAIRS, "Parts": PARTS, "Losses": LOSSES}.items():
+    titles = {"Pairs": PAIRS, "Images": IMAGES, "Parts": PARTS, "Losses": LOSSES}
+    for title, comparisons in titles.items():
         print(f"{title}\n\n{markdown(rows(comparisons, runs))}\n")
     draw(rows(PAIRS, runs), out)
     print(f"Wrote {out}")

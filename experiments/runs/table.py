@@ -65,19 +65,24 @@ def spread(values: Values, wide: float | None, digits: int = 3) -> str:
 
 
 def leads(
-    seeds: list[Run], others: list[Run], rounds: int, equal_computation: bool = False
+    seeds: list[Run],
+    others: list[Run],
+    rounds: int,
+    equal_computation: bool = False,
+    other_rounds: int | None = None,
 ) -> list[float]:
     """How many points more were gained than by the other recipe's run of the same seed.
 
-    After as many rounds; or from as many evaluations as the other run took for them.
+    After as many rounds; from as many evaluations as the other run took for them; or than the other
+    run gained in `other_rounds`.
     """
     right, found = EACH["judge"], []
     theirs = {run["settings"]["seed"]: run for run in others}
     for run in seeds:
         if other := theirs.get(run["settings"]["seed"]):
             share = computation(other) / computation(run) if equal_computation else 1
-            lead = gain_at(run, right, rounds * share) - gain_at(other, right, rounds)
-            found.append(100 * lead)
+            ours = gain_at(run, right, rounds * share)
+            found.append(100 * (ours - gain_at(other, right, other_rounds or rounds)))
     return found
 
 

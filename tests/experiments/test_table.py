@@ -164,8 +164,30 @@ def test_comparisons_are_on_the_seeds_asked_for(tmp_path: Path) -> None:
     assert (tmp_path / "leads.png").exists()
 
 
+def test_rounds_of_the_other_recipe_may_differ() -> None:
+    """What it gained from more images is taken away; runs that did not go as far are left out."""
+    runs: Runs = {
+        1: {
+            "dpo_dfusion": [run([2, 4, 8], seed=k) for k in (1, 2)],
+            "dpo_naive": [run([2, 2, 6], seed=1), run([2, 3], seed=2)],
+        }
+    }
+    one = Comparison("dpo_dfusion", "dpo_naive", rounds=1, seeds=(1, 2), against_rounds=2)
+    assert one.found(runs) == [-25]  # 25 points after a round, 50 after two
+    runs[1]["dpo_naive"][1] = run([2, 2, 2], seed=2)
+    ((_, images, computation),) = rows([one], runs)
+    assert images == [-25, 25] and computation == []
+    last = leads_table.markdown(rows([one], runs)).splitlines()[-1]
+    assert last.startswith("| DPO + D-Fusion | naive DPO | 1 | 48 against 96 | 2 | +0 ± 318 |  |")
+
+
 def test_every_comparison_is_of_known_recipes() -> None:
-    for one in (*leads_table.PAIRS, *leads_table.PARTS, *leads_table.LOSSES):
+    for one in (
+        *leads_table.PAIRS,
+        *leads_table.IMAGES,
+        *leads_table.PARTS,
+        *leads_table.LOSSES,
+    ):
         assert {one.recipe, one.against} <= set(RECIPES)
     for one in leads_table.PAIRS:
         ours, theirs = RECIPES[one.recipe], RECIPES[one.against]
