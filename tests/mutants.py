@@ -40,7 +40,7 @@ MUTANTS = [
     ("dfusion/training/gradients.py", "log_prob[n, side]", "log_prob[n, 1]", "training/test_both_ways"),
     ("experiments/runs/table.py", "computation(other) / computation(run)", "computation(run) / computation(other)", "experiments/test_table"),
     ("experiments/runs/table.py", "(ours - gain_at(other, right, other_rounds or rounds))", "ours", "experiments/test_table"),
-    ("experiments/runs/leads.py", "if len(v) == len(self.templates)", "", "experiments/test_table"),
+    ("experiments/runs/leads.py", "if len(pairs) == len(self.templates)", "", "experiments/test_table"),
     ("experiments/runs/table.py", "other_rounds or rounds", "rounds", "experiments/test_table"),
     ("experiments/runs/table.py", 'if k != "comparing"', "", "experiments/test_table"),
     ("dfusion/api/trainer.py", "return 0 if self.preferences[p].base_preferred", "return 1 if self.preferences[p].base_preferred", "test_api"),

@@ -3,9 +3,10 @@
     python -m experiments.runs.leads
 
 Each row compares two recipes of short runs (`experiments.runs.few`), paired by seed: how many
-points more of the images are right, by the judge, from as many images and from as much computation
-(see `experiments.runs.table`). Intervals are Student's t over seeds, 95 %. Rows of which fewer than
-two seeds have been run are left out. The figure is results/testbed/leads.png.
+points more of the images are right, by the judge, than before training, and by how much one recipe
+leads, from as many images and from as much computation (see `experiments.runs.table`). Intervals
+are Student's t over seeds, 95 %. Rows of which fewer than two seeds have been run are left out. The
+figure is results/testbed/leads.png.
 """
 
 from collections import defaultdict
@@ -22,12 +23,22 @@ import numpy as np
 from dfusion.errors import ends_in_one_line
 from experiments.measures.intervals import over_seeds
 from experiments.runs.alignment import RESULTS
-from experiments.runs.alignment_plot import Run, Runs, at, load
+from experiments.runs.alignment_plot import EACH, Run, Runs, at, load
 from experiments.runs.few import SAMPLED
 from experiments.runs.recipes import RECIPES
-from experiments.runs.table import leads, spread
+from experiments.runs.table import gain_at, leads, spread
 
-HEADING = ("recipe", "against", "template", "images", "seeds", "lead", "lead, equal computation")
+HEADING = (
+    "recipe",
+    "against",
+    "template",
+    "images",
+    "seeds",
+    "gained",
+    "the other gained",
+    "lead",
+    "lead, equal computation",
+)
 
 
 def went_as_far(runs: list[Run], rounds: int) -> dict[int, Run]:
@@ -52,20 +63,42 @@ class Comparison:
         used = [SAMPLED * n for n in (self.rounds, self.against_rounds) if n]
         return " against ".join(map(str, used))
 
-    def found(self, runs: Runs, equal_computation: bool = False) -> list[float]:
-        """Leads in points, one a seed that has all runs."""
-        by_seed: dict[int, list[float]] = defaultdict(list)
+    def pairs(self, runs: Runs) -> list[list[tuple[Run, Run]]]:
+        """The runs of both recipes, one pair a template, of each seed that has all of them."""
+        by_seed: dict[int, list[tuple[Run, Run]]] = defaultdict(list)
         for template in self.templates:
             ours = went_as_far(runs[template].get(self.recipe, []), self.rounds)
             rounds = self.against_rounds or self.rounds
             theirs = went_as_far(runs[template].get(self.against, []), rounds)
             for seed in range(self.seeds[0], self.seeds[1] + 1):
                 if seed in ours and seed in theirs:
-                    pair = [ours[seed]], [theirs[seed]]
-                    by_seed[seed] += leads(
-                        *pair, self.rounds, equal_computation, self.against_rounds
-                    )
-        return [float(np.mean(v)) for v in by_seed.values() if len(v) == len(self.templates)]
+                    by_seed[seed].append((ours[seed], theirs[seed]))
+        return [pairs for pairs in by_seed.values() if len(pairs) == len(self.templates)]
+
+    def gained(self, runs: Runs) -> tuple[float, float]:
+        """Points that both recipes gained, means over the seeds."""
+        pairs = [pair for of_seed in self.pairs(runs) for pair in of_seed]
+        rounds = self.rounds, self.against_rounds or self.rounds
+        ours, theirs = (
+            100
+            * float(np.mean([gain_at(pair[side], EACH["judge"], rounds[side]) for pair in pairs]))
+            for side in (0, 1)
+        )
+        return ours, theirs
+
+    def found(self, runs: Runs, equal_computation: bool = False) -> list[float]:
+        """Leads in points, one a seed."""
+        return [
+            float(
+                np.mean(
+                    [
+                        leads([a], [b], self.rounds, equal_computation, self.against_rounds)
+                        for a, b in pairs
+                    ]
+                )
+            )
+            for pairs in self.pairs(runs)
+        ]
 
 
 TEMPLATES = ((1,), (2,), (3,), (1, 2, 3))
@@ -100,17 +133,27 @@ LOSSES = (  # losses on the same pairs
     Comparison("fdfo_naive", "diffusion_dpo_naive", 2, (5, 9)),
     Comparison("diffusion_dpo_naive", "dpo_naive"),
 )
-Row = tuple[Comparison, list[float], list[float]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was found: points gained by both, and leads, one a seed; computation: leads from as
+    much computation, empty for unequal numbers of images."""
+
+    of: Comparison
+    gained: tuple[float, float]
+    images: list[float]
+    computation: list[float]
 
 
 def rows(comparisons: Sequence[Comparison], runs: Runs) -> list[Row]:
-    """The comparisons that two or more seeds have, with their leads."""
+    """The comparisons that two or more seeds have."""
     found = []
     for one in comparisons:
         images = one.found(runs)
         computation = [] if one.against_rounds else one.found(runs, equal_computation=True)
         if len(images) > 1:
-            found.append((one, images, computation))
+            found.append(Row(one, one.gained(runs), images, computation))
     return found
 
 
@@ -120,13 +163,14 @@ def listed(templates: Sequence[int]) -> str:
 
 def markdown(found: list[Row]) -> str:
     lines = ["| " + " | ".join(HEADING) + " |", "|" + "---|" * len(HEADING)]
-    for one, images, computation in found:
-        what = [RECIPES[name].label for name in (one.recipe, one.against)]
-        size = [listed(one.templates), one.images, str(len(images))]
+    for row in found:
+        what = [RECIPES[name].label for name in (row.of.recipe, row.of.against)]
+        size = [listed(row.of.templates), row.of.images, str(len(row.images))]
+        gained = [f"{points:+.0f}" for points in row.gained]
         # A recipe that is cheaper has no figure at the other's computation.
-        known = computation and not np.isnan(computation).any()
-        wide = spread(computation, None, 0) if known else ""
-        lines.append("| " + " | ".join([*what, *size, spread(images, None, 0), wide]) + " |")
+        known = row.computation and not np.isnan(row.computation).any()
+        lead = [spread(row.images, None, 0), spread(row.computation, None, 0) if known else ""]
+        lines.append("| " + " | ".join([*what, *size, *gained, *lead]) + " |")
     return "\n".join(lines)
 
 
@@ -134,17 +178,17 @@ def draw(found: list[Row], path: Path) -> None:
     """A row for each comparison with naive pairs: both leads with their intervals."""
     figure, axes = plt.subplots(figsize=(11, 0.36 * len(found) + 1.1), layout="constrained")
     labels = []
-    for place, (one, images, computation) in enumerate(found):
+    for place, row in enumerate(found):
         for values, up, colour, mark in (
-            (images, -0.14, "#0072B2", "s"),
-            (computation, 0.14, "#E69F00", "o"),
+            (row.images, -0.14, "#0072B2", "s"),
+            (row.computation, 0.14, "#E69F00", "o"),
         ):
             if not np.isnan(values).any():
                 mean, half = over_seeds(values)
                 axes.errorbar(mean, place + up, xerr=half, fmt=mark, color=colour, capsize=2)
-        seeds = f"{len(images)} seeds from {one.seeds[0]}"
-        size = f"template {listed(one.templates)}, {one.images} images, {seeds}"
-        labels.append(f"{RECIPES[one.recipe].label}: {size}")
+        seeds = f"{len(row.images)} seeds from {row.of.seeds[0]}"
+        size = f"template {listed(row.of.templates)}, {row.of.images} images, {seeds}"
+        labels.append(f"{RECIPES[row.of.recipe].label}: {size}")
     axes.errorbar([], [], fmt="s", color="#0072B2", label="from as many images")
     axes.errorbar([], [], fmt="o", color="#E69F00", label="from as much computation")
     axes.legend(fontsize=8)

@@ -157,9 +157,9 @@ def test_comparisons_are_on_the_seeds_asked_for(tmp_path: Path) -> None:
     both = replace(one, seeds=(1, 9), templates=(1, 2))
     assert both.found(runs) == [25, 12.5]  # (50 + 0) / 2 and (50 - 25) / 2; no third seed
     found = rows([one, replace(one, seeds=(1, 1)), both], runs)
-    assert [row[0] for row in found] == [one, both]  # an interval needs two seeds
+    assert [row.of for row in found] == [one, both]  # an interval needs two seeds
     last = leads_table.markdown(found[:1]).splitlines()[-1]
-    assert last == "| DPO + D-Fusion | naive DPO | 1 | 96 | 2 | +50 ± 0 | +50 ± 0 |"
+    assert last == "| DPO + D-Fusion | naive DPO | 1 | 96 | 2 | +62 | +12 | +50 ± 0 | +50 ± 0 |"
     leads_table.draw(found, tmp_path / "leads.png")
     assert (tmp_path / "leads.png").exists()
 
@@ -175,10 +175,10 @@ def test_rounds_of_the_other_recipe_may_differ() -> None:
     one = Comparison("dpo_dfusion", "dpo_naive", rounds=1, seeds=(1, 2), against_rounds=2)
     assert one.found(runs) == [-25]  # 25 points after a round, 50 after two
     runs[1]["dpo_naive"][1] = run([2, 2, 2], seed=2)
-    ((_, images, computation),) = rows([one], runs)
-    assert images == [-25, 25] and computation == []
-    last = leads_table.markdown(rows([one], runs)).splitlines()[-1]
-    assert last.startswith("| DPO + D-Fusion | naive DPO | 1 | 48 against 96 | 2 | +0 ± 318 |  |")
+    (found,) = rows([one], runs)
+    assert found.images == [-25, 25] and found.computation == []
+    last = leads_table.markdown([found]).splitlines()[-1].split(" | ")
+    assert last[2:] == ["1", "48 against 96", "2", "+25", "+25", "+0 ± 318", " |"]
 
 
 def test_every_comparison_is_of_known_recipes() -> None:
