@@ -2,8 +2,8 @@
 
 Left alone, a small network takes outlines from each token's own noisy latent and only style from
 attention. So in some rows of a batch ("guests") keys and values of self-attention come from
-another row (the "host", at the same time and with the same prompt), the latent shows the host's
-scene mixed with another one, and the noise to be predicted is the one that leads to the host's
+another row (the "host", at the same time and with the same prompt), the latent shows the row's own
+scene mixed with the host's, and the noise to be predicted is the one that leads to the host's
 scene. What a host shows must then be read from its keys and values.
 """
 
