@@ -79,26 +79,20 @@ class Comparison:
         """Points that both recipes gained, means over the seeds."""
         pairs = [pair for of_seed in self.pairs(runs) for pair in of_seed]
         rounds = self.rounds, self.against_rounds or self.rounds
-        ours, theirs = (
-            100
-            * float(np.mean([gain_at(pair[side], EACH["judge"], rounds[side]) for pair in pairs]))
-            for side in (0, 1)
-        )
-        return ours, theirs
+
+        def gain(side: int) -> float:
+            gains = [gain_at(pair[side], EACH["judge"], rounds[side]) for pair in pairs]
+            return 100 * float(np.mean(gains))
+
+        return gain(0), gain(1)
 
     def found(self, runs: Runs, equal_computation: bool = False) -> list[float]:
         """Leads in points, one a seed."""
-        return [
-            float(
-                np.mean(
-                    [
-                        leads([a], [b], self.rounds, equal_computation, self.against_rounds)
-                        for a, b in pairs
-                    ]
-                )
-            )
-            for pairs in self.pairs(runs)
-        ]
+
+        def lead(ours: Run, theirs: Run) -> float:
+            return leads([ours], [theirs], self.rounds, equal_computation, self.against_rounds)[0]
+
+        return [float(np.mean([lead(*pair) for pair in pairs])) for pairs in self.pairs(runs)]
 
 
 TEMPLATES = ((1,), (2,), (3,), (1, 2, 3))
@@ -106,6 +100,7 @@ PAIRS = (  # D-Fusion's pairs against naive ones, with each loss
     Comparison("dpo_dfusion", "dpo_naive"),
     Comparison("ddpo_dfusion", "ddpo_naive"),
     Comparison("ddpo_dfusion", "ddpo_naive", seeds=(4, 9)),
+    Comparison("ddpo_dfusion", "ddpo_naive", seeds=(1, 11)),
     Comparison("dpok_dfusion", "dpok_naive"),
     Comparison("diffusion_dpo_dfusion", "diffusion_dpo_naive", 2, (4, 13)),
     *(Comparison("diffusion_dpo_dfusion", "diffusion_dpo_naive", templates=t) for t in TEMPLATES),
