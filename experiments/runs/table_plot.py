@@ -3,8 +3,8 @@
     python -m experiments.runs.table_plot [--runs few --rounds 4 --beside diffusion_dpo_naive]
 
 Left: the gain in right images, by the judge, of each run, coloured by seed, with the mean as a
-bar. Right: the lead over the recipe that --beside names, the mean over the seeds that both have
-with its 95 % interval (Student's t). Writes results/<preset>/<runs>_table.png.
+bar. Right: the lead over the recipe that --beside names, the mean over the seeds that both have, if
+three or more, with its 95 % interval (Student's t). Writes results/<preset>/<runs>_table.png.
 """
 
 from collections.abc import Mapping
@@ -40,10 +40,10 @@ def draw_gains(axes: Axes, runs: Mapping[str, list[Run]], rounds: int) -> None:
 
 
 def draw_leads(axes: Axes, runs: Mapping[str, list[Run]], beside: str, rounds: int) -> None:
-    """Mean leads with their intervals, where there are two or more."""
+    """Mean leads with their intervals, where there are three or more: two give very wide ones."""
     for place, (name, seeds) in enumerate(runs.items()):
         found = leads(seeds, runs[beside], rounds)
-        if name != beside and len(found) > 1:
+        if name != beside and len(found) > 2:
             mean, half = over_seeds(found)
             axes.errorbar(mean, place, xerr=half, fmt="s", color="#0072B2", capsize=3)
     axes.set_title(f"lead over {RECIPES[beside].label}, points", fontsize=10)

@@ -126,12 +126,15 @@ def test_runs_are_chosen_by_seed_and_drawn(tmp_path: Path, monkeypatch: pytest.M
         "dpo_dfusion": [2, 3],
         "dpo_naive": [2, 3],
     }
-    assert len(table.chosen(table.arguments("a table", flags))["dpo_naive"]) == 3
+    every = table.chosen(table.arguments("a table", flags))
+    assert len(every["dpo_naive"]) == 3
     with pytest.raises(UserError, match="no run of template 2"):
         table.chosen(table.arguments("a table", [*flags, "--template=2"]))
     figure, (left, right) = plt.subplots(1, 2)
     table_plot.draw_gains(left, runs, 2)
     table_plot.draw_leads(right, runs, "dpo_naive", 2)
+    assert not right.containers  # two seeds
+    table_plot.draw_leads(right, every, "dpo_naive", 2)
     dots = [tuple(line.get_xdata()) for line in left.lines if len(line.get_xdata())]
     assert dots == [(75, 75), (75,), (75,), (25, 25), (25,), (25,)]  # a bar, then both runs
     assert [tuple(c[0].get_xdata()) for c in right.containers] == [(50,)]  # none for --beside
