@@ -23,10 +23,10 @@ import numpy as np
 from dfusion.errors import ends_in_one_line
 from experiments.measures.intervals import over_seeds
 from experiments.runs.alignment import RESULTS
-from experiments.runs.alignment_plot import EACH, Run, Runs, at, load
+from experiments.runs.alignment_plot import Run, Runs, at, load
 from experiments.runs.few import SAMPLED
 from experiments.runs.recipes import RECIPES
-from experiments.runs.table import gain_at, leads, spread
+from experiments.runs.table import points_gained, spread
 
 HEADING = (
     "recipe",
@@ -63,36 +63,27 @@ class Comparison:
         used = [SAMPLED * n for n in (self.rounds, self.against_rounds) if n]
         return " against ".join(map(str, used))
 
-    def pairs(self, runs: Runs) -> list[list[tuple[Run, Run]]]:
-        """The runs of both recipes, one pair a template, of each seed that has all of them."""
-        by_seed: dict[int, list[tuple[Run, Run]]] = defaultdict(list)
+    @property
+    def other_rounds(self) -> int:
+        return self.against_rounds or self.rounds
+
+    def gained(self, runs: Runs, equal_computation: bool = False) -> np.ndarray:
+        """Points that both recipes gained, (S, 2), of each seed that has all runs."""
+        by_seed: dict[int, list[tuple[float, float]]] = defaultdict(list)
         for template in self.templates:
             ours = went_as_far(runs[template].get(self.recipe, []), self.rounds)
-            rounds = self.against_rounds or self.rounds
-            theirs = went_as_far(runs[template].get(self.against, []), rounds)
+            theirs = went_as_far(runs[template].get(self.against, []), self.other_rounds)
             for seed in range(self.seeds[0], self.seeds[1] + 1):
                 if seed in ours and seed in theirs:
-                    by_seed[seed].append((ours[seed], theirs[seed]))
-        return [pairs for pairs in by_seed.values() if len(pairs) == len(self.templates)]
-
-    def gained(self, runs: Runs) -> tuple[float, float]:
-        """Points that both recipes gained, means over the seeds."""
-        pairs = [pair for of_seed in self.pairs(runs) for pair in of_seed]
-        rounds = self.rounds, self.against_rounds or self.rounds
-
-        def gain(side: int) -> float:
-            gains = [gain_at(pair[side], EACH["judge"], rounds[side]) for pair in pairs]
-            return 100 * float(np.mean(gains))
-
-        return gain(0), gain(1)
+                    pair, rounds = (ours[seed], theirs[seed]), (self.rounds, self.other_rounds)
+                    by_seed[seed].append(points_gained(*pair, *rounds, equal_computation))
+        every = [np.mean(v, axis=0) for v in by_seed.values() if len(v) == len(self.templates)]
+        return np.array(every).reshape(-1, 2)
 
     def found(self, runs: Runs, equal_computation: bool = False) -> list[float]:
         """Leads in points, one a seed."""
-
-        def lead(ours: Run, theirs: Run) -> float:
-            return leads([ours], [theirs], self.rounds, equal_computation, self.against_rounds)[0]
-
-        return [float(np.mean([lead(*pair) for pair in pairs])) for pairs in self.pairs(runs)]
+        ours, theirs = self.gained(runs, equal_computation).T
+        return [float(lead) for lead in ours - theirs]
 
 
 TEMPLATES = ((1,), (2,), (3,), (1, 2, 3))
@@ -132,11 +123,12 @@ LOSSES = (  # losses on the same pairs
 
 @dataclass(frozen=True)
 class Row:
-    """What was found: points gained by both, and leads, one a seed; computation: leads from as
-    much computation, empty for unequal numbers of images."""
+    """What was found. gained: points, by both, means over seeds. images, computation: leads from as
+    many images and from as much computation, one a seed; none of the latter where the numbers of
+    images differ."""
 
     of: Comparison
-    gained: tuple[float, float]
+    gained: np.ndarray
     images: list[float]
     computation: list[float]
 
@@ -148,7 +140,7 @@ def rows(comparisons: Sequence[Comparison], runs: Runs) -> list[Row]:
         images = one.found(runs)
         computation = [] if one.against_rounds else one.found(runs, equal_computation=True)
         if len(images) > 1:
-            found.append(Row(one, one.gained(runs), images, computation))
+            found.append(Row(one, one.gained(runs).mean(0), images, computation))
     return found
 
 

@@ -64,25 +64,29 @@ def spread(values: Values, wide: float | None, digits: int = 3) -> str:
     return said if half is None else f"{said} ± {half:.{digits}f}{mark}"
 
 
+def points_gained(
+    run: Run, other: Run, rounds: int, other_rounds: int, equal_computation: bool = False
+) -> tuple[float, float]:
+    """By both runs, each after its rounds; equal_computation: by the first from as many evaluations
+    as the second took for `rounds`."""
+    share = computation(other) / computation(run) if equal_computation else 1
+    right = EACH["judge"]
+    return 100 * gain_at(run, right, rounds * share), 100 * gain_at(other, right, other_rounds)
+
+
 def leads(
-    seeds: list[Run],
-    others: list[Run],
-    rounds: int,
-    equal_computation: bool = False,
-    other_rounds: int | None = None,
+    seeds: list[Run], others: list[Run], rounds: int, equal_computation: bool = False
 ) -> list[float]:
     """How many points more were gained than by the other recipe's run of the same seed.
 
-    After as many rounds; from as many evaluations as the other run took for them; or than the other
-    run gained in `other_rounds`.
+    After as many rounds; or from as many evaluations as the other run took for them.
     """
-    right, found = EACH["judge"], []
+    found = []
     theirs = {run["settings"]["seed"]: run for run in others}
     for run in seeds:
         if other := theirs.get(run["settings"]["seed"]):
-            share = computation(other) / computation(run) if equal_computation else 1
-            ours = gain_at(run, right, rounds * share)
-            found.append(100 * (ours - gain_at(other, right, other_rounds or rounds)))
+            ours, its = points_gained(run, other, rounds, rounds, equal_computation)
+            found.append(ours - its)
     return found
 
 

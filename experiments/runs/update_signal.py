@@ -158,7 +158,7 @@ class Scores:
 
 
 def advantages(round_: Round, adoption: Sequence[dict[str, float]]) -> dict[str, Tensor]:
-    """(P,) each: normalised rewards of the bases, references and targets, as DDPO has them."""
+    """(P,) each: normalised rewards of bases, references and targets, before DDPO clamps them."""
     pairs, stats = round_.pairs() or (), statistics(round_.scores_by_text())
     return {
         side: torch.tensor(
